@@ -1,0 +1,51 @@
+# `make help` lists what there is. Everything runs in .venv, which the first target makes.
+PROFILE  ?= auto
+DATA     ?= auto
+DATA_DIR ?= $(or $(VITLAB_DATA_DIR),data)
+SEEDS    ?=
+PYTHON   ?= python3
+PORT     ?= 5000
+
+BIN   := .venv/bin
+RUN   := $(BIN)/python runner.py
+FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce-all test lint report ui data clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: PROFILE=auto|quick|laptop|full  DATA=auto|cifar10|digits|PATH  DATA_DIR=data  SEEDS=0,1,2"
+
+setup: .venv/installed ## make .venv and install exact versions into it
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitlab needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+reproduce-all: setup ## run the whole ladder, teachers first, and compile the report
+	$(RUN) experiments $(FLAGS)
+	$(BIN)/vitlab report
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: setup ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+report: setup ## compile results/ from the finished runs
+	$(BIN)/vitlab report
+
+ui: setup ## compare the runs in MLflow's UI on http://127.0.0.1:5000
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
+
+data: setup ## make CIFAR-10 available under DATA_DIR and check it
+	$(BIN)/vitlab data --data-dir $(DATA_DIR)
+
+clean: ## remove what can be made again; runs, mlflow.db and data stay
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""Shared by the tests: small sizes, one thread a process, no network, nothing written outside temporary folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest runs two processes on two cores
+
+import pytest
+import torch
+
+from vitlab import config, data
+from vitlab.data import Dataset
+
+
+@pytest.fixture
+def tiny_data() -> Dataset:
+    """48 random images of 4 classes to train on, 12 to validate and 20 to test."""
+    g = data.generator(0, "tiny", 0, "cpu")
+
+    def images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n) % 4
+
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    return Dataset("tiny", "0" * 32, tuple("abcd"), True, mean, std, *images(48), *images(12), *images(20))
+
+
+TINY = """\
+title: Tiny
+model: {name: vit, dim: 16, depth: 3, heads: 2, patch_size: 8, dropout: 0.1, drop_path: 0.2, layer_scale: 0.1, position: relative, class_attention: 1, distill_token: true}
+phases:
+  - name: strong
+    augment: {crop: 4, flip: true, trivial_augment: true, erase: 0.5, color_jitter: {brightness: 0.2, hue: 0.1}}
+    mix: {mixup: 0.4, cutmix: 1.0}
+    label_smoothing: 0.1
+  - {name: clean, percent: 25}
+optim: {name: adamw, lr: 1e-2, warmup: {percent: 10}, grad_clip: 1.0}
+train: {epochs: 4, batch_size: 16}
+ema: {start: 0.5, end: 0.9}
+"""
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path) -> Callable[..., Path]:
+    """`experiment_file(text=TINY, name="tiny.yaml")` writes an experiment and returns its path."""
+
+    def write(text: str = TINY, name: str = "tiny.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
+    return config.load(experiment_file()).config

@@ -1,0 +1,232 @@
+"""Configuration: what the experiments say, how files are merged, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vitlab import config
+from vitlab.paths import EXPERIMENTS, REPOSITORY
+
+LADDER = [*sorted(p for p in EXPERIMENTS.glob("*.yaml") if p.name != "claims.yaml"), *sorted((EXPERIMENTS / "teachers").glob("*.yaml"))]
+MINIMAL = """\
+title: T
+model: {name: vit, dim: 32, depth: 2, heads: 2}
+phases:
+  - name: all
+optim: {name: adamw, lr: 1e-3}
+train:
+  epochs: 3
+"""
+
+
+def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ------------------------------------------------------------------------------------- the experiments as they stand
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+@pytest.mark.parametrize("path", LADDER, ids=lambda p: p.stem)
+def test_every_experiment_loads_in_every_profile(path: Path, profile: str) -> None:
+    resolved = config.load(path, profile)
+    assert resolved.id == path.stem
+    assert resolved.config.title
+    assert yaml.safe_load(config.to_yaml(resolved.config))["model"]["name"] == resolved.config.model.name
+
+
+def test_the_ladder_is_what_the_reports_describe() -> None:
+    """Numbers of the distillation report, "Best Model Configuration"; and that rungs differ in what their name says alone."""
+    at = {p.stem: config.load(p).config for p in LADDER}
+    six = at["06_kd_r50_class_attention"]
+    assert (six.model.patch_size, six.model.dim, six.model.depth, six.model.heads, six.model.mlp_ratio) == (4, 256, 12, 8, 4.0)
+    assert (six.model.dropout, six.model.drop_path, six.model.class_attention, six.model.distill_token) == (0.05, 0.15, 4, True)
+    assert (six.optim.lr, six.optim.weight_decay, six.optim.warmup.percent) == (6e-4, 0.05, 5)
+    assert (six.train.epochs, six.train.batch_size, six.train.eval_batch_size) == (300, 192, 512)
+    strong, clean = six.phases
+    assert (strong.augment.trivial_augment, strong.augment.crop, strong.augment.flip, strong.augment.erase) == (True, 4, True, 0.25)
+    assert (strong.mix.mixup, strong.mix.cutmix, strong.label_smoothing) == (0.4, 1.0, 0.05)
+    assert clean.percent / 100 * six.train.epochs == 15
+    assert (clean.mix, clean.label_smoothing, clean.augment.trivial_augment) == (None, 0.0, False)
+    assert (six.ema.start, six.ema.end) == (0.995, 0.9995)
+    assert (six.distill.temperature, six.distill.weight) == (2.0, 0.5)
+
+    def differ(a: str, b: str) -> set[str]:
+        one, two = config.flatten(at[a]), config.flatten(at[b])
+        return {k for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
+
+    assert differ("03_hybrid_r18", "04_explicit_transformer") == {"model.encoder", "model.layer_scale"}
+    assert differ("02_regularized_vit", "03_hybrid_r18") == {"model.stem", "model.encoder", "model.layer_scale", "model.drop_path"}
+    assert all(k.startswith("distill") for k in differ("02_regularized_vit", "05_kd_r18"))
+    assert all(k.startswith(("phases", "model.drop_path")) for k in differ("01_baseline_vit", "02_regularized_vit"))
+
+
+def test_the_committed_schema_is_current() -> None:
+    committed = json.loads((EXPERIMENTS / "schema.json").read_text(encoding="utf-8"))
+    assert committed == config.json_schema(), "run 'vitlab schema'"
+
+
+@pytest.mark.parametrize("path", LADDER, ids=lambda p: p.stem)
+def test_every_experiment_names_the_schema_for_editors(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# yaml-language-server: $schema=")
+    assert (path.parent / first.partition("=")[2]).resolve() == EXPERIMENTS / "schema.json"
+
+
+# ------------------------------------------------------------------------------------------------------ merging
+
+
+def test_extends_merges_mappings_and_replaces_lists(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL, "base.yaml")
+    child = write(tmp_path, "extends: base.yaml\ntitle: C\nmodel: {depth: 3}\nphases: [{name: other, label_smoothing: 0.1}]\n")
+    got = config.load(child).config
+    assert (got.title, got.model.dim, got.model.depth) == ("C", 32, 3)
+    assert [p.name for p in got.phases] == ["other"]
+
+
+def test_another_name_starts_the_section_anew(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL, "base.yaml")
+    child = write(tmp_path, "extends: base.yaml\ntitle: C\noptim: {name: sgd, lr: 0.1}\nmodel: {name: resnet, depth: 18}\n")
+    got = config.load(child).config
+    assert (got.optim.name, got.model.name, got.model.depth) == ("sgd", "resnet", 18)
+
+
+def test_title_and_claim_are_not_inherited(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL + "claim: {text: x, source: y}\n", "base.yaml")
+    with pytest.raises(ValueError, match="title: missing"):
+        config.load(write(tmp_path, "extends: base.yaml\n"))
+
+
+def test_a_profile_scales_and_never_switches_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    monkeypatch.setattr(config, "PROFILE_DIR", tmp_path / "profiles")
+    write(
+        tmp_path / "profiles",
+        "epochs_percent: 50\nall: {ema: {start: 0.1, end: 0.2}, train: {batch_size: 8}}\n"
+        "vit: {model: {dim: 64, class_attention: 1}}\nresnet: {model: {width: 8}}\n",
+        "quick.yaml",
+    )
+    path = write(tmp_path, MINIMAL)
+    got = config.load(path, "quick").config
+    assert (got.train.epochs, got.train.batch_size, got.model.dim) == (2, 8, 64)  # half of 3 rounds to 2
+    assert got.ema is None
+    assert got.model.class_attention == 0
+    with_ema = write(tmp_path, MINIMAL + "ema: {start: 0.9, end: 0.99}\n", "y.yaml")
+    assert config.load(with_ema, "quick").config.ema == config.EMA(start=0.1, end=0.2)
+    with_ca = write(tmp_path, MINIMAL.replace("depth: 2", "depth: 4, class_attention: 2"), "z.yaml")
+    assert config.load(with_ca, "quick").config.model.class_attention == 1
+
+
+def test_set_overrides_win_and_name_the_variant(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    got = config.load(path, "full", ("optim.lr=1e-2", "ema={start: 0.5, end: 0.6}", "phases.0.augment.crop=2", "optim.warmup.percent=5"))
+    assert got.config.optim.lr == 0.01
+    assert got.config.ema.end == 0.6
+    assert got.config.phases[0].augment.crop == 2
+    assert got.config.optim.warmup.percent == 5
+    assert got.variant == "ema={start:0.5,end:0.6} optim.lr=1e-2 optim.warmup.percent=5 phases.0.augment.crop=2"
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("6E+2", 600.0), ("5", 5), ("true", True), ("null", None), ("on", "on"), ("0.5", 0.5)])
+def test_scalars(text: str, value: object) -> None:
+    got = config.parse_scalar(text)
+    assert got == value
+    assert type(got) is type(value)
+
+
+# -------------------------------------------------------------------------------------------------------- mistakes
+
+MISTAKES = {
+    "unknown key": (MINIMAL.replace("epochs: 3", "epochs: 3\n  epoch: 4"), "x.yaml:8: train.epoch: unknown key, did you mean 'epochs'?"),
+    "unknown section": (MINIMAL + "modell: {}\n", "x.yaml:8: modell: unknown key, did you mean 'model'?"),
+    "unknown in a union": (MINIMAL.replace("dim: 32", "dims: 32"), "x.yaml:2: model.dims: unknown key, did you mean 'dim'?"),
+    "wrong type": (MINIMAL.replace("epochs: 3", "epochs: three"), 'x.yaml:7: train.epochs: expected a valid integer, got "three"'),
+    "a text for a number": (MINIMAL.replace("epochs: 3", "epochs: '3'"), "x.yaml:7: train.epochs: expected a valid integer"),
+    "out of range": (MINIMAL.replace("epochs: 3", "epochs: 0"), "x.yaml:7: train.epochs: expected greater than or equal to 1, got 0"),
+    "not finite": (MINIMAL.replace("lr: 1e-3", "lr: .nan"), "x.yaml:5: optim.lr: expected a finite number"),
+    "unknown model": (MINIMAL.replace("name: vit", "name: vitt"), "x.yaml:2: model.name: 'vitt' is not one of 'vit', 'resnet'"),
+    "no model name": (MINIMAL.replace("name: vit, ", ""), "x.yaml:2: model.name: missing"),
+    "missing section": (MINIMAL.replace("optim: {name: adamw, lr: 1e-3}\n", ""), "optim: missing; add it"),
+    "contradiction": (MINIMAL.replace("heads: 2", "heads: 5"), "x.yaml:2: model: dim 32 must be a multiple of heads 5"),
+    "the torch encoder has none": (MINIMAL.replace("heads: 2", "heads: 2, encoder: torch, drop_path: 0.1"), "has no drop_path"),
+    "duplicate key": (MINIMAL + "title: again\n", "x.yaml:8: title: given twice"),
+    "alias": (MINIMAL + "description: &a x\nclaim: *a\n", "x.yaml:9: aliases (*a) are not allowed"),
+    "tab": (MINIMAL + "\tdata: 1\n", "x.yaml:8: not valid YAML"),
+    "empty": ("", "x.yaml: empty"),
+    "a list": ("- 1\n", "x.yaml:1: expected a mapping"),
+    "python object": (MINIMAL + "description: !!python/object/apply:os.system [ls]\n", "x.yaml:8: not valid YAML"),
+    "no such parent": ("extends: nothing.yaml\n", "x.yaml:1: extends: nothing.yaml: no such file"),
+    "no such teacher": (MINIMAL + "distill:\n  teacher: nobody.yaml\n", "x.yaml:9: distill.teacher:"),
+    "phases over 100 %": (MINIMAL.replace("- name: all", "- {name: a, percent: 60}\n  - {name: b, percent: 50}"), "add up to 110 %"),
+    "two open phases": (MINIMAL.replace("- name: all", "- {name: a}\n  - {name: b}"), "only one may leave its length out"),
+    "two units": (MINIMAL.replace("lr: 1e-3", "lr: 1e-3, warmup: {epochs: 1, steps: 2}"), "exactly one of"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_name_file_line_and_remedy(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, expected = MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as e:  # noqa: PT011
+        config.load(write(tmp_path, text))
+    assert expected in str(e.value)
+
+
+def test_circular_extends(tmp_path: Path) -> None:
+    write(tmp_path, "extends: b.yaml\n", "a.yaml")
+    write(tmp_path, "extends: a.yaml\n", "b.yaml")
+    with pytest.raises(ValueError, match=r"circular 'extends': a\.yaml -> b\.yaml -> a\.yaml"):
+        config.load(tmp_path / "a.yaml")
+
+
+def test_an_error_in_the_parent_names_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, MINIMAL.replace("dim: 32", "dim: -1"), "base.yaml")
+    with pytest.raises(ValueError, match=r"^base\.yaml:2: model\.dim: "):
+        config.load(write(tmp_path, "extends: base.yaml\ntitle: C\n"))
+
+
+@pytest.mark.parametrize("bad", ["optim.lr", "=3", "optim..lr=1", "phases.9.name=x", "title.x=1", "optim.lr=[", "train.epochs=0"])
+def test_bad_overrides_are_named(bad: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--set "):
+        config.load(write(tmp_path, MINIMAL), "full", (bad,))
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        config.load(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        config.load(tmp_path / "binary.yaml")
+    (tmp_path / "huge.yaml").write_bytes(b"#" * (2 << 20))
+    with pytest.raises(ValueError, match="larger than 1 MiB"):
+        config.load(tmp_path / "huge.yaml")
+
+
+# ----------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_fingerprint_is_of_the_work_alone(tmp_path: Path) -> None:
+    base = config.load(write(tmp_path, MINIMAL)).config
+    renamed = config.load(write(tmp_path, MINIMAL.replace("title: T", "title: Other\nclaim: {text: x, source: y}"), "y.yaml")).config
+    changed = config.load(write(tmp_path, MINIMAL.replace("epochs: 3", "epochs: 4"), "z.yaml")).config
+    digest = config.fingerprint(base, "data", None)
+    assert len(digest) == 12
+    assert config.fingerprint(renamed, "data", None) == digest
+    assert len({digest, config.fingerprint(changed, "data", None), config.fingerprint(base, "other", None), config.fingerprint(base, "data", "t")}) == 4
+
+
+def test_spelling_out_a_default_changes_nothing(tmp_path: Path) -> None:
+    explicit = MINIMAL.replace("heads: 2", "heads: 2, patch_size: 4, dropout: 0.0")
+    one, two = config.load(write(tmp_path, MINIMAL)).config, config.load(write(tmp_path, explicit, "y.yaml")).config
+    assert config.fingerprint(one, "d", None) == config.fingerprint(two, "d", None)
+
+
+def test_nothing_in_the_repository_names_this_machine() -> None:
+    assert str(REPOSITORY.parent) not in (EXPERIMENTS / "schema.json").read_text(encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Cost formulas against the models themselves: parameters counted, FLOPs by torch's counter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab import config, cost
+from vitlab.models import build
+
+
+def vit(**changes: object) -> config.ViT:
+    return config.ViT(**({"name": "vit", "dim": 32, "depth": 3, "heads": 4, "mlp_ratio": 2.0, "patch_size": 8} | changes))
+
+
+GRID = [
+    *(
+        vit(stem=stem, stem_width=8, encoder="explicit", position=position, distill_token=distill, class_attention=last, layer_scale=scale)
+        for stem in ("patch", "resnet18")
+        for position in ("learned", "relative")
+        for distill in (False, True)
+        for last in (0, 2)
+        for scale in (None, 1e-4)
+    ),
+    *(vit(stem=stem, encoder="torch", stem_width=4, distill_token=distill) for stem in ("patch", "resnet18") for distill in (False, True)),
+    *(vit(patch_size=patch, position=position, depth=1) for patch in (1, 2, 4, 16, 32) for position in ("learned", "relative")),
+    vit(mlp_ratio=0.7, heads=1, dim=36, dropout=0.1, drop_path=0.1),
+    *(config.ResNet(name="resnet", depth=depth, width=width) for depth in (18, 50) for width in (4, 12, 64)),
+]
+
+
+@pytest.mark.parametrize("cfg", GRID, ids=lambda c: "-".join(map(str, c.model_dump().values())))
+def test_cost_is_the_models(cfg: config.ViT | config.ResNet) -> None:
+    model = build(cfg, 7).eval()
+    assert cost.parameters(cfg, 7) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # The counter knows neither the CPU's fused attention nor the encoder's fast path: the first is switched off, the
+    # second is not taken while gradients are on.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    assert cost.forward_flops(cfg, 7) == counter.get_total_flops()
+
+
+def test_known_sizes() -> None:
+    """torchvision's published counts less the 7x7 stem, plus the 3x3 one, for ten classes; and the field's 1.11 GFLOP (0.56 GMAC)."""
+    r18, r50 = (config.ResNet(name="resnet", depth=depth) for depth in (18, 50))
+    assert cost.parameters(r18, 10) == 11_689_512 - 3 * 64 * (49 - 9) - 513_000 + 5_130
+    assert cost.parameters(r50, 10) == 25_557_032 - 3 * 64 * (49 - 9) - 2_049_000 + 20_490
+    assert cost.forward_flops(r18, 10) == pytest.approx(1.11e9, rel=0.01)
+    assert cost.forward_flops(r50, 10) == pytest.approx(2.60e9, rel=0.01)
+
+
+def test_cost_needs_no_torch() -> None:
+    code = "import sys, vitlab.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

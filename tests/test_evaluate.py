@@ -1,0 +1,78 @@
+"""Metrics against scikit-learn and torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn import metrics as sk
+
+from vitlab import config, evaluate, models, trainer
+from vitlab.augment import normalize
+
+NAMES = tuple("ABCDE")
+
+
+@pytest.fixture
+def scored() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 5, (200,))
+    scores = torch.randn(200, 5) + 1.5 * F.one_hot(labels, 5)
+    scores[:, 4] = -9  # a class that is never predicted
+    return scores, labels
+
+
+def test_accuracy_equals_scikit_learns(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
+    torch.manual_seed(1)
+    scores, labels = torch.randn(300, 10), torch.randint(0, 10, (300,))
+    got = evaluate.accuracy(scores, labels)
+    assert got["top1"] == pytest.approx(100 * sk.accuracy_score(labels, scores.argmax(-1)))
+    assert got["top5"] == pytest.approx(100 * sk.top_k_accuracy_score(labels, scores, k=5), abs=1e-4)
+    assert got["loss"] == pytest.approx(sk.log_loss(labels, scores.double().softmax(-1)), rel=1e-5)
+    assert evaluate.accuracy(*scored)["top5"] == 100.0  # of five classes
+
+
+def test_confusion_and_per_class_equal_scikit_learns(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
+    scores, labels = scored
+    counts = evaluate.confusion(scores, labels)
+    predicted = scores.argmax(-1)
+    assert (counts == sk.confusion_matrix(labels, predicted, labels=range(5))).all()
+    precision, recall, f1, support = sk.precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
+    facts = evaluate.per_class(counts, NAMES)
+    assert [f.precision for f in facts] == pytest.approx(100 * precision)
+    assert [f.recall for f in facts] == pytest.approx(100 * recall)
+    assert [f.f1 for f in facts] == pytest.approx(100 * f1)
+    assert [f.support for f in facts] == list(support)
+    assert [f.accuracy for f in facts] == [f.recall for f in facts]
+    text = evaluate.classification_report(facts, 12.34)
+    assert "12.34" in text
+    assert len([line for line in text.splitlines() if line.startswith(NAMES)]) == 5
+
+
+def test_the_grid_shows_the_first_images_whatever_their_result(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
+    scores, labels = scored
+    rows, shown = evaluate.sample_grid(scores, labels)
+    assert rows == list(range(36))
+    assert [t for t, _, _ in shown] == labels[:36].tolist()
+    assert [p for _, p, _ in shown] == scores[:36].argmax(-1).tolist()
+    assert shown[3][2] == pytest.approx(100 * scores[3].softmax(-1).max().item())
+
+
+def test_logits_do_not_depend_on_the_batch_size_and_are_stored_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.build(config.ViT(name="vit", dim=16, depth=2, heads=2, distill_token=True, drop_path=0.5, dropout=0.5), 10)
+    images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8)
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    off = trainer.autocast_for("fp32", torch.device("cpu"))
+    whole = evaluate.logits(model, images, mean, std, 11, off)
+    assert whole.shape == (2, 11, 10)
+    torch.testing.assert_close(evaluate.logits(model, images, mean, std, 4, off), whole)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.mean(0), model.eval()(normalize(images, mean, std)))
+    evaluate.write_predictions(tmp_path / "p.npz", {"raw": whole}, torch.arange(11) % 10, model.head_names, NAMES * 2)
+    with np.load(tmp_path / "p.npz") as stored:
+        assert (stored["logits_raw"] == whole.numpy()).all()
+        assert list(stored["heads"]) == ["cls", "dist"]

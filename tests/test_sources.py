@@ -1,0 +1,393 @@
+"""Sources against torchvision, scikit-learn, and folders, archives and a web site made here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from vitlab import config, data, sources
+
+DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
+needs_cifar10 = pytest.mark.skipif(
+    not (DATA_DIR / sources.CIFAR10_FOLDER / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
+)
+
+
+def batch(first: int, n: int = 40) -> bytes:
+    """A CIFAR batch as its authors pickled theirs: images numbered in their first pixel, labels 0..9 in turn."""
+    pixels = np.random.default_rng(first).integers(0, 256, (n, 3072), dtype=np.uint8)
+    pixels[:, 0] = np.arange(first, first + n)
+    content = pickle.dumps({b"data": pixels, b"labels": [i % 10 for i in range(n)]}, protocol=3)
+    return content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """CIFAR-10 in six small batches, whose sizes and md5s stand in for the real ones, here and in torchvision."""
+    files = {name: batch(40 * i) for i, name in enumerate(sources.CIFAR10_FILES)}
+    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(sources, "CIFAR10_FILES", {name: (len(content), md5[name]) for name, content in files.items()})
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name in files if name != "test_batch"])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
+    # torchvision reads str keys and a metadata file; what it makes of the files is not the question here
+    monkeypatch.setattr(CIFAR10, "__init__", lambda self, root, download: (setattr(self, "root", root), self.download())[0])
+    return files
+
+
+def place(files: dict[str, bytes], data_dir: Path) -> Path:
+    folder = data_dir / sources.CIFAR10_FOLDER
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def archive(tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny CIFAR-10 as cifar-10-python.tar.gz, alone in a folder."""
+    path = tmp_path / "site" / sources.CIFAR10_ARCHIVE[0]
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in tiny.items():
+            info = tarfile.TarInfo(f"{sources.CIFAR10_FOLDER}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "CIFAR10_ARCHIVE", (path.name, path.stat().st_size, md5))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that refuses connections, and no proxy on the way to it."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{s.getsockname()[1]}/cifar-10-python.tar.gz")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def image(path: Path, color: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4), (color, 0, 0)).save(path)
+
+
+def folder_of(root: Path, n: int = 2, halves: tuple[str, ...] = ("train", "test")) -> Path:
+    for h, half in enumerate(halves):
+        for c, name in enumerate(("cat", "ant")):
+            for i in range(n):
+                image(root / half / name / f"{i}.png", 100 * h + 10 * c + i)
+    return root
+
+
+# --------------------------------------------------------------------------------------------------------- CIFAR-10
+
+
+def test_constants_are_torchvisions() -> None:
+    assert {name: md5 for name, (_, md5) in sources.CIFAR10_FILES.items()} == dict(CIFAR10.train_list + CIFAR10.test_list)
+    assert (sources.CIFAR10_ARCHIVE[0], sources.CIFAR10_ARCHIVE[2]) == (CIFAR10.filename, CIFAR10.tgz_md5)
+    assert CIFAR10.base_folder == sources.CIFAR10_FOLDER
+
+
+@needs_cifar10
+def test_real_cifar10() -> None:
+    source = sources.resolve("cifar10", DATA_DIR, "full", download=False)
+    meta = pickle.loads((DATA_DIR / sources.CIFAR10_FOLDER / "batches.meta").read_bytes(), encoding="latin1")
+    assert source.classes == tuple(meta["label_names"])
+    assert sources.resolve("auto", DATA_DIR, "quick", download=False) == source
+    assert "all checksums right" in sources.prepare(DATA_DIR)[0]
+
+
+def test_import_is_light() -> None:
+    code = "import sys, vitlab.sources; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    assert done.stdout.strip() == "[]"
+
+
+def test_cifar10_in_place(tiny: dict[str, bytes], tmp_path: Path) -> None:
+    place(tiny, tmp_path)
+    source = sources.resolve("cifar10", tmp_path, "full")
+    assert (source.kind, source.name, source.mirror, source.note) == ("cifar10", "cifar10", True, "")
+    assert source.digest == "c58f30108f718f92721af3b95e74349a"
+    assert sources.read_cifar10(tmp_path / sources.CIFAR10_FOLDER) == tiny
+
+
+def test_cut_file_is_named(tiny: dict[str, bytes], tmp_path: Path) -> None:
+    path = place(tiny, tmp_path) / "data_batch_3"
+    path.write_bytes(tiny["data_batch_3"][:1000])
+    for name in ("cifar10", "auto"):  # auto does not hide it behind the digits
+        with pytest.raises(ValueError, match=r"data_batch_3: damaged: 1,000 bytes, expected 12\d,\d+.*Delete .*vitlab data"):
+            sources.resolve(name, tmp_path, "quick")
+
+
+def test_changed_byte_is_found_before_any_unpickling(tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place(tiny, tmp_path)
+    content = bytearray(tiny["test_batch"])  # the last one, so that the others could have been unpickled before it
+    content[5000] ^= 1
+    (folder / "test_batch").write_bytes(content)
+    source = sources.resolve("cifar10", tmp_path, "full")
+    monkeypatch.setattr(data, "_ArrayUnpickler", None)  # whoever calls it fails with a TypeError
+    md5 = hashlib.md5(content).hexdigest()
+    with pytest.raises(ValueError, match=rf"test_batch: damaged: md5 {md5}, expected {sources.CIFAR10_FILES['test_batch'][1]}"):
+        data.load(source, config.Data(), "cpu")
+
+
+def test_archive_in_place_is_extracted(archive: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_unreachable", None)  # no network is asked
+    planned = sources.resolve("auto", archive.parent, "full", download=False)
+    assert [p.name for p in archive.parent.iterdir()] == [archive.name]  # a dry run writes nothing
+    assert sources.resolve("auto", archive.parent, "full") == planned
+    assert sources.read_cifar10(archive.parent / sources.CIFAR10_FOLDER) == tiny
+
+
+@pytest.mark.parametrize("left_over", [b"", b"half a download"])
+def test_download(archive: Path, tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_over: bytes) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    data_dir = tmp_path / "data"
+    if left_over:
+        data_dir.mkdir()
+        (data_dir / archive.name).write_bytes(left_over)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=archive.parent)) as server:
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        lines = sources.prepare(data_dir)
+        server.shutdown()
+    assert [line.split(":")[0] for line in lines] == ["cifar10", "digits"]
+    assert sources.read_cifar10(data_dir / sources.CIFAR10_FOLDER) == tiny
+    assert socket.getdefaulttimeout() is None
+
+
+def test_unreachable_site(tmp_path: Path) -> None:
+    for name, profile in (("cifar10", "quick"), ("auto", "laptop"), ("auto", "full")):
+        with pytest.raises(
+            ValueError, match=r"cannot be downloaded: 127\.0\.0\.1: .*refused.*cifar-10-python\.tar\.gz.*VITLAB_DATA_DIR.*--data digits"
+        ):
+            sources.resolve(name, tmp_path, profile)
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        sources.prepare(tmp_path)
+
+
+def test_damaged_archive_without_a_network(archive: Path) -> None:
+    archive.write_bytes(archive.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=rf"{archive.name} is damaged: md5 .*, expected {sources.CIFAR10_ARCHIVE[2]}"):
+        sources.resolve("cifar10", archive.parent, "full")
+
+
+def test_name_lookup_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        release.wait()
+        raise socket.gaierror("released")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setattr(sources, "REACH_SECONDS", 0.1)
+    with pytest.raises(ValueError, match=r"no answer within 0\.1 s"):
+        sources.resolve("cifar10", tmp_path, "full")
+    release.set()
+
+
+def test_auto_falls_back_to_digits_in_quick_alone(tmp_path: Path) -> None:
+    source = sources.resolve("auto", tmp_path, "quick")
+    assert source.kind == "digits"
+    assert "say nothing about CIFAR-10" in source.note
+    assert "VITLAB_DATA_DIR" in source.note
+
+
+def test_without_download_no_network_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_unreachable", None)
+    source = sources.resolve("auto", tmp_path, "quick", download=False)
+    assert source.kind == "digits"
+    assert "a real run would first try to download" in source.note
+    for name in ("auto", "cifar10"):
+        with pytest.raises(ValueError, match="without a download"):
+            sources.resolve(name, tmp_path, "full", download=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="Not a directory"):
+        sources.resolve("cifar10", tmp_path / "file", "full")
+
+
+# ----------------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits(tmp_path: Path) -> None:
+    source = sources.resolve("digits", tmp_path, "full")
+    assert (source.kind, source.name, source.path, source.mirror, source.note) == ("digits", "digits", None, False, "")
+    assert source.classes == tuple("0123456789")
+    assert source.digest == "0fbe54eb00f1b730f06afc8d66f9aa71"  # pinned: it is part of every digits run's fingerprint
+
+
+def test_digits_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"scikit-learn.*not installed"):
+        sources.resolve("digits", tmp_path, "full")
+
+
+# ----------------------------------------------------------------------------------------------------------- folder
+
+
+def test_halves(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "my set!")
+    (root / "README.md").write_text("not an image, and not in a class folder")
+    (root / "train" / "cat" / ".hidden").touch()
+    (root / "train" / "cat" / "dataset.yaml").touch()
+    source = sources.resolve(str(root), tmp_path, "full")
+    assert (source.kind, source.name, source.classes, source.mirror) == ("folder", "my-set", ("ant", "cat"), True)
+    assert source.path == root
+    assert len(source.digest) == 32
+    found = sources.scan(root)
+    assert [(str(p.relative_to(root)), label) for p, label in found.train] == [
+        ("train/ant/0.png", 0), ("train/ant/1.png", 0), ("train/cat/0.png", 1), ("train/cat/1.png", 1),
+    ]  # fmt: skip
+    assert found.test is not None
+    assert len(found.test) == 4
+
+
+def test_one_folder_of_classes(tmp_path: Path) -> None:
+    for name in ("bus", "train"):  # 'train' as a vehicle
+        for i in range(2):
+            image(tmp_path / name / f"{i}.png")
+    found = sources.scan(tmp_path)
+    assert found.classes == ("bus", "train")
+    assert found.test is None
+    assert len(found.train) == 4
+
+
+@pytest.mark.parametrize(("folder", "name"), [("cifar10", "cifar10-folder"), ("digits", "digits-folder"), ("é", "folder"), ("a b/", "a-b")])
+def test_name(tmp_path: Path, folder: str, name: str) -> None:
+    assert sources.resolve(str(folder_of(tmp_path / folder)), tmp_path, "full").name == name
+
+
+def test_digest_is_of_names_contents_and_symmetry_alone(tmp_path: Path) -> None:
+    def digest(root: Path) -> str:
+        return sources.resolve(str(root), tmp_path, "full").digest
+
+    a, b = folder_of(tmp_path / "a"), folder_of(tmp_path / "b")
+    seen = [digest(a)]
+    assert digest(b) == seen[0]  # wherever it lies
+    (b / "train" / "ant" / "0.png").rename(b / "train" / "ant" / "9.png")
+    seen.append(digest(b))
+    image(b / "train" / "ant" / "9.png", 255)
+    seen.append(digest(b))
+    (a / "dataset.yaml").write_text("mirror: false\n")
+    seen.append(digest(a))
+    assert len(set(seen)) == 4
+
+
+def test_dataset_yaml(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "set")
+    for text, mirror in (("mirror: false", False), ("mirror: true", True)):
+        (root / "dataset.yaml").write_text(text)
+        assert sources.resolve(str(root), tmp_path, "full").mirror is mirror
+    for text, message in (
+        ("mirror: 0", "dataset.yaml:1: mirror: expected true or false"),
+        ("\nflip: true", "dataset.yaml:2: flip: unknown key"),
+    ):
+        (root / "dataset.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            sources.resolve(str(root), tmp_path, "full")
+
+
+def test_links(tmp_path: Path) -> None:
+    outside = folder_of(tmp_path / "outside", halves=("train",)) / "train"
+    root = tmp_path / "set"
+    root.mkdir()
+    for name in ("ant", "cat"):
+        (root / name).symlink_to(outside / name)
+    assert len(sources.scan(root).train) == 4
+    (outside / "ant" / "loop").symlink_to(outside / "ant")
+    with pytest.raises(ValueError, match=r"ant.loop: not a file"):
+        sources.scan(root)
+    (outside / "ant" / "loop").unlink()
+    (root / "loop").symlink_to(root)
+    with pytest.raises(ValueError, match=r"loop.ant: not a file"):
+        sources.scan(root)
+    (root / "loop").unlink()
+    for target in ("self", "nowhere"):
+        (root / "self").symlink_to(target)
+        with pytest.raises(ValueError, match="self: a link that leads nowhere"):
+            sources.scan(root)
+        (root / "self").unlink()
+
+
+def break_empty(root: Path) -> None:
+    (root / "train" / "bee").mkdir()
+
+
+def break_one_class(root: Path) -> None:
+    (root / "train" / "cat").rename(root / "cats")
+
+
+def break_no_class(root: Path) -> None:
+    (root / "test" / "cat").rename(root / "cats")
+    (root / "test" / "ant").rename(root / "ants")
+
+
+def break_differ(root: Path) -> None:
+    (root / "test" / "cat").rename(root / "test" / "bee")
+
+
+def break_half(root: Path) -> None:
+    (root / "test").rename(root / "val")
+
+
+def break_nested(root: Path) -> None:
+    image(root / "train" / "ant" / "more" / "0.png")
+
+
+def break_fifo(root: Path) -> None:
+    os.mkfifo(root / "train" / "ant" / "pipe")  # reading it would hang
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (break_empty, r"train.bee: no images; add some or remove"),
+        (break_one_class, r"train: expected at least two class folders with images in them, found only one, 'ant'"),
+        (break_no_class, r"test: expected at least two class folders with images in them, found none"),
+        (break_differ, r"'bee' only in test; 'cat' only in train"),
+        (break_half, r"has train/ but no test/; add it"),
+        (break_nested, r"ant.more: not a file"),
+        (break_fifo, r"ant.pipe: not a file"),
+    ],
+)
+def test_bad_folders(tmp_path: Path, spoil, message: str) -> None:
+    root = folder_of(tmp_path / "set")
+    spoil(root)
+    with pytest.raises(ValueError, match=message):
+        sources.resolve(str(root), tmp_path, "full")
+
+
+def test_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
+    image(tmp_path / "ant" / "0.png")
+    image(tmp_path / "cat" / "0.png")
+    with pytest.raises(ValueError, match=r"ant: has one image; add some"):
+        sources.scan(tmp_path)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cifar1O: no such folder; expected auto, cifar10, digits, or a folder"):
+        sources.resolve(str(tmp_path / "cifar1O"), tmp_path, "full")

@@ -1,0 +1,545 @@
+"""The journal and its shipping, against a real SQLite store: what lies in its tables is read with sqlite3, not through mlflow."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vitlab import records, tracking
+from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
+from vitlab.tracking import Journal, RunInfo, Shipper, read_journal
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a root of 100% ü")  # what is special in a URL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.prepare_store(folder)
+    return folder
+
+
+def info(experiment: str, seed: int = 0, **changes: object) -> RunInfo:
+    values = {
+        "experiment": experiment, "variant": "", "label": experiment, "title": "A title", "profile": "laptop", "dataset": "cifar10",
+        "dataset_digest": "d" * 64, "seed": seed, "fingerprint": "0123456789ab", "git_commit": "c0ffee", "git_dirty": "", "device": "a CPU",
+        "params": {f"group.{i}": str(i) for i in range(130)}, "description": "What it is.", "params_count": 10, "flops": 20,
+        "train": 30, "validation": 4, "test": 5,
+    }  # fmt: skip
+    return RunInfo(**values | changes)
+
+
+def start(run_dir: Path, about: RunInfo, epochs: int = 2) -> Journal:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    about.write(run_dir)
+    journal = Journal(run_dir / "journal.jsonl")
+    journal.append("event", text="started")
+    for epoch in range(1, epochs + 1):
+        journal.append("metrics", step=epoch, values={"train/loss": 1 / epoch, "lr": 0.1})
+    return journal
+
+
+def finish(run_dir: Path, top1: float = 72.0, teacher: bool = False) -> None:
+    """Leave what a finished run leaves in its folder."""
+    about = RunInfo.read(run_dir)
+    taught = TeacherFacts(
+        experiment="t", fingerprint="f", seed=0, weights_sha256="w", validation_top1=80, test_top1=81, agreement=90.5, gain=-2.25
+    )
+    data = DatasetFacts(
+        name="cifar10", digest=about.dataset_digest, classes=("a", "b"), mean=(0.5,) * 3, std=(0.25,) * 3, train=30, validation=4, test=5
+    )
+    record = RunRecord(
+        experiment=about.experiment, title=about.title, profile=about.profile, seed=about.seed, fingerprint=about.fingerprint,
+        dataset=data,
+        config={}, metrics={"test_top1": top1, "test_top5": 99.0, "validation_top1": 71.5},
+        per_class=(ClassFacts(name="a", precision=1, recall=1, f1=1, accuracy=1, support=5),), confusion=((5, 0), (0, 0)),
+        history=({"epoch": 1.0},), params=10, flops=20, train_seconds=12.5, img_s=345.0, device="a CPU", precision="fp32", threads=1,
+        versions={}, git={}, started="2026-01-01T00:00:00+00:00", finished="2026-01-01T00:01:00+00:00",
+        teacher=taught if teacher else None,
+    )  # fmt: skip
+    records.write(record, run_dir / "record.json")
+    np.savez(run_dir / "predictions.npz", labels=np.arange(5))
+    for name in ("config.yaml", "report.txt", "weights.safetensors", "figures/confusion.png"):
+        (run_dir / name).parent.mkdir(exist_ok=True)
+        (run_dir / name).write_text(f"{name} of {about.name}")
+
+
+def query(root: Path, sql: str, *values: object) -> list[tuple]:
+    with sqlite3.connect(root / "mlflow.db") as db:
+        return db.execute(sql, values).fetchall()
+
+
+def run_id(run_dir: Path, root: Path) -> str:
+    return json.loads((run_dir / "mlflow.json").read_text())["stores"][tracking.tracking_uri(root)]["run_id"]
+
+
+def metric_rows(root: Path, run: str) -> list[tuple]:
+    return query(root, "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? ORDER BY 1, 2, 3, 4", run)
+
+
+def latest(root: Path, run: str) -> dict[str, float]:
+    return dict(query(root, "SELECT key, value FROM latest_metrics WHERE run_uuid = ?", run))
+
+
+def tags(root: Path, run: str) -> dict[str, str]:
+    return dict(query(root, "SELECT key, value FROM tags WHERE run_uuid = ?", run))
+
+
+def status(root: Path, run: str) -> str:
+    return query(root, "SELECT status FROM runs WHERE run_uuid = ?", run)[0][0]
+
+
+def runs_of(root: Path, experiment: str, kind: str) -> list[str]:
+    sql = """SELECT a.run_uuid FROM tags a JOIN tags b ON a.run_uuid = b.run_uuid JOIN runs r ON r.run_uuid = a.run_uuid
+             WHERE a.key = 'vitlab.experiment' AND a.value = ? AND b.key = 'vitlab.kind' AND b.value = ? AND r.lifecycle_stage = 'active'"""
+    return [row[0] for row in query(root, sql, experiment, kind)]
+
+
+def expected_rows(run_dir: Path) -> list[tuple]:
+    entries = [e for _, e in read_journal(run_dir / "journal.jsonl") if e["kind"] == "metrics"]
+    return sorted((k, e["step"], e["time"], v, 0) for e in entries for k, v in e["values"].items())
+
+
+# -------------------------------------------------------------------------------------------------------- the journal
+
+
+def test_journal_keeps_what_json_has_no_number_for(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append("metrics", step=3, values={"a": math.nan, "b": math.inf, "c": -math.inf, "d": np.float32(0.5)})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "j").read_text(), parse_constant=refuse)
+    [(end, entry)] = read_journal(tmp_path / "j")
+    assert end == journal.size() == (tmp_path / "j").stat().st_size
+    assert math.isnan(entry["values"].pop("a"))
+    assert entry["values"] == {"b": math.inf, "c": -math.inf, "d": 0.5}
+    assert entry["step"] == 3
+
+
+def test_half_written_line_is_dropped_and_the_next_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path)
+    journal.append("event", text="one")
+    whole = journal.size()
+    with path.open("ab") as f:
+        f.write(b'{"kind": "event", "ti')
+    assert [end for end, _ in read_journal(path)] == [whole]  # a reader beside the writer sees whole lines only
+    journal = Journal(path)
+    assert journal.size() == whole
+    journal.append("event", text="two")
+    assert [entry["text"] for _, entry in read_journal(path)] == ["one", "two"]
+
+
+def test_truncate_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.append("event", text="covered")
+    size = journal.size()
+    journal.append("event", text="to be replayed")
+    journal.sync()
+    journal.truncate(size)
+    journal.append("event", text="replayed")
+    assert [entry["text"] for _, entry in read_journal(tmp_path / "j")] == ["covered", "replayed"]
+    with pytest.raises(ValueError, match="the checkpoint speaks of 9999"):
+        journal.truncate(9999)
+
+
+def test_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "j").write_text('{"kind": "event"}\n{"ki\n{"kind": "event"}\n')
+    with pytest.raises(ValueError, match="j:2: not a journal's line"):
+        read_journal(tmp_path / "j")
+
+
+def test_run_info_round_trip_and_damage(tmp_path: Path) -> None:
+    about = info("01")
+    about.write(tmp_path)
+    assert RunInfo.read(tmp_path) == about
+    (tmp_path / "run.json").write_text('{"experiment": "01"}')
+    with pytest.raises(ValueError, match=r"run\.json: not a readable description"):
+        RunInfo.read(tmp_path)
+
+
+def test_system_metrics_are_this_process() -> None:
+    values = tracking.system_metrics()
+    resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    assert values["system/process_memory_megabytes"] == pytest.approx(int(resident.split()[1]) * 1024 / 1e6, rel=0.05)
+    assert 0 <= values["system/cpu_utilization_percentage"] <= 100
+
+
+# ---------------------------------------------------------------------------------------------------------- the store
+
+
+def test_mlflow_is_imported_late_and_a_prepared_store_needs_no_import(root: Path) -> None:
+    code = f"import sys; from pathlib import Path; from vitlab import tracking; tracking.prepare_store(Path({str(root)!r}))"
+    code += "; print([m for m in ('mlflow', 'torch', 'scipy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_store_lies_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert query(root, "SELECT artifact_location FROM experiments WHERE name = 'vitlab'") == [((root / "mlartifacts").as_uri(),)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org:5000")
+    assert tracking.tracking_uri(root) == "http://example.org:5000"
+
+
+def test_names_that_are_url_syntax_lead_to_the_file(tmp_path: Path) -> None:
+    from sqlalchemy.engine import make_url
+
+    for name in ("a b", "50%", "%41", "what?", "a#b", "ü"):
+        assert make_url(tracking.tracking_uri(tmp_path / name)).database == str(tmp_path / name / "mlflow.db")
+
+
+# ------------------------------------------------------------------------------------------------------------ shipping
+
+
+def test_ship_is_idempotent_and_needs_no_memory_of_it(root: Path, tmp_path: Path) -> None:
+    about = info("idempotent")
+    start(tmp_path, about)
+    tracking.ship(tmp_path, root, None, final=False)
+    first = run_id(tmp_path, root)
+    assert metric_rows(root, first) == expected_rows(tmp_path)
+    (tmp_path / "mlflow.json").unlink()  # as another machine would find it
+    tracking.ship(tmp_path, root, None, final=False)
+    assert run_id(tmp_path, root) == first
+    assert metric_rows(root, first) == expected_rows(tmp_path)
+    [parent], [child] = runs_of(root, "idempotent", "parent"), runs_of(root, "idempotent", "seed")
+    assert child == first
+    assert tags(root, child)["mlflow.parentRunId"] == parent
+    assert query(root, "SELECT name FROM runs WHERE run_uuid = ?", parent) == [("idempotent · laptop · cifar10",)]
+    assert dict(query(root, "SELECT key, value FROM params WHERE run_uuid = ?", child)) == about.params
+    said = tags(root, child)
+    assert said["vitlab.seed"] == "0"
+    assert said["vitlab.finished"] == "false"
+    assert said["mlflow.note.content"] == "What it is."
+    join = "inputs i JOIN datasets d ON d.dataset_uuid = i.source_id"
+    [(name, digest, profile)] = query(root, f"SELECT d.name, d.digest, d.dataset_profile FROM {join} WHERE i.destination_id = ?", child)
+    assert (name, digest, json.loads(profile)) == ("cifar10", "d" * 36, {"train": 30, "validation": 4, "test": 5})
+
+
+def test_crash_between_logging_and_remembering_adds_nothing(root: Path, tmp_path: Path) -> None:
+    journal = start(tmp_path, info("crash"), epochs=1)
+    tracking.ship(tmp_path, root, journal.size(), final=False)
+    before = (tmp_path / "mlflow.json").read_text()
+    for epoch in range(2, 600):  # more than a batch of 1,000
+        journal.append("metrics", step=epoch, values={"train/loss": 1 / epoch, "lr": 0.1})
+    tracking.ship(tmp_path, root, journal.size(), final=False)
+    (tmp_path / "mlflow.json").write_text(before)
+    journal.append("metrics", step=600, values={"train/loss": 0.0})
+    tracking.ship(tmp_path, root, journal.size(), final=False)
+    assert metric_rows(root, run_id(tmp_path, root)) == expected_rows(tmp_path)
+
+
+def test_only_what_a_checkpoint_covers_is_shipped_so_a_resume_repeats_nothing(root: Path, tmp_path: Path) -> None:
+    journal = start(tmp_path, info("resume"), epochs=1)
+    covered = journal.size()
+    journal.append("metrics", step=2, values={"train/loss": 0.5})
+    tracking.ship(tmp_path, root, covered, final=False)
+    assert {row[1] for row in metric_rows(root, run_id(tmp_path, root))} == {1}
+    journal = Journal(tmp_path / "journal.jsonl")  # killed; the next process goes on
+    journal.truncate(covered)
+    journal.append("metrics", step=2, values={"train/loss": 0.25})
+    tracking.ship(tmp_path, root, None, final=False)
+    assert metric_rows(root, run_id(tmp_path, root)) == expected_rows(tmp_path)
+    assert [row[3] for row in metric_rows(root, run_id(tmp_path, root)) if row[:2] == ("train/loss", 2)] == [0.25]
+
+
+def test_lines_in_the_place_of_others_are_shipped(root: Path, tmp_path: Path) -> None:
+    """The last checkpoint was damaged, so the resume is from the one before, after more than that was shipped."""
+    journal = start(tmp_path, info("fallback"), epochs=1)
+    earlier = journal.size()
+    journal.append("metrics", step=2, values={"train/loss": 0.5})
+    tracking.ship(tmp_path, root, None, final=False)
+    journal.truncate(earlier)
+    journal.append("metrics", step=2, values={"a/longer/name": 0.125})
+    tracking.ship(tmp_path, root, None, final=False)
+    assert set(expected_rows(tmp_path)) < set(metric_rows(root, run_id(tmp_path, root)))
+
+
+def test_nan_is_stored_as_nan(root: Path, tmp_path: Path) -> None:
+    journal = start(tmp_path, info("nan"), epochs=0)
+    journal.append("metrics", step=1, values={"train/loss": math.nan})
+    for _ in range(2):
+        (tmp_path / "mlflow.json").unlink(missing_ok=True)
+        tracking.ship(tmp_path, root, None, final=False)
+    assert [(row[0], row[1], row[4]) for row in metric_rows(root, run_id(tmp_path, root))] == [("train/loss", 1, 1)]
+
+
+def test_params_are_immutable_and_tags_are_not(root: Path, tmp_path: Path) -> None:
+    from mlflow.exceptions import MlflowException
+
+    start(tmp_path, info("immutable"))
+    tracking.ship(tmp_path, root, None, final=False)
+    info("immutable", device="another CPU").write(tmp_path)
+    tracking.ship(tmp_path, root, None, final=False)
+    assert tags(root, run_id(tmp_path, root))["vitlab.device"] == "another CPU"
+    info("immutable", params={"group.0": "changed"}).write(tmp_path)
+    with pytest.raises(MlflowException, match="Changing param values is not allowed"):
+        tracking.ship(tmp_path, root, None, final=False)
+
+
+def test_final_ship(root: Path, tmp_path: Path) -> None:
+    start(tmp_path, info("it's final"))  # a name that the search language has no escape for
+    finish(tmp_path, teacher=True)
+    tracking.ship(tmp_path, root, None, final=True)
+    child = run_id(tmp_path, root)
+    final = {k.removeprefix("final/"): v for k, v in latest(root, child).items() if k.startswith("final/")}
+    assert final == {
+        "test_top1": 72, "test_top5": 99, "validation_top1": 71.5, "params": 10, "flops": 20, "train_seconds": 12.5, "img_s": 345,
+        "teacher_agreement": 90.5, "gain_over_teacher": -2.25,
+    }  # fmt: skip
+    end = read_journal(tmp_path / "journal.jsonl")[-1][1]["time"]
+    assert query(root, "SELECT status, end_time FROM runs WHERE run_uuid = ?", child) == [("FINISHED", end)]
+    [parent] = runs_of(root, "it's final", "parent")
+    assert "final/test_top1_sd" not in latest(root, parent)  # of one seed there is none
+    assert latest(root, parent)["final/test_top1"] == 72
+
+    [run] = tracking.finished_runs(root, experiment="it's final")
+    assert (run.run_id, run.parent_id, run.tags["vitlab.finished"]) == (child, parent, "true")
+    for name in ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt", "figures/confusion.png"):
+        assert run.fetch(name, tmp_path / "unused").read_bytes() == (tmp_path / name).read_bytes()
+        assert tracking.download(root, child, name, tmp_path / "copy").read_bytes() == (tmp_path / name).read_bytes()
+    assert not (tmp_path / "unused").exists()
+    with pytest.raises(ValueError, match=r"has no nothing\.txt"):
+        run.fetch("nothing.txt", tmp_path / "copy")
+
+
+def test_parent_has_mean_sd_and_interval_over_seeds(root: Path, tmp_path: Path) -> None:
+    values = [70.0, 72.0, 74.0]
+    for seed, top1 in enumerate(values):
+        start(tmp_path / str(seed), info("seeds", seed))
+        finish(tmp_path / str(seed), top1)
+        tracking.ship(tmp_path / str(seed), root, None, final=True)
+    [parent] = runs_of(root, "seeds", "parent")
+    assert len(runs_of(root, "seeds", "seed")) == 3
+    summary = latest(root, parent)
+    assert summary["final/seeds"] == 3
+    assert summary["final/test_top1"] == 72
+    assert summary["final/test_top1_sd"] == pytest.approx(2)
+    # by hand: 72 -+ t(2, 0.975) * 2 / sqrt(3) = 72 -+ 4.302653 * 1.154701
+    assert summary["final/test_top1_ci95_low"] == pytest.approx(67.031725, abs=1e-5)
+    assert summary["final/test_top1_ci95_high"] == pytest.approx(76.968275, abs=1e-5)
+    assert tracking.interval(values)[2:] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
+    assert tags(root, parent)["vitlab.seeds"] == "0,1,2"
+    assert status(root, parent) == "FINISHED"
+
+    before = metric_rows(root, parent)
+    (tmp_path / "1" / "mlflow.json").unlink()
+    tracking.ship(tmp_path / "1", root, None, final=True)
+    assert metric_rows(root, parent) == before
+
+
+def test_statuses_and_what_a_resume_makes_of_them(root: Path, tmp_path: Path) -> None:
+    journal = start(tmp_path, info("statuses"))
+    tracking.ship(tmp_path, root, journal.size(), final=False)
+    child, [parent] = run_id(tmp_path, root), runs_of(root, "statuses", "parent")
+    seen = [(status(root, child), status(root, parent))]
+    for end in ("KILLED", "FAILED"):
+        tracking.close(tmp_path, root, end)
+        seen.append((status(root, child), status(root, parent)))
+        tracking.ship(tmp_path, root, journal.size(), final=False)
+        seen.append((status(root, child), status(root, parent)))
+    assert seen == [(s, s) for s in ("RUNNING", "KILLED", "RUNNING", "FAILED", "RUNNING")]
+    assert run_id(tmp_path, root) == child
+
+
+def test_of_two_attempts_at_a_seed_the_later_one_counts(root: Path, tmp_path: Path) -> None:
+    for attempt, top1 in (("first", 60.0), ("forced", 70.0)):
+        start(tmp_path / attempt, info("forced"))
+        entries = (tmp_path / attempt / "journal.jsonl").read_text()
+        if attempt == "forced":  # begun later
+            first = read_journal(tmp_path / "first" / "journal.jsonl")[0][1]["time"]
+            entries = entries.replace(
+                f'"time": {read_journal(tmp_path / attempt / "journal.jsonl")[0][1]["time"]}', f'"time": {first + 5000}'
+            )
+            (tmp_path / attempt / "journal.jsonl").write_text(entries)
+        finish(tmp_path / attempt, top1)
+        tracking.ship(tmp_path / attempt, root, None, final=True)
+    (tmp_path / "first" / "mlflow.json").unlink()  # shipping the first one again does not bring it back
+    tracking.ship(tmp_path / "first", root, None, final=True)
+    [run] = tracking.finished_runs(root, experiment="forced")
+    assert run.run_id == run_id(tmp_path / "forced", root)
+    [parent] = runs_of(root, "forced", "parent")
+    assert latest(root, parent)["final/test_top1"] == 70
+    assert latest(root, parent)["final/seeds"] == 1
+
+
+def test_run_deleted_in_mlflow_is_made_again(root: Path, tmp_path: Path) -> None:
+    start(tmp_path, info("deleted"))
+    finish(tmp_path)
+    tracking.ship(tmp_path, root, None, final=True)
+    for kind in ("seed", "parent"):
+        tracking._connect(root).client.delete_run(runs_of(root, "deleted", kind)[0])
+    assert tracking.sync(tmp_path, root) == [("deleted · laptop · cifar10 · s0", True, "")]
+    [child], [parent] = runs_of(root, "deleted", "seed"), runs_of(root, "deleted", "parent")
+    assert tags(root, child)["mlflow.parentRunId"] == parent
+    assert latest(root, parent)["final/test_top1"] == 72
+
+
+def test_finished_runs_are_selected_by_tags(root: Path, tmp_path: Path) -> None:
+    for i, changes in enumerate(({}, {"profile": "quick"}, {"dataset": "digits"})):
+        start(tmp_path / str(i), info("selected", **changes))
+        if i < 2:
+            finish(tmp_path / str(i))
+        tracking.ship(tmp_path / str(i), root, None, final=i < 2)
+
+    def found(**selection: str) -> list[str]:
+        return [run.run_id for run in tracking.finished_runs(root, experiment="selected", **selection)]
+
+    ids = [run_id(tmp_path / str(i), root) for i in range(3)]
+    assert sorted(found()) == sorted(ids[:2])
+    assert found(profile="quick") == [ids[1]]
+    assert found(dataset="digits") == []  # not finished
+    assert len(runs_of(root, "selected", "parent")) == 3
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+import mlflow
+from vitlab import tracking
+print("ready", flush=True)
+tracking.ship(Path(sys.argv[1]), Path(sys.argv[2]), None, final=True)
+"""
+
+
+def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_keeps_its_artifacts(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    for seed in range(2):
+        start(old / "runs" / str(seed), info("fan-out", seed))
+        finish(old / "runs" / str(seed), 70.0 + 2 * seed)
+    command = [sys.executable, "-c", OTHER_PROCESS, str(old / "runs" / "0"), str(old)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        tracking.ship(old / "runs" / "1", old, None, final=True)
+        assert (other.communicate()[1], other.returncode) == ("", 0)
+    [parent] = runs_of(old, "fan-out", "parent")
+    assert len(runs_of(old, "fan-out", "seed")) == 2
+    assert latest(old, parent)["final/test_top1"] == 71
+    assert latest(old, parent)["final/seeds"] == 2
+
+    new = tmp_path / "new"
+    old.rename(new)
+    tracking.prepare_store(new)
+    runs = tracking.finished_runs(new)
+    assert [run.fetch("report.txt", tmp_path / "unused").read_text() for run in runs] == [
+        f"report.txt of fan-out · laptop · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
+    ]
+    assert all(run.folder is not None and run.folder.is_relative_to(new) for run in runs)
+    start(new / "runs" / "2", info("fan-out", 2))
+    finish(new / "runs" / "2", 72.0)
+    tracking.ship(new / "runs" / "2", new, None, final=True)
+    assert runs_of(new, "fan-out", "parent") == [parent]
+    assert latest(new, parent)["final/seeds"] == 3
+    assert not old.exists()
+
+
+# -------------------------------------------------------------------------------------------------------- the Shipper
+
+
+def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    model.train()(torch.randn(8, 3, 32, 32))  # running statistics other than the initial ones
+    journal = start(tmp_path, info("shipper"), epochs=1)
+    shipper = Shipper(root, tmp_path)
+    shipper.notify(journal.size())
+    journal.append("metrics", step=2, values={"train/loss": 0.5})
+    finish(tmp_path)
+    shipper.notify(journal.size())
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    assert shipper.finish(60, model=model, example=images), shipper.outstanding
+    child = run_id(tmp_path, root)
+    assert status(root, child) == "FINISHED"
+    assert [row for row in metric_rows(root, child) if not row[0].startswith("final/")] == expected_rows(tmp_path)
+    assert model.training  # untouched
+    assert not any(thread.name == "mlflow-shipper" for thread in threading.enumerate())
+
+    model_id = json.loads((tmp_path / "mlflow.json").read_text())["stores"][tracking.tracking_uri(root)]["model_id"]
+    assert query(root, "SELECT source_run_id, status FROM logged_models WHERE model_id = ?", model_id) == [(child, 2)]  # 2: READY
+    import mlflow.pytorch
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(root))
+    loaded = mlflow.pytorch.load_model(f"models:/{model_id}")
+    images = torch.randn(5, 3, 32, 32)  # another batch size than the example's
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model.eval()(images))
+    about = mlflow.models.get_model_info(f"models:/{model_id}")
+    assert [tuple(tensor.shape) for tensor in (*about.signature.inputs, *about.signature.outputs)] == [(-1, 3, 32, 32), (-1, 10)]
+    assert mlflow.active_run() is None
+
+
+def test_server_that_is_down_costs_nothing_and_sync_ships_later(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # and nobody listens there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    journals = [start(tmp_path / name, info("down", seed), epochs=1) for seed, name in enumerate(("done", "half", "new"))]
+    done, half = (Shipper(root, tmp_path / name) for name in ("done", "half"))
+    done.notify(journals[0].size())
+    half.notify(journals[1].size())
+    journals[1].append("metrics", step=2, values={"train/loss": 0.5})  # no checkpoint covers it
+    finish(tmp_path / "done")
+    assert not done.finish(30)
+    assert not half.close("KILLED", 30)
+    assert done.outstanding == "[Errno 111] Connection refused"
+    assert "secret" not in (tmp_path / "done" / "mlflow.json").read_text()
+    assert [ok for _, ok, _ in tracking.sync(tmp_path, root)] == [False, False]
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert [ok for _, ok, _ in tracking.sync(tmp_path, root)] == [True, True]
+    assert tracking.sync(tmp_path, root) == []  # nothing outstanding
+    assert status(root, run_id(tmp_path / "done", root)) == "FINISHED"
+    assert status(root, run_id(tmp_path / "half", root)) == "KILLED"
+    assert {row[1] for row in metric_rows(root, run_id(tmp_path / "half", root))} == {1}
+    assert len(runs_of(root, "down", "seed")) == 2
+
+
+def test_server_that_never_answers_holds_nobody_up(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        start(tmp_path, info("silent"))
+        finish(tmp_path)
+        shipper = Shipper(root, tmp_path)
+        assert not shipper.finish(0.2)
+        assert shipper.outstanding == "still on its way after 0.2 s"
+        shipper._thread.join(30)
+        assert not shipper._thread.is_alive()
+        assert shipper.outstanding == "timed out"
+
+
+def test_one_damaged_run_does_not_keep_the_others_from_being_synced(root: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        start(tmp_path / name, info("damaged", seed))
+        finish(tmp_path / name)
+    (tmp_path / "a" / "record.json").write_text("{")
+    outcome = tracking.sync(tmp_path, root)
+    assert [(label, ok) for label, ok, _ in outcome] == [(f"damaged · laptop · cifar10 · s{i}", i == 1) for i in range(2)]
+    assert "record.json: not a readable run record" in outcome[0][2]
+    shutil.rmtree(tmp_path / "a")
+    assert tracking.sync(tmp_path, root) == []

@@ -1,0 +1,373 @@
+"""Image augmentation on whole batches: every image has its own draws, every draw comes from an explicit generator.
+
+A transform is two functions: `draw_x` draws the parameters of every image, `x` applies given ones. The transforms are those of
+torchvision's `transforms.v2` on tensors, bit for bit on the CPU; their papers are named there.
+
+On a GPU nothing here waits for the device: no `.item()`, no shape that depends on data, no constant copied from the host each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vitlab import config
+
+Op = Callable[[Tensor, Tensor], Tensor]  # (uint8 images (n, 3, H, W), what it takes for each, (n,) or (n, ...)) -> images
+
+
+def augment(images: Tensor, cfg: config.Augment, mean: Tensor, std: Tensor, generator: torch.Generator, mirror: bool) -> Tensor:
+    """Crop, flip, jitter, TrivialAugment, normalise, erase: what `cfg` asks for, in this order.
+
+    images (B, 3, H, W) uint8; mean and std (3,), of pixels in [0, 1]; images, mean, std and generator on one device. `mirror`: the data
+    set has a left-right symmetry; without it `cfg.flip` does nothing. Returns float32 (B, 3, H, W).
+    """
+    batch, _, height, width = images.shape
+    if cfg.crop:
+        images = crop(images, draw_crop(batch, cfg.crop, generator), cfg.crop)
+    if cfg.flip and mirror:
+        images = flip(images, draw_flip(batch, generator))
+    if cfg.color_jitter is not None:
+        images = color_jitter(images, *draw_color_jitter(batch, cfg.color_jitter, generator))
+    if cfg.trivial_augment:
+        images = trivial_augment(images, *draw_trivial_augment(batch, generator))
+    images = normalize(images, mean, std)
+    if cfg.erase:
+        images = erase(images, draw_erase(batch, height, width, cfg.erase, generator))
+    return images
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> float32: pixels to [0, 1], less `mean`, over `std`, both (3,)."""
+    assert images.dtype == torch.uint8, images.dtype
+    mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
+    return images.float().mul_(1 / 255).sub_(mean).div_(std)
+
+
+def _each(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
+    """Apply to each image the step that `which` (B,) names: an operation, and what it takes, (B,) or (B, ...)."""
+    if images.is_cuda:  # only the device knows how many images go to each operation: all to all, rather than wait to be told
+        result = images
+        for k, (op, value) in enumerate(steps):
+            result = torch.where((which == k)[:, None, None, None], op(images, value), result)
+        return result
+    order = which.argsort()
+    groups = order.split(which.bincount(minlength=len(steps)).tolist())
+    # index_select copies whole images; images[group] goes byte by byte
+    done = [op(images.index_select(0, g), value[g]) for (op, value), g in zip(steps, groups, strict=True) if len(g)]
+    return torch.cat(done).index_select(0, order.argsort())
+
+
+# -------------------------------------------------------------------------------------------------- crop, flip, erase
+
+
+def draw_crop(batch: int, padding: int, generator: torch.Generator) -> Tensor:
+    """Top and left of each image's window in the padded image: (B, 2), uniform over 0 ... 2 * padding."""
+    return torch.randint(2 * padding + 1, (batch, 2), generator=generator, device=generator.device)
+
+
+def crop(images: Tensor, corner: Tensor, padding: int) -> Tensor:
+    """Pad (B, 3, H, W) with zeros on all sides, then cut windows of the old size at `corner` (B, 2)."""
+    batch, _, height, width = images.shape
+    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, top, left, H, W), a view
+    return windows[torch.arange(batch, device=images.device), :, corner[:, 0], corner[:, 1]]
+
+
+def draw_flip(batch: int, generator: torch.Generator) -> Tensor:
+    """Which images to mirror: (B,) bool, each with probability 1/2."""
+    return torch.rand(batch, generator=generator, device=generator.device) < 0.5
+
+
+def flip(images: Tensor, chosen: Tensor) -> Tensor:
+    """Mirror the chosen images left to right."""
+    x = torch.arange(images.shape[3], device=images.device)
+    column = torch.where(chosen[:, None], x.flip(0), x)  # (B, W)
+    return images.gather(3, column[:, None, None].expand_as(images))
+
+
+def draw_erase(batch: int, height: int, width: int, prob: float, generator: torch.Generator) -> Tensor:
+    """A box per image: (B, 4), its top, left, height, width; height and width 0 where nothing is erased.
+
+    With probability `prob`, area uniform in 2 to 33 % of the image and aspect ratio log-uniform in 0.3 to 3.3.
+    """
+    device = generator.device
+    # torchvision tries up to ten times for a box smaller than the image: draw all ten, take the first that is
+    area = height * width * (0.02 + (0.33 - 0.02) * torch.rand(batch, 10, generator=generator, device=device))
+    ratio = torch.exp(math.log(0.3) + math.log(3.3 / 0.3) * torch.rand(batch, 10, generator=generator, device=device))
+    size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 2).round().long()  # (B, 10, 2)
+    fits = (size[..., 0] < height) & (size[..., 1] < width)
+    first = fits.byte().argmax(1, keepdim=True)
+    erased = fits.gather(1, first) & (torch.rand(batch, 1, generator=generator, device=device) < prob)
+    size = size.gather(1, first[:, :, None].expand(-1, 1, 2)).squeeze(1) * erased
+    # every image has another number of places; that 2^31 is no multiple of it favours some by less than one in 10^6
+    anywhere = torch.randint(1 << 31, (batch, 2), generator=generator, device=device)
+    top, left = anywhere[:, 0] % (height - size[:, 0] + 1), anywhere[:, 1] % (width - size[:, 1] + 1)
+    return torch.stack([top, left, size[:, 0], size[:, 1]], 1)
+
+
+def erase(images: Tensor, box: Tensor) -> Tensor:
+    """Set each image's box (B, 4: top, left, height, width) to 0: once images are normalised, to the mean colour."""
+    top, left, h, w = (v[:, None] for v in box.unbind(1))
+    y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
+    rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)  # (B, H), (B, W)
+    return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]  # on a CPU twice as fast as masked_fill
+
+
+# ----------------------------------------------------------- operations on uint8 (n, 3, H, W), one parameter per image
+
+
+def _column(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(n,) -> (n, 1, 1, 1)"""
+    return values.to(dtype)[:, None, None, None]
+
+
+def _to_uint8(images: Tensor) -> Tensor:
+    return images.clamp_(0, 255).to(torch.uint8)
+
+
+def _add(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    """float32 a + alpha * b, rounded once, as the fused multiply-add of `torch.add(a, b, alpha=...)`; that takes one alpha for all."""
+    return (a + b.double() * _column(alpha).double()).float()
+
+
+def _gray(images: Tensor) -> Tensor:
+    """Whole grey levels, (n, 1, H, W) float32."""
+    r, g, b = images.split(1, dim=1)
+    return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()
+
+
+def _same(images: Tensor, _: Tensor) -> Tensor:
+    return images
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _to_uint8(images * _column(factor))
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    mean = _gray(images).mean((1, 2, 3), keepdim=True)
+    return _to_uint8(_add(images * _column(factor), mean, 1 - factor))
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return _to_uint8(_add(images * _column(factor), _gray(images), 1 - factor))
+
+
+def hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of the circle, in [-0.5, 0.5], by way of HSV."""
+    rgb = images.float().mul_(1 / 255)
+    r, g, _ = rgb.unbind(1)
+    low, high = rgb.aminmax(dim=1)  # (n, H, W)
+    gray, spread = high == low, high - low
+    s = spread / torch.where(gray, 1.0, high)
+    rc, gc, bc = ((high[:, None] - rgb) / torch.where(gray, 1.0, spread)[:, None]).unbind(1)
+    h = torch.where(high == r, bc - gc, torch.where(high == g, rc + 2 - bc, gc + 4 - rc))
+    h = h.mul_(1 / 6).add_(1).fmod_(1).add_(shift.float()[:, None, None]).remainder_(1).mul_(6)
+    sector = h.floor()
+    f = (h - sector) * s
+    p, q, t = ((x * high).clamp_(0, 1) for x in (1 - s, 1 - f, 1 - s + f))
+    wheel = torch.stack([high, q, p, p, t, high], 1)  # red's value in each of the six sectors; green and blue lag by two and four
+    lag = torch.arange(0, 6, 2, device=images.device).view(3, 1, 1)
+    rgb = wheel.gather(1, (sector.long()[:, None] - lag).remainder_(6))
+    return rgb.mul_(255.999).to(torch.uint8)
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with a 3x3 blur (weights 1, the centre's 5, over 13); the outermost pixels stay."""
+    x = images.float()
+    rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
+    center = x[..., 1:-1, 1:-1]
+    # sums of whole numbers, hence exact: a convolution in TF32 would not be
+    blurred = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * center).div_(13).round_()
+    center.copy_(_add(center, blurred - center, 1 - factor))
+    return _to_uint8(x)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    return images & (256 - 2 ** (8 - bits)).to(torch.uint8)[:, None, None, None]
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Invert the values from `threshold` * 255 on, threshold in [0, 1]."""
+    return images ^ (images >= _column((255 * threshold).float().ceil(), torch.uint8)).to(torch.uint8).neg_()
+
+
+def autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    """Stretch each channel to 0 ... 255."""
+    x = images.float()
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    flat = high == low
+    return _to_uint8((x - torch.where(flat, 0.0, low)).div_(torch.where(flat, 1.0, (high - low) * (1 / 255))))
+
+
+def equalize(images: Tensor, _: Tensor) -> Tensor:
+    """Flatten each channel's histogram, in whole numbers as PIL does."""
+    pixels = images.flatten(2).long()  # (n, 3, HW)
+    histogram = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int32, device=images.device)
+    histogram.scatter_add_(2, pixels, torch.ones_like(pixels, dtype=torch.int32))
+    below = histogram.cumsum(2, dtype=torch.int32) - histogram
+    brightest = histogram.gather(2, pixels.amax(2, keepdim=True))
+    step = (pixels.shape[2] - brightest) // 255
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255).to(torch.uint8)
+    return torch.where(step[..., None] > 0, table.gather(2, pixels).view_as(images), images)
+
+
+def affine(images: Tensor, theta: Tensor) -> Tensor:
+    """The pixel nearest to (a x + b y + c, d x + e y + f) in place of (x, y), counted from the centre; 0 outside. theta (n, 6): a ... f."""
+    height, width = images.shape[-2:]
+    x = torch.arange((1 - width) / 2, width / 2, device=images.device)
+    y = torch.arange((1 - height) / 2, height / 2, device=images.device)[:, None]
+
+    def nearest(theta: Tensor, size: int) -> Tensor:
+        # torchvision's roundings: to grid_sample's [-1, 1], then back to pixels; one beyond each edge stands for all outside
+        along_x, along_y, shift = (theta.float() / (0.5 * size))[:, :, None, None].unbind(1)
+        return (x * along_x + y * along_y).add_(shift).add_(1).mul_(size / 2).sub_(0.5).round_().clamp_(-1, size)
+
+    column, row = nearest(theta[:, :3], width), nearest(theta[:, 3:], height)  # (n, H, W)
+    source = row.mul_(width + 2).add_(column).add_(width + 3).long()
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1)).flatten(2)
+    return padded.gather(2, source.flatten(1)[:, None].expand(-1, 3, -1)).view_as(images)
+
+
+# ------------------------------------------------------------------------------------------------------- colour jitter
+
+_JITTERS = (brightness, contrast, saturation, hue)
+
+
+def draw_color_jitter(batch: int, cfg: config.ColorJitter, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], Tensor]:
+    """Four parameters (B,) in the order of `_JITTERS`, None where `cfg` leaves one off; and (B, 4), the order to apply them in.
+
+    Factors are uniform in [max(0, 1 - x), 1 + x], the hue's shift in [-x, x].
+    """
+    ranges = [(max(0.0, 1 - x), 1 + x) for x in (cfg.brightness, cfg.contrast, cfg.saturation)] + [(-cfg.hue, cfg.hue)]
+    uniform = torch.rand(4, batch, generator=generator, device=generator.device, dtype=torch.float64)
+    values = tuple(low + (high - low) * u if high > low else None for (low, high), u in zip(ranges, uniform, strict=True))
+    return values, torch.rand(batch, 4, generator=generator, device=generator.device).argsort(1)
+
+
+def color_jitter(images: Tensor, values: tuple[Tensor | None, ...], order: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue of uint8 images, each image in its own order."""
+    steps = [(_same, order[:, 0]) if value is None else (op, value) for op, value in zip(_JITTERS, values, strict=True)]
+    for which in order.unbind(1):
+        images = _each(images, which, steps)
+    return images
+
+
+# ------------------------------------------------------------------------------------------------- TrivialAugment, Wide
+
+_UNIT = torch.linspace(0, 0.99, 31)
+TRIVIAL_AUGMENT = {  # operation: its 31 magnitudes, and whether they take a sign
+    "identity": (torch.zeros(31), False),
+    "shear_x": (_UNIT, True),
+    "shear_y": (_UNIT, True),
+    "translate_x": (torch.linspace(0, 32, 31), True),  # pixels, the fraction cut off
+    "translate_y": (torch.linspace(0, 32, 31), True),
+    "rotate": (torch.linspace(0, 135, 31), True),  # degrees, counter-clockwise
+    "brightness": (_UNIT, True),  # this and the next three are factors, less 1
+    "saturation": (_UNIT, True),
+    "contrast": (_UNIT, True),
+    "sharpness": (_UNIT, True),
+    "posterize": ((8 - torch.arange(31) / 5).round(), False),  # bits kept
+    "solarize": (torch.linspace(1, 0, 31), False),
+    "autocontrast": (torch.zeros(31), False),
+    "equalize": (torch.zeros(31), False),
+}
+
+
+@cache
+def _magnitudes(device: torch.device) -> Tensor:
+    """(14, 31, 2) float64: by operation, magnitude and sign."""
+    return torch.stack([torch.stack([m, -m if signed else m], 1) for m, signed in TRIVIAL_AUGMENT.values()]).double().to(device)
+
+
+def draw_trivial_augment(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Per image one operation, (B,) by its place in TRIVIAL_AUGMENT, and its signed magnitude, (B,) float64; all equally likely."""
+    sizes = _magnitudes(generator.device).shape
+    op, magnitude, sign = (torch.randint(n, (batch,), generator=generator, device=generator.device) for n in sizes)
+    return op, _magnitudes(generator.device)[op, magnitude, sign]
+
+
+def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
+    """Apply one operation to each uint8 image, parameters as drawn (Mueller and Hutter, 2021, as torchvision's `TrivialAugmentWide`)."""
+    height, width = images.shape[-2:]
+    shear_x, shear_y, right, down, degrees = (torch.where(op == k, magnitude, 0) for k in range(1, 6))
+    angle = degrees.deg2rad()
+    cos, sin = angle.cos(), angle.sin()
+    # from the new place to the old, hence the signs; sheared images keep their top or left edge in place
+    across = [cos, shear_x - sin, shear_x * (height / 2) - right.trunc()]
+    along = [shear_y + sin, cos, shear_y * (width / 2) - down.trunc()]
+    factor = 1 + magnitude
+    steps = (
+        (_same, op),
+        (affine, torch.stack(across + along, 1)),
+        (brightness, factor),
+        (saturation, factor),
+        (contrast, factor),
+        (sharpness, factor),
+        (posterize, magnitude),
+        (solarize, magnitude),
+        (autocontrast, op),
+        (equalize, op),
+    )
+    return _each(images, torch.where(op > 5, op - 4, op.clamp(max=1)), steps)  # 1 to 5 are one
+
+
+# -------------------------------------------------------------------------------------------------------- mixup, cutmix
+
+
+def draw_beta(alpha: float, generator: torch.Generator) -> Tensor:
+    """One draw of Beta(alpha, alpha), () float64."""
+    device = generator.device
+    # g / (g + g') for g, g' of Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha); in logarithms, as both may underflow
+    gamma = torch._standard_gamma(torch.full((2,), alpha + 1, dtype=torch.float64, device=device), generator=generator)
+    uniform = torch.rand(2, generator=generator, device=device, dtype=torch.float64)
+    return (gamma.log() + uniform.log() / alpha).softmax(0)[0]
+
+
+def cutmix_box(lam: Tensor, center: Tensor, height: int, width: int) -> Tensor:
+    """(H, W) bool: a box of (1 - lam) of the area around `center` (2,), y and x, less what lies outside the image."""
+    half = 0.5 * (1 - lam).sqrt()
+    inside = []
+    for at, size in zip(center, (height, width), strict=True):
+        reach, along = (half * size).long(), torch.arange(size, device=lam.device)
+        inside.append((along >= at - reach) & (along < at + reach))
+    return inside[0][:, None] & inside[1]
+
+
+def blend(images: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each pixel `weight` (H, W) of its own image and the rest of the batch's previous one; targets by the mean weight.
+
+    A constant weight is Mixup (Zhang et al., 2018), one of zeros and ones is CutMix (Yun et al., 2019). images (B, 3, H, W) float,
+    targets (B, C) float.
+    """
+    share = weight.mean()
+    return (
+        images.roll(1, 0).mul_((1 - weight).to(images.dtype)).add_(images * weight.to(images.dtype)),
+        targets.roll(1, 0).mul_(1 - share).add_(targets * share),
+    )
+
+
+def mix(images: Tensor, targets: Tensor, cfg: config.Mix, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """With probability `cfg.prob` mix the whole batch: CutMix with probability `cfg.switch_prob` where both are on, else the one that is.
+
+    images (B, 3, H, W) float, targets (B, C) float, the generator on their device. Returns the like.
+    """
+    if not (cfg.mixup or cfg.cutmix):
+        return images, targets
+    height, width = images.shape[-2:]
+    device = generator.device
+    coin = torch.rand(2, generator=generator, device=device)
+    weight = torch.ones(height, width, dtype=torch.float64, device=device)
+    if cfg.mixup:
+        mixed = draw_beta(cfg.mixup, generator).expand(height, width)
+    if cfg.cutmix:
+        lam = draw_beta(cfg.cutmix, generator)
+        center = torch.stack([torch.randint(size, (), generator=generator, device=device) for size in (height, width)])
+        cut = (~cutmix_box(lam, center, height, width)).double()
+        mixed = torch.where(coin[1] < cfg.switch_prob, cut, mixed) if cfg.mixup else cut
+    return blend(images, targets, torch.where(coin[0] < cfg.prob, mixed, weight))

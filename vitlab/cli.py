@@ -1,0 +1,329 @@
+"""The commands. Heavy modules are imported where they are needed: `--help` and `--dry-run` start at once.
+
+Exit codes: 0; 1 where training failed; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitlab.plan import Run
+    from vitlab.records import RunRecord
+    from vitlab.sources import Source
+
+
+def _guard(command: Callable[[], int]) -> NoReturn:
+    """Run a command; a user's mistake becomes one clear message and exit code 2."""
+    try:
+        sys.exit(command())
+    except ValueError as e:
+        if os.environ.get("VITLAB_DEBUG"):
+            raise
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+# ------------------------------------------------------------------------------------------------------- runner.py
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(s) for s in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected whole numbers with commas between, for example 0,1,2") from None
+    if any(not 0 <= s < 2**32 for s in seeds):
+        raise argparse.ArgumentTypeError(f"'{text}': seeds are between 0 and 2^32 - 1")
+    return list(dict.fromkeys(seeds))
+
+
+def _add_data_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="auto", metavar="auto|cifar10|digits|PATH", help="data set (default: %(default)s)")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path(os.environ.get("VITLAB_DATA_DIR", "data")),
+        metavar="DIR",
+        help="where CIFAR-10 lies or goes (default: $VITLAB_DATA_DIR or data)",
+    )
+
+
+def run_main(argv: list[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(
+        prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
+    )
+    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR")
+    parser.add_argument("--profile", default="auto", choices=["auto", "quick", "laptop", "full"], help="default: full with CUDA, else quick")
+    _add_data_flags(parser)
+    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
+    parser.add_argument("--force", action="store_true", help="run the named experiments anew, finished or not")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+    args = parser.parse_args(argv)
+    _guard(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from vitlab import plan, sources
+
+    console = Console(highlight=False)
+    profile = _profile(args.profile)
+    source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
+    runs = plan.make(args.experiments, profile, source, args.seeds, tuple(args.set), RUNS)
+    named = {p.resolve() for p in plan.expand(args.experiments)}
+    if source.note:
+        _banner(console, source.note)
+    console.print(f"profile [bold]{profile}[/] · data [bold]{source.name}[/] · seeds {', '.join(map(str, args.seeds))} · {len(runs)} runs")
+    if args.dry_run:
+        return _print_plan(console, runs)
+    return _train(console, runs, named if args.force else set(), source)
+
+
+def _profile(asked: str) -> str:
+    """auto: full where CUDA is there, else quick. torch is asked only where the machine has an NVIDIA driver at all."""
+    if asked != "auto":
+        return asked
+    if not Path("/proc/driver/nvidia/version").exists() and os.name == "posix":
+        return "quick"
+    import torch
+
+    return "full" if torch.cuda.is_available() else "quick"
+
+
+def _banner(console: Console, text: str) -> None:
+    from rich.panel import Panel
+
+    console.print(Panel(text, border_style="yellow", title="data", title_align="left"))
+
+
+def _print_plan(console: Console, runs: list[Run]) -> int:
+    from rich.table import Table
+
+    from vitlab import plan
+    from vitlab.progress import clock
+
+    speed = plan.measured_speed(RUNS)
+    basis = "the speed of the last finished run here" if speed else "an assumed 45 GFLOP/s per CPU core"
+    speed = speed or 45e9 * (os.cpu_count() or 1)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title, justify in (
+        ("", "right"), ("experiment", "left"), ("seed", "right"), ("teacher", "left"), ("state", "left"), ("epochs", "right"),
+        ("params", "right"), ("FLOPs/img", "right"), ("time", "right"),
+    ):  # fmt: skip
+        table.add_column(title, justify=justify)
+    left = 0.0
+    for i, run in enumerate(runs, 1):
+        cfg = run.resolved.config
+        seconds = run.train_flops / speed
+        left += 0 if run.finished else seconds
+        state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
+        table.add_row(
+            str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
+            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(seconds),
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"about {clock(left)} to go, by {basis}")
+    return 0
+
+
+def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
+    from vitlab import data, experiment, tracking, trainer
+    from vitlab.progress import RunBar
+
+    stop = trainer.Stop()
+    _catch_signals(stop, console)
+    where = experiment.device()
+    console.print(f"device {experiment.device_name(where)} · MLflow {tracking.tracking_uri(ROOT)}", soft_wrap=True)
+    tracking.prepare_store(ROOT)
+    loaded: dict[object, data.Dataset] = {}
+    done: list[RunRecord] = []
+    for i, run in enumerate(runs, 1):
+        label = f"{i}/{len(runs)} {run.label}"
+        if run.finished and run.resolved.path not in forced:
+            console.print(f"{label}  finished before, skipped")
+        cfg = run.resolved.config
+        if cfg.data not in loaded:
+            loaded[cfg.data] = data.load(source, cfg.data, where)
+
+        def bar(images: int, label: str = label, epochs: int = cfg.train.epochs) -> RunBar:
+            return RunBar(console, label, epochs, images)
+
+        try:
+            record = experiment.execute(run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"), run.resolved.path in forced)
+        except trainer.Interrupted as e:
+            console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there", soft_wrap=True)
+            return 128 + e.args[0]
+        except trainer.Diverged as e:
+            console.print(f"[red]failed[/] {run.label}: {e}", soft_wrap=True)
+            return 1
+        done.append(record)
+        _print_result(console, label, record)
+        if stop.signal is not None:
+            console.print("stopped between two runs; the same command goes on from there")
+            return 128 + stop.signal
+    _print_summary(console, done)
+    return 0
+
+
+def _catch_signals(stop: object, console: Console) -> None:
+    """The first signal lets the step in hand finish and saves; a second one stops at once."""
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.signal is not None:
+            raise KeyboardInterrupt
+        stop.signal = number
+        console.print("stopping: the step in hand is finished and saved; once more stops at once")
+
+    signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGTERM, handle)
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _print_result(console: Console, label: str, record: RunRecord) -> None:
+    from vitlab.progress import clock
+
+    student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
+    console.print(
+        f"{label}  [bold]test top-1 {record.metrics['test_top1']:.2f} %[/]  top-5 {record.metrics['test_top5']:.2f} %"
+        f"  {clock(record.train_seconds)}  {record.img_s:,.0f} img/s{student}"
+    )
+
+
+def _print_summary(console: Console, done: list[RunRecord]) -> None:
+    from rich.table import Table
+
+    from vitlab.progress import clock
+
+    first = done[0]
+    table = Table(
+        title=f"{first.profile} · {first.dataset.name} · {first.device}", title_justify="left", box=None, header_style="bold", pad_edge=False
+    )
+    for title in ("experiment", "claimed", "test top-1 %", "seeds", "params", "time"):
+        table.add_column(title, justify="left" if title in ("experiment", "claimed") else "right")
+    groups: dict[str, list[RunRecord]] = {}
+    for record in done:
+        groups.setdefault(f"{record.experiment} {record.variant}".strip(), []).append(record)
+    for name, group in groups.items():
+        mean = sum(r.metrics["test_top1"] for r in group) / len(group)
+        table.add_row(
+            name, group[0].claim.text if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
+            clock(sum(r.train_seconds for r in group)),
+        )  # fmt: skip
+    console.print(table)
+    where = RESULTS / f"{first.profile}-{first.dataset.name}"
+    console.print(f"report: make report, then {_short(where)}/report.html · compare runs: make ui, then http://127.0.0.1:5000", soft_wrap=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- vitlab
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    parser = argparse.ArgumentParser(prog="vitlab", description="What surrounds the runs; the runs themselves are started with runner.py.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("report", _report, "compile results/ (tables, pictures, HTML) from the finished runs in MLflow")
+    command("runs", _list_runs, "list the runs of this checkout, finished or not")
+    predict = command("predict", _predict, "classify images with the best finished run")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    predict.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="a run's folder (default: the best by validation top-1)")
+    data = command("data", _data, "make CIFAR-10 available under --data-dir and check it")
+    _add_data_flags(data)
+    sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
+    sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
+    schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
+    schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
+    args = parser.parse_args(argv)
+    _guard(lambda: args.run(args))
+
+
+def _report(args: argparse.Namespace) -> int:
+    from vitlab import report
+
+    for path in report.publish(ROOT, RESULTS):
+        print(_short(path))
+    return 0
+
+
+def _list_runs(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vitlab import records
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("set", "experiment", "run", "state", "test top-1 %", "finished"):
+        table.add_column(title, justify="right" if "%" in title else "left")
+    for folder in sorted(p for p in RUNS.glob("*/*/*") if p.is_dir()):
+        place = (folder.parent.parent.name, folder.parent.name, folder.name)
+        if (folder / "record.json").exists():
+            record = records.read(folder / "record.json")
+            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", record.finished)
+        else:
+            table.add_row(*place, "unfinished", "", "")
+    if not table.row_count:
+        print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
+        return 0
+    Console(highlight=False).print(table)
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from vitlab import predict
+
+    for line in predict.classify(args.images, args.folder, RUNS):
+        print(line)
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from vitlab import sources
+
+    for line in sources.prepare(args.data_dir):
+        print(line)
+    return 0
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from vitlab import tracking
+
+    if not args.folder.is_dir():
+        raise ValueError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
+    outcome = tracking.sync(args.folder, ROOT)
+    for label, ok, reason in outcome:
+        print(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}")
+    return 0 if all(ok for _, ok, _ in outcome) else 1
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from vitlab import config
+
+    args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
+    print(_short(args.file))
+    return 0

@@ -1,0 +1,551 @@
+"""The schema of an experiment, strict YAML loading with file:line errors, and the fingerprint.
+
+An experiment file is resolved in this order, later wins: the file it `extends` (recursively), the file itself, the
+profile's overlay, `--set` overrides. What comes out is validated once, as a whole, and is frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vitlab.paths import EXPERIMENTS
+
+PROFILES = ("quick", "laptop", "full")
+PROFILE_DIR = EXPERIMENTS / "profiles"
+MAX_FILE_BYTES = 1 << 20  # an experiment is a page of YAML; anything larger is a mistake
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------- the sections
+
+
+class Length(Schema):
+    """A stretch of training in exactly one unit; `schedule.steps` converts it once."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(gt=0)] | None = None
+    percent: Annotated[float, Field(gt=0, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Length:
+        if sum(v is not None for v in (self.epochs, self.steps, self.percent)) != 1:
+            raise ValueError("give exactly one of 'epochs', 'steps', 'percent'")
+        return self
+
+
+class Claim(Schema):
+    """What the original report says this experiment reaches; shown beside the measured number."""
+
+    text: str
+    top1: Annotated[float, Field(ge=0, le=100)] | None = None  # percent; the middle of a claimed range
+    top5: Annotated[float, Field(ge=0, le=100)] | None = None  # percent
+    source: str  # report and section
+
+
+class Data(Schema):
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of the training images, stratified
+    train_limit: Annotated[int, Field(ge=20)] | None = None  # a stratified subset, the same for every seed
+    test_limit: Annotated[int, Field(ge=20)] | None = None
+
+
+class ViT(Schema):
+    """stem (patch | resnet18) x encoder (torch | explicit) x head."""
+
+    name: Literal["vit"]
+    stem: Literal["patch", "resnet18"] = "patch"
+    patch_size: Literal[1, 2, 4, 8, 16, 32] = 4
+    stem_width: Annotated[int, Field(ge=4, le=512)] = 64  # channels of the ResNet-18 stem's first stage
+    encoder: Literal["torch", "explicit"] = "explicit"
+    dim: Annotated[int, Field(ge=4, le=4096)] = 256
+    depth: Annotated[int, Field(ge=1, le=64)] = 12
+    heads: Annotated[int, Field(ge=1, le=64)] = 8
+    mlp_ratio: Annotated[float, Field(gt=0, le=16)] = 4.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the last block; rises linearly from 0
+    layer_scale: Annotated[float, Field(gt=0, le=1)] | None = None  # initial gamma
+    position: Literal["learned", "relative"] = "learned"
+    class_attention: Annotated[int, Field(ge=0)] = 0  # how many of the last blocks are class attention
+    distill_token: bool = False  # a second token with a head of its own; inference averages the heads
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ViT:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        if self.class_attention >= self.depth:
+            raise ValueError(f"class_attention {self.class_attention} must be less than depth {self.depth}")
+        if self.encoder == "torch":
+            for key, off in (("layer_scale", None), ("drop_path", 0.0), ("class_attention", 0), ("position", "learned")):
+                if getattr(self, key) != off:
+                    raise ValueError(f"encoder 'torch' is PyTorch's own and has no {key}: set {key}: {json.dumps(off)}")
+        return self
+
+
+class ResNet(Schema):
+    """torchvision's ResNet with a 3x3 stem of stride 1 and no max-pooling."""
+
+    name: Literal["resnet"]
+    depth: Literal[18, 50]
+    width: Annotated[int, Field(ge=4, le=512)] = 64  # channels of the first stage; 64 is torchvision's
+
+
+Model = Annotated[ViT | ResNet, Field(discriminator="name")]
+
+
+class ColorJitter(Schema):
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class Augment(Schema):
+    crop: Annotated[int, Field(ge=0, le=16)] = 0  # RandomCrop's padding in pixels; 0 is off
+    flip: bool = False  # left-right, p = 0.5; off where the data set has no such symmetry
+    color_jitter: ColorJitter | None = None
+    trivial_augment: bool = False
+    erase: Annotated[float, Field(ge=0, le=1)] = 0.0  # RandomErasing's probability
+
+
+class Mix(Schema):
+    """Per batch: CutMix with probability `switch_prob`, else Mixup; as timm does where both are on."""
+
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
+    cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
+    prob: Annotated[float, Field(ge=0, le=1)] = 1.0
+    switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Phase(Schema):
+    """A stretch of training with its own regularisation. One phase may leave its length out: it takes the rest."""
+
+    name: str
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    percent: Annotated[float, Field(gt=0, le=100)] | None = None
+    augment: Augment = Augment()
+    mix: Mix | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Phase:
+        if self.epochs is not None and self.percent is not None:
+            raise ValueError("give 'epochs' or 'percent', not both")
+        return self
+
+
+class AdamW(Schema):
+    name: Literal["adamw"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    warmup: Length | None = None
+    grad_clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of all gradients together
+
+
+class SGD(Schema):
+    name: Literal["sgd"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # Nesterov's
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    warmup: Length | None = None
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+
+
+Optim = Annotated[AdamW | SGD, Field(discriminator="name")]
+
+
+class Train(Schema):
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 192
+    eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device has it in hardware
+
+
+class EMA(Schema):
+    """Exponential moving average of the weights; the decay goes linearly from start to end over the training."""
+
+    start: Annotated[float, Field(ge=0, lt=1)]
+    end: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Distill(Schema):
+    """loss = (1 - weight) * CE + weight * T^2 * KL(teacher || student), both at temperature T (Hinton et al. 2015)."""
+
+    teacher: str  # its YAML, relative to the file that names it
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Experiment(Schema):
+    title: str
+    description: str = ""
+    claim: Claim | None = None
+    data: Data = Data()
+    model: Model
+    phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    optim: Optim
+    train: Train
+    ema: EMA | None = None
+    distill: Distill | None = None
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Experiment:
+        open_ended = [p.name for p in self.phases if p.epochs is None and p.percent is None]
+        if len(open_ended) > 1:
+            raise ValueError(f"phases: only one may leave its length out, these do: {', '.join(open_ended)}")
+        given = sum((p.epochs or 0) / self.train.epochs * 100 + (p.percent or 0) for p in self.phases)
+        if given > 100 + 1e-9 or (not open_ended and given < 100 - 1e-9):
+            raise ValueError(f"phases: their lengths add up to {given:g} % of the {self.train.epochs} epochs, expected 100 %")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------- YAML, with places
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written; prints as `file:line` or `--set`."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of a float (1e-3 is one) and no dates; `on`, `yes` and the like stay words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rx) for tag, rx in rules if tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:null")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$"),
+    list("-+0123456789."),
+)
+
+
+def _shown(path: Path) -> str:
+    """`path` as the user would type it: relative to the current directory where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def parse_scalar(text: str) -> Any:
+    """One YAML value from the command line: `1e-3` -> 0.001, `null` -> None, `[1, 2]` -> [1, 2]."""
+    return _Loader(text).get_single_data()
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, Place]]:
+    """The mapping in `path`, and for each of its keys where it stands.
+
+    Raises ValueError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not YAML, not
+    a mapping, or has duplicate keys or aliases.
+    """
+    shown = _shown(path)
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{shown}: larger than 1 MiB; an experiment is a page of YAML")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as e:
+        raise ValueError(f"{shown}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{shown}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
+    try:
+        loader = _Loader(text)
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{shown}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not allowed; use 'extends'")
+        node = loader.get_single_node()
+        if node is None:
+            raise ValueError(f"{shown}: empty; expected a mapping such as 'model:', 'train:'")
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError(f"{shown}:{node.start_mark.line + 1}: expected a mapping ('key: value' lines) at the top")
+        places: dict[Path_, Place] = {}
+        _note_places(node, (), shown, places)
+        return loader.construct_document(node), places
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        raise ValueError(f"{shown}:{line}: not valid YAML: {e.problem or e.context}") from None
+    except (yaml.YAMLError, RecursionError) as e:
+        raise ValueError(f"{shown}: not valid YAML: {str(e).splitlines()[0]}") from None
+
+
+def _note_places(node: yaml.Node, path: Path_, file: str, places: dict[Path_, Place]) -> None:
+    places[path] = Place(file, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                raise ValueError(f"{file}:{line}: keys must be plain words")
+            if key.value in seen:
+                raise ValueError(f"{file}:{line}: {_dotted((*path, key.value))}: given twice; keep one")
+            seen.add(key.value)
+            _note_places(value, (*path, key.value), file, places)
+            places[(*path, key.value)] = Place(file, line)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _note_places(value, (*path, i), file, places)
+
+
+def _dotted(path: Path_) -> str:
+    return ".".join(str(p) for p in path)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Path_, Place], over_places: dict[Path_, Place], at: Path_ = ()) -> None:
+    """Lay `over` on `base`, in place. Mappings merge, all else replaces; another `name` (of model, optim) starts anew."""
+    for key, value in over.items():
+        path = (*at, key)
+        old = base.get(key)
+        renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        if isinstance(value, dict) and isinstance(old, dict) and not renamed:
+            _merge(old, value, places, over_places, path)
+        else:
+            base[key] = copy.deepcopy(value)
+            for p in [p for p in places if p[: len(path)] == path]:
+                del places[p]
+        places.update({p: place for p, place in over_places.items() if p[: len(path)] == path})
+
+
+def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Path_, Place]]:
+    path = path.resolve()
+    if path in chain:
+        raise ValueError(f"{_shown(chain[-1])}: circular 'extends': {' -> '.join(p.name for p in (*chain, path))}")
+    own, own_places = read_yaml(path)
+    distill = own.get("distill")
+    if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
+        distill["teacher"] = str((path.parent / distill["teacher"]).resolve())  # relative to the file that names it
+    parent = own.pop("extends", None)
+    if parent is None:
+        return own, own_places
+    place = own_places[("extends",)]
+    if not isinstance(parent, str):
+        raise ValueError(f"{place}: extends: expected another experiment's file name")
+    target = path.parent / parent
+    if not target.is_file():
+        raise ValueError(f"{place}: extends: {parent}: no such file")
+    values, places = _read_extended(target, (*chain, path))
+    for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
+        values.pop(inherited, None)
+    _merge(values, own, places, own_places)
+    return values, places
+
+
+def _overlay(values: dict[str, Any], places: dict[Path_, Place], profile: str) -> None:
+    """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off."""
+    path = PROFILE_DIR / f"{profile}.yaml"
+    over, over_places = read_yaml(path)
+    for key in over:
+        if key not in ("epochs_percent", "all", "vit", "resnet"):
+            raise ValueError(f"{over_places[(key,)]}: {key}: unknown key; a profile has 'epochs_percent', 'all', 'vit', 'resnet'")
+    model = values.get("model")
+    name = model.get("name") if isinstance(model, dict) else None
+    for section in ("all", name):
+        part = over.get(section) if isinstance(section, str) else None
+        if isinstance(part, dict):
+            part = {k: v for k, v in part.items() if k in ("data", "train") or values.get(k) is not None}
+            if "model" in part:
+                kind = ViT if name == "vit" else ResNet
+                part["model"] = {k: v for k, v in part["model"].items() if model.get(k, kind.model_fields[k].default)}
+            _merge(values, part, places, {p[1:]: place for p, place in over_places.items() if p[0:1] == (section,) and p[1:]})
+    train = values.get("train")
+    if "epochs_percent" in over and isinstance(train, dict) and type(train.get("epochs")) is int:
+        train["epochs"] = max(min(1, train["epochs"]), round(train["epochs"] * over["epochs_percent"] / 100))
+
+
+def _set(values: dict[str, Any], places: dict[Path_, Place], assignment: str) -> None:
+    key, eq, text = assignment.partition("=")
+    keys = key.strip().split(".")
+    place = Place(f"--set {assignment}")
+    if not eq or not all(keys):
+        raise ValueError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
+    try:
+        value = parse_scalar(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{place}: '{text}' is not a valid YAML value") from None
+    node: Any = values
+    for i, k in enumerate(keys):
+        here = tuple(int(x) if x.isdigit() else x for x in keys[:i])
+        if isinstance(node, list):
+            if not k.isdigit() or int(k) >= len(node):
+                raise ValueError(f"{place}: {_dotted(here)} has {len(node)} entries, counted from 0; '{k}' is not one")
+        elif not isinstance(node, dict):
+            raise ValueError(f"{place}: {_dotted(here)} is not a section, so it has no '{k}'")
+        index = int(k) if isinstance(node, list) else k
+        if i + 1 < len(keys):
+            if isinstance(node, dict) and node.get(k) is None:
+                node[k] = {}
+            node = node[index]
+        else:
+            node[index] = value
+    path = tuple(int(x) if x.isdigit() else x for x in keys)
+    places.update({path[: i + 1]: place for i in range(len(path))})
+
+
+# ------------------------------------------------------------------------------------------------------ resolving
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One experiment under one profile, ready to run."""
+
+    id: str  # the file's name without .yaml
+    path: Path
+    profile: str
+    variant: str  # the --set overrides, sorted and joined by a space; "" for the experiment as it stands
+    config: Experiment
+
+    @property
+    def label(self) -> str:
+        return f"{self.id} [{self.variant}]" if self.variant else self.id
+
+
+def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) -> Resolved:
+    """Read, extend, scale, override and validate one experiment. Raises ValueError: `file:line: key: what and remedy`."""
+    path = Path(path)
+    if profile not in PROFILES:
+        raise ValueError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
+    values, places = _read_extended(path)
+    _overlay(values, places, profile)
+    for assignment in sets:
+        _set(values, places, assignment)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
+        raise ValueError(f"{_shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
+    try:
+        config = Experiment.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as e:
+        raise ValueError("\n".join(_explain(err, values, places, _shown(path)) for err in e.errors()[:10])) from None
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"{_shown(path)}: holds a value that is neither a number, a text, a list nor a mapping ({e})") from None
+    if config.distill is not None and not Path(config.distill.teacher).is_file():
+        place = places.get(("distill", "teacher"), _shown(path))
+        raise ValueError(f"{place}: distill.teacher: {_shown(Path(config.distill.teacher))}: no such file")
+    return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
+
+
+def _explain(err: Any, values: Any, places: dict[Path_, Place], file: str) -> str:
+    """One pydantic error as `file:line: key: what was expected`."""
+    path: list[str | int] = []
+    node = values
+    loc = err["loc"]
+    for i, part in enumerate(loc):
+        here = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int) and part < len(node))
+        if here:
+            path.append(part)
+            node = node[part]
+        elif i == len(loc) - 1 and err["type"] == "missing":
+            path.append(part)
+        # else: the tag of a union ('vit', 'adamw'), which is not in the YAML
+    key = tuple(path)
+    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), Place(file))
+    if err["type"] == "extra_forbidden":
+        known = _known_keys(loc)
+        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
+        return f"{place}: {_dotted(key)}: unknown key, {hint}"
+    if err["type"] == "missing":
+        return f"{place}: {_dotted(key)}: missing; add it"
+    if err["type"] == "union_tag_not_found":
+        return f"{place}: {_dotted(key)}.name: missing; expected one of {err['ctx']['discriminator']} {_tags(key)}"
+    if err["type"] == "union_tag_invalid":
+        return f"{place}: {_dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
+    message = err["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    got = "" if isinstance(err["input"], dict | list) else f", got {json.dumps(err['input'])}"
+    expected = "expected " if err["msg"].startswith("Input should be ") else ""
+    return f"{place}: {_dotted(key) + ': ' if key else ''}{expected}{message}{got}"
+
+
+def _tags(key: Path_) -> str:
+    return "'vit', 'resnet'" if key == ("model",) else "'adamw', 'sgd'"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """The keys allowed beside the unknown last one of `loc`, which may pass through union tags."""
+    kinds: dict[str, type[Schema]] = {
+        "data": Data, "claim": Claim, "phases": Phase, "augment": Augment, "color_jitter": ColorJitter, "mix": Mix, "warmup": Length,
+        "train": Train, "ema": EMA, "distill": Distill, "vit": ViT, "resnet": ResNet, "adamw": AdamW, "sgd": SGD,
+    }  # fmt: skip
+    for part in reversed(loc[:-1]):
+        if part in kinds:
+            return list(kinds[part].model_fields)
+    return ["extends", *Experiment.model_fields]
+
+
+# ----------------------------------------------------------------------------------------- fingerprint, flat view
+
+
+def fingerprint(config: Experiment, data_digest: str, teacher: str | None) -> str:
+    """12 hex digits that name a run's work: the configuration (less names and claims), the data, the teacher's fingerprint."""
+    what = config.model_dump(mode="json", exclude={"title", "description", "claim"})
+    if what["distill"]:
+        del what["distill"]["teacher"]  # its path says nothing; its fingerprint does
+    text = json.dumps({"config": what, "data": data_digest, "teacher": teacher}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def flatten(config: Experiment) -> dict[str, str]:
+    """`{"optim.lr": "0.0006", ...}`: what MLflow shows as a run's parameters."""
+    flat: dict[str, str] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                walk(v, f"{key}.{k}" if key else k)
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            for i, v in enumerate(value):
+                walk(v, f"{key}.{i}")
+        else:
+            flat[key] = value if isinstance(value, str) else json.dumps(value)
+
+    walk(config.model_dump(mode="json", exclude={"title", "description", "claim"}), "")
+    if "distill.teacher" in flat:
+        flat["distill.teacher"] = Path(flat["distill.teacher"]).stem
+    return flat
+
+
+def to_yaml(config: Experiment) -> str:
+    """The resolved experiment as YAML, complete: every default spelt out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of an experiment *file*: with `extends`, and nothing required, since the rest may be inherited."""
+    schema = Experiment.model_json_schema()
+
+    def relax(node: Any) -> None:
+        if isinstance(node, dict):
+            node.pop("required", None)
+            node.pop("discriminator", None)
+            if "oneOf" in node:
+                node["anyOf"] = node.pop("oneOf")
+            for value in node.values():
+                relax(value)
+        elif isinstance(node, list):
+            for value in node:
+                relax(value)
+
+    relax(schema)
+    schema["properties"]["extends"] = {"type": "string", "description": "the experiment this one changes, relative to this file"}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema

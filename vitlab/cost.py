@@ -1,0 +1,98 @@
+"""Parameters and forward cost of every model a configuration allows, by formula: no model is built.
+
+One multiply-add is 2 FLOPs. Convolutions and matrix products count, nothing else does, as in torch.utils.flop_counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vitlab import config
+
+IMAGE_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Cost:
+    parameters: int = 0
+    flops: int = 0  # forward, one image
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.flops + other.flops)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.parameters * times, self.flops * times)
+
+
+def parameters(cfg: config.ViT | config.ResNet, classes: int) -> int:
+    """Trainable parameters."""
+    return _cost(cfg, classes).parameters
+
+
+def forward_flops(cfg: config.ViT | config.ResNet, classes: int) -> int:
+    """FLOPs of one image's forward pass, all heads included."""
+    return _cost(cfg, classes).flops
+
+
+def _cost(cfg: config.ViT | config.ResNet, classes: int) -> Cost:
+    if isinstance(cfg, config.ViT):
+        return _vit(cfg, classes)
+    features, channels = _features(cfg.width, (2, 2, 2, 2) if cfg.depth == 18 else (3, 4, 6, 3), bottleneck=cfg.depth == 50)
+    return features + _linear(channels, classes)
+
+
+def _linear(inputs: int, outputs: int, tokens: int = 1) -> Cost:
+    return Cost(inputs * outputs + outputs, 2 * tokens * inputs * outputs)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, size: int) -> Cost:
+    """Without bias, followed by a batch norm; `size` x `size` is the output."""
+    weights = inputs * outputs * kernel**2
+    return Cost(weights + 2 * outputs, 2 * weights * size**2)
+
+
+def _features(width: int, depths: tuple[int, ...], bottleneck: bool) -> tuple[Cost, int]:
+    """Of models.resnet.features, and the channels that come out of it."""
+    cost, channels, size = _conv(3, width, 3, IMAGE_SIZE), width, IMAGE_SIZE
+    for i, depth in enumerate(depths):
+        planes = width * 2**i
+        outputs = 4 * planes if bottleneck else planes
+        for j in range(depth):
+            before, size = size, size // 2 if i > 0 and j == 0 else size
+            if bottleneck:  # as in torchvision the 3x3 convolution has the stride, so the first 1x1 works on the size before
+                cost += _conv(channels, planes, 1, before) + _conv(planes, planes, 3, size) + _conv(planes, outputs, 1, size)
+            else:
+                cost += _conv(channels, planes, 3, size) + _conv(planes, planes, 3, size)
+            if before != size or channels != outputs:
+                cost += _conv(channels, outputs, 1, size)  # the shortcut
+            channels = outputs
+    return cost, channels
+
+
+def _vit(cfg: config.ViT, classes: int) -> Cost:
+    dim, special = cfg.dim, 2 if cfg.distill_token else 1
+    if cfg.stem == "patch":
+        grid = IMAGE_SIZE // cfg.patch_size
+        stem = _linear(3 * cfg.patch_size**2, dim, tokens=grid**2)
+    else:
+        grid = IMAGE_SIZE // 4
+        stem, channels = _features(cfg.stem_width, (2, 2, 2), bottleneck=False)
+        if channels != dim:
+            stem += _linear(channels, dim, tokens=grid**2)
+    tokens = special + grid**2
+    added = special * dim + (tokens * dim if cfg.position == "learned" else 0)
+    full, last = _block(cfg, grid, tokens, tokens), _block(cfg, grid, special, tokens)
+    encoder = full * (cfg.depth - cfg.class_attention) + last * cfg.class_attention
+    return stem + Cost(added) + encoder + Cost(2 * dim) + _linear(dim, classes) * special
+
+
+def _block(cfg: config.ViT, grid: int, queries: int, tokens: int) -> Cost:
+    """A block that updates `queries` of its `tokens`: all of them, or the special ones in a class block."""
+    dim, hidden = cfg.dim, int(cfg.dim * cfg.mlp_ratio)
+    attention = _linear(dim, dim, queries) + _linear(dim, 2 * dim, tokens) + _linear(dim, dim, queries)
+    attention += Cost(0, 2 * 2 * queries * tokens * dim)  # q k^T, and the weights times v
+    mlp = _linear(dim, hidden, queries) + _linear(hidden, dim, queries)
+    extra = 2 * 2 * dim + (2 * dim if cfg.layer_scale is not None else 0)  # two layer norms, two LayerScales
+    if cfg.position == "relative":  # per head: to special and to patch; with patches' queries also patch to special, rows, columns
+        extra += cfg.heads * (2 if queries < tokens else 3 + 2 * (2 * grid - 1))
+    return attention + mlp + Cost(extra)

@@ -1,0 +1,260 @@
+"""The composition root: one run of the plan, from data and configuration to a finished RunRecord."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import vitlab
+from vitlab import checkpoint, config, cost, evaluate, figures, models, records, trainer
+from vitlab.data import Dataset, generator
+from vitlab.objective import CrossEntropy, Distillation
+from vitlab.paths import REPOSITORY, ROOT
+from vitlab.plan import Run
+from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
+from vitlab.tracking import Journal, RunInfo, Shipper
+
+SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(where: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`, or the processor's name and how many cores this process may use."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def git_state() -> dict[str, str]:
+    """The commit, and a hash of uncommitted changes ("" for none); both "" outside a repository."""
+
+    def git(*args: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(REPOSITORY), *args], capture_output=True, text=True, timeout=10, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    changes = git("diff", "HEAD")
+    return {"commit": git("rev-parse", "HEAD").strip(), "dirty": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else ""}
+
+
+def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.device) -> nn.Module:
+    """Initial weights are a function of the seed alone, whatever was drawn before."""
+    torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
+    return models.build(cfg.model, classes).to(where)
+
+
+def load_weights(run: Run, where: torch.device) -> nn.Module:
+    """The finished run's model in eval mode. Raises ValueError where its weights are missing or of another model."""
+    path = run.folder / "weights.safetensors"
+    model = models.build(run.resolved.config.model, len(run.source.classes))
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"{path}: cannot be used as {run.resolved.id}'s weights ({reason}); train it anew with --force") from None
+    return model.to(where).eval()
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def execute(
+    run: Run,
+    data: Dataset,
+    make_bar: Callable[[int], trainer.Bar],
+    stop: trainer.Stop,
+    say: Callable[[str], None],
+    force: bool = False,
+) -> RunRecord:
+    """Train (or resume) and evaluate one run, and leave its record, predictions, weights and pictures in its folder.
+
+    `make_bar(images_per_epoch)` gives the trainer its progress display. Raises trainer.Interrupted and trainer.Diverged.
+    """
+    if run.finished and not force:
+        return records.read(run.folder / "record.json")
+    if force and run.folder.exists():
+        shutil.rmtree(run.folder)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    cfg, where = run.resolved.config, data.train_images.device
+    classes = len(data.classes)
+    model = build_model(cfg, classes, run.seed, where)
+    assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    (run.folder / "config.yaml").write_text(config.to_yaml(cfg), encoding="utf-8")
+    git, name = git_state(), device_name(where)
+    run_info(run, data, git, name).write(run.folder)
+    journal = Journal(run.folder / "journal.jsonl")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    journal.append("event", text=f"started on {name}")
+    shipper = Shipper(ROOT, run.folder)
+
+    objective: CrossEntropy | Distillation = CrossEntropy()
+    teacher = teacher_validation = None
+    if run.teacher is not None and cfg.distill is not None:
+        teacher = load_weights(run.teacher, where)
+        autocast = trainer.autocast_for(cfg.train.precision, where)
+        scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
+        teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
+        say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
+        objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
+
+    with make_bar(len(data.train_labels)) as bar:
+        try:
+            trained = trainer.train(
+                cfg, data, model, objective,
+                seed=run.seed, folder=run.folder, journal=journal, bar=bar, stop=stop, covered=shipper.notify,
+            )  # fmt: skip
+        except trainer.Interrupted:
+            shipper.close("KILLED", timeout_s=5)
+            raise
+        except trainer.Diverged as e:
+            journal.append("event", text=f"failed: {e}")
+            shipper.close("FAILED", timeout_s=5)
+            raise
+
+    record = finish(run, data, model, trained, teacher_validation, started, git)
+    journal.append("event", text="finished")
+    best = trained.ema.model if trained.ema else model
+    if not shipper.finish(SHIP_SECONDS, model=best, example=data.test_images[:2].cpu().numpy()):
+        say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
+    return record
+
+
+def finish(
+    run: Run, data: Dataset, model: nn.Module, trained: trainer.Trained, teacher_validation: float | None, started: str, git: dict[str, str]
+) -> RunRecord:
+    """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record."""
+    cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
+    autocast = trainer.autocast_for(cfg.train.precision, where)
+    weights = {"raw": model} | ({"ema": trained.ema.model} if trained.ema else {})
+    heads = {
+        kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size, autocast) for kind, m in weights.items()
+    }
+    headline = "ema" if trained.ema else "raw"
+    scores, labels = heads[headline].mean(0), data.test_labels
+    evaluate.write_predictions(folder / "predictions.npz", heads, labels, model.head_names, data.classes)
+
+    metrics = {f"test_{k}": v for k, v in evaluate.accuracy(scores, labels).items()}
+    for kind, z in heads.items():
+        metrics |= {f"test_{kind}_{k}": v for k, v in evaluate.accuracy(z.mean(0), labels).items()}
+    if len(model.head_names) > 1:
+        for head, z in zip(model.head_names, heads[headline], strict=True):
+            metrics[f"test_{head}_top1"] = evaluate.accuracy(z, labels)["top1"]
+    metrics["validation_top1"] = trained.history[-1]["validation/ema_top1" if trained.ema else "validation/top1"]
+
+    teacher = None
+    if run.teacher is not None and teacher_validation is not None:
+        teacher = teacher_facts(run.teacher, scores, metrics["test_top1"], teacher_validation)
+    counts = evaluate.confusion(scores, labels)
+    facts = evaluate.per_class(counts, data.classes)
+    record = RunRecord(
+        experiment=run.resolved.id,
+        variant=run.resolved.variant,
+        title=cfg.title,
+        claim=cfg.claim,
+        profile=run.resolved.profile,
+        dataset=DatasetFacts(
+            name=data.name, digest=data.digest, classes=data.classes,
+            train=len(data.train_labels), validation=len(data.validation_labels), test=len(data.test_labels),
+            mean=tuple(data.mean.tolist()), std=tuple(data.std.tolist()),
+        ),
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        config=plain_config(cfg),
+        metrics=metrics,
+        per_class=facts,
+        confusion=counts.tolist(),
+        history=tuple(trained.history),
+        params=run.params,
+        flops=run.flops,
+        train_seconds=trained.seconds,
+        img_s=sorted(row["img_s"] for row in trained.history)[len(trained.history) // 2],
+        device=device_name(where),
+        precision="bf16" if trainer.autocast_for(cfg.train.precision, where)._enabled else "fp32",
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version(), "vitlab": vitlab.__version__} | {p: metadata.version(p) for p in ("torch", "torchvision")},
+        git=git,
+        started=started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        teacher=teacher,
+    )  # fmt: skip
+    save_file({k: v.contiguous() for k, v in weights[headline].state_dict().items()}, folder / "weights.safetensors")
+    (folder / "report.txt").write_text(evaluate.classification_report(facts, metrics["test_top1"]), encoding="utf-8")
+    rows, shown = evaluate.sample_grid(scores, labels)
+    pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
+    figures.run_figures(record, folder / "figures", pictures, shown)
+    records.write(record, folder / "record.json")  # last: its presence says that the run is finished
+    checkpoint.remove(folder)
+    return record
+
+
+def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
+    """scores (N, C): the student's test logits. The teacher's stored predictions are read, not computed again."""
+    import numpy as np
+
+    record = records.read(teacher.folder / "record.json")
+    stored = np.load(teacher.folder / "predictions.npz")
+    logits = stored["logits_ema"] if "logits_ema" in stored else stored["logits_raw"]
+    predicted = torch.from_numpy(logits).mean(0).argmax(-1)
+    return TeacherFacts(
+        experiment=teacher.resolved.id,
+        fingerprint=teacher.fingerprint,
+        seed=teacher.seed,
+        weights_sha256=file_sha256(teacher.folder / "weights.safetensors"),
+        validation_top1=validation_top1,
+        test_top1=record.metrics["test_top1"],
+        agreement=(predicted == scores.argmax(-1).cpu()).float().mean().item() * 100,
+        gain=top1 - record.metrics["test_top1"],
+    )
+
+
+def plain_config(cfg: config.Experiment) -> dict:
+    """The resolved configuration as recorded: the teacher by name, not by this machine's path."""
+    values = cfg.model_dump(mode="json")
+    if values["distill"]:
+        values["distill"]["teacher"] = Path(values["distill"]["teacher"]).stem
+    return values
+
+
+def run_info(run: Run, data: Dataset, git: dict[str, str], device: str) -> RunInfo:
+    cfg = run.resolved.config
+    return RunInfo(
+        experiment=run.resolved.id,
+        variant=run.resolved.variant,
+        label=run.resolved.label,
+        title=cfg.title,
+        profile=run.resolved.profile,
+        dataset=data.name,
+        dataset_digest=data.digest,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        git_commit=git["commit"],
+        git_dirty=git["dirty"],
+        device=device,
+        params=config.flatten(cfg),
+        description=cfg.description,
+        params_count=run.params,
+        flops=run.flops,
+        train=len(data.train_labels),
+        validation=len(data.validation_labels),
+        test=len(data.test_labels),
+    )

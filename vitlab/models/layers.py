@@ -1,0 +1,205 @@
+"""The pieces of a Vision Transformer. Shapes: B images, N tokens (S special ones first, then P patches), D channels, h heads."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def init_linear(weight: Tensor, bias: Tensor | None) -> None:
+    """ViT's initialisation of a linear map: truncated normal of standard deviation 0.02, zero bias."""
+    nn.init.trunc_normal_(weight, std=0.02)
+    if bias is not None:
+        nn.init.zeros_(bias)
+
+
+class PatchEmbed(nn.Conv2d):
+    """Patches of `patch_size` x `patch_size`, each projected linearly: (B, C, H, W) -> (B, D, H / patch_size, W / patch_size)."""
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__(channels, dim, patch_size, stride=patch_size)
+
+    def reset_parameters(self) -> None:
+        # The linear map it is, so initialised as every other one. With LeCun's unit-variance tokens the position embeddings
+        # (0.02) would start 50 times smaller than the content; this way they are seen from the first step.
+        init_linear(self.weight, self.bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v: (B, h, Q, d), 2 x (B, h, N, d), bias (h, Q, N) -> (B, h, Q, d)."""
+    # On the CPU the built-in attention is the fastest in float32, by a fifth to a third at (128, 3..8, 65, 32) forward and
+    # backward, but its bfloat16 backward is slow: plain matrix products take a quarter of its time there.
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, h, Q, N)
+        if bias is not None:
+            logits = logits + bias.to(q.dtype)
+        return F.dropout(logits.softmax(-1), dropout) @ v
+    mask = None if bias is None else bias.unsqueeze(0)  # (1, h, Q, N)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017): (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 x (B, h, N, d)
+        x = attend(q, k, v, bias, self.dropout if self.training else 0.0)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class ClassAttention(nn.Module):
+    """CaiT's class attention (Touvron et al. 2021, "Going deeper with Image Transformers", section 3).
+
+    Queries from the `special` leading tokens only, keys and values from all: (B, N, D) -> (B, S, D).
+    """
+
+    def __init__(self, dim: int, heads: int, special: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.special, self.dropout = heads, special, dropout
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        q = self.q(x[:, : self.special]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, h, S, d)
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x (B, h, N, d)
+        x = attend(q, k, v, bias, self.dropout if self.training else 0.0)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps with an exact GELU between: (..., D) -> (..., D)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.dropout(F.gelu(self.fc1(x))))
+
+
+class LayerScale(nn.Module):
+    """One learned factor per channel (CaiT, section 2), `gamma` at first: (..., D) -> (..., D)."""
+
+    def __init__(self, dim: int, gamma: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), gamma))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training a sample's branch is dropped with probability `p`, else divided by 1 - p."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.p)  # (B, 1, ...)
+        return x * keep.div_(1 - self.p)
+
+
+class SpecialPositionBias(nn.Module):
+    """Attention bias of the special tokens' queries, one learned term per head for each kind of key -> (h, S, N)."""
+
+    def __init__(self, heads: int, patches: int, special: int) -> None:
+        super().__init__()
+        self.patches, self.special = patches, special
+        self.to_special = nn.Parameter(torch.empty(heads, 1, 1))
+        self.to_patch = nn.Parameter(torch.empty(heads, 1, 1))
+        for table in (self.to_special, self.to_patch):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self) -> Tensor:
+        s, p = self.special, self.patches
+        return torch.cat((self.to_special.expand(-1, s, s), self.to_patch.expand(-1, s, p)), dim=2)
+
+
+class RelativePositionBias(nn.Module):
+    """2D decomposed relative position bias, added to the attention logits -> (h, N, N) (distillation report, section 5).
+
+    Between patches i and j, bias[h, i, j] = row[h, y_i - y_j] + col[h, x_i - x_j]: 2 * (2 * grid - 1) numbers per head
+    instead of Swin's (2 * grid - 1)^2. Special tokens have no place in the grid, so pairs with one have a term of their own.
+    """
+
+    def __init__(self, heads: int, grid: int, special: int) -> None:
+        super().__init__()
+        self.special = special
+        self.from_special = SpecialPositionBias(heads, grid * grid, special)
+        self.from_patch = nn.Parameter(torch.empty(heads, 1, 1))  # patch -> special
+        self.row = nn.Parameter(torch.empty(heads, 2 * grid - 1))
+        self.col = nn.Parameter(torch.empty(heads, 2 * grid - 1))
+        for table in (self.from_patch, self.row, self.col):
+            nn.init.trunc_normal_(table, std=0.02)
+        at = torch.arange(grid)
+        self.register_buffer("offset", at[:, None] - at[None, :] + grid - 1, persistent=False)  # (grid, grid), from 0
+
+    def forward(self) -> Tensor:
+        row = self.row[:, self.offset][:, :, None, :, None]  # (h, y_i, 1, y_j, 1)
+        col = self.col[:, self.offset][:, None, :, None, :]  # (h, 1, x_i, 1, x_j)
+        patches = (row + col).flatten(3, 4).flatten(1, 2)  # (h, P, P)
+        from_patch = torch.cat((self.from_patch.expand(-1, patches.shape[1], self.special), patches), dim=2)  # (h, P, N)
+        return torch.cat((self.from_special(), from_patch), dim=1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer encoder block: (B, N, D) -> (B, N, D).
+
+    `position` is a module that gives the attention bias, or None. Dropout falls where nn.TransformerEncoderLayer has it:
+    on the attention weights, after the attention, inside the MLP and after it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        hidden: int,
+        dropout: float,
+        drop_path: float,
+        layer_scale: float | None,
+        position: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = attn
+        self.position = position
+        self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, hidden, dropout)
+        self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def attention_branch(self, x: Tensor) -> Tensor:
+        bias = None if self.position is None else self.position()
+        return self.drop_path(self.scale1(self.dropout(self.attn(self.norm1(x), bias))))
+
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.scale2(self.dropout(self.mlp(self.norm2(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention_branch(x)
+        return x + self.mlp_branch(x)
+
+
+class ClassBlock(Block):
+    """CaiT's block with ClassAttention: only the special tokens change, patch tokens pass untouched: (B, N, D) -> (B, N, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        special, patches = x.tensor_split((self.attn.special,), dim=1)
+        special = special + self.attention_branch(x)
+        special = special + self.mlp_branch(special)
+        return torch.cat((special, patches), dim=1)

@@ -1,0 +1,111 @@
+"""Vision Transformer (Dosovitskiy et al. 2021): stem (patch | resnet18) x encoder (torch | explicit) x one or two heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from vitlab import config
+from vitlab.models.layers import (
+    Attention,
+    Block,
+    ClassAttention,
+    ClassBlock,
+    PatchEmbed,
+    RelativePositionBias,
+    SpecialPositionBias,
+    init_linear,
+)
+from vitlab.models.resnet import features
+
+IMAGE_SIZE = 32
+
+
+class ViT(nn.Module):
+    """(B, 3, 32, 32) -> (B, classes). Tokens are [cls, (dist), patches]; each special token has a linear head of its own (DeiT)."""
+
+    def __init__(self, cfg: config.ViT, classes: int) -> None:
+        super().__init__()
+        self.head_names = ("cls", "dist") if cfg.distill_token else ("cls",)
+        self.special = len(self.head_names)
+        self.stem, grid = _stem(cfg)
+        self.tokens = nn.Parameter(torch.empty(1, self.special, cfg.dim))
+        if cfg.position == "learned":
+            self.position = nn.Parameter(torch.empty(1, self.special + grid * grid, cfg.dim))
+        else:  # each block's attention has a bias instead
+            self.register_parameter("position", None)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.encoder = _torch_encoder(cfg) if cfg.encoder == "torch" else _explicit_encoder(cfg, grid, self.special)
+        self.norm = nn.LayerNorm(cfg.dim)
+        self.heads = nn.ModuleList(nn.Linear(cfg.dim, classes) for _ in self.head_names)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """The same for both encoders, so that only the implementation differs; stems have initialised themselves."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module.weight, module.bias)
+            elif isinstance(module, nn.MultiheadAttention):
+                init_linear(module.in_proj_weight, module.in_proj_bias)
+        nn.init.trunc_normal_(self.tokens, std=0.02)
+        if self.position is not None:
+            nn.init.trunc_normal_(self.position, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the tokens, position embeddings and bias tables: tables to look up, not maps to regularise."""
+        return {name for name, _ in self.named_parameters() if name == "tokens" or "position" in name.split(".")}
+
+    def forward_heads(self, x: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (H, B, classes) logits, in the order of `head_names`."""
+        x = self.stem(x).flatten(2).transpose(1, 2)  # (B, D, grid, grid) -> (B, P, D)
+        x = torch.cat((self.tokens.expand(x.shape[0], -1, -1), x), dim=1)  # (B, N, D)
+        if self.position is not None:
+            x = x + self.position
+        x = self.encoder(self.dropout(x))
+        x = self.norm(x[:, : self.special])  # (B, S, D)
+        return torch.stack([head(x[:, i]) for i, head in enumerate(self.heads)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (B, classes): the heads' mean logits."""
+        return self.forward_heads(x).mean(0)
+
+
+def _stem(cfg: config.ViT) -> tuple[nn.Module, int]:
+    """A module (B, 3, 32, 32) -> (B, D, grid, grid), and its grid."""
+    if cfg.stem == "patch":
+        return PatchEmbed(3, cfg.dim, cfg.patch_size), IMAGE_SIZE // cfg.patch_size
+    # ResNet-18's first three stages: as many tokens as patches of 4 x 4
+    layers = features(BasicBlock, (2, 2, 2), cfg.stem_width)
+    channels = 4 * cfg.stem_width
+    if channels != cfg.dim:
+        layers["proj"] = PatchEmbed(channels, cfg.dim, 1)
+    return nn.Sequential(layers), IMAGE_SIZE // 4
+
+
+def _torch_encoder(cfg: config.ViT) -> nn.Module:
+    """PyTorch's own implementation; what its layers lack (config.ViT says what) is the explicit encoder's."""
+    layer = nn.TransformerEncoderLayer(
+        cfg.dim, cfg.heads, int(cfg.dim * cfg.mlp_ratio), cfg.dropout, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)
+
+
+def _explicit_encoder(cfg: config.ViT, grid: int, special: int) -> nn.Module:
+    """`depth` blocks, the last `class_attention` of them class blocks; DropPath's rate rises linearly from 0 over all of them."""
+    hidden = int(cfg.dim * cfg.mlp_ratio)
+    blocks: list[nn.Module] = []
+    for i in range(cfg.depth):
+        drop_path = cfg.drop_path * i / max(cfg.depth - 1, 1)
+        position: nn.Module | None = None
+        if i < cfg.depth - cfg.class_attention:
+            if cfg.position == "relative":
+                position = RelativePositionBias(cfg.heads, grid, special)
+            attn = Attention(cfg.dim, cfg.heads, cfg.dropout)
+            blocks.append(Block(cfg.dim, attn, hidden, cfg.dropout, drop_path, cfg.layer_scale, position))
+        else:
+            if cfg.position == "relative":
+                position = SpecialPositionBias(cfg.heads, grid * grid, special)
+            attn = ClassAttention(cfg.dim, cfg.heads, special, cfg.dropout)
+            blocks.append(ClassBlock(cfg.dim, attn, hidden, cfg.dropout, drop_path, cfg.layer_scale, position))
+    return nn.Sequential(*blocks)

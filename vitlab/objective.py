@@ -1,0 +1,56 @@
+"""Losses as objects that return named terms: `{"loss": what is minimised, "ce": ..., "kd": ...}`.
+
+Called as `objective(images, heads, targets)`: images (B, 3, H, W) as the student saw them, heads (H, B, C) its logits,
+targets (B, C) probabilities.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def smooth_one_hot(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    """labels (B,) -> (B, C): 1 - s on the label and s / C everywhere (Szegedy et al. 2016), as torch's label_smoothing."""
+    return F.one_hot(labels, classes).float().mul_(1 - smoothing).add_(smoothing / classes)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the batch of -sum(targets * log_softmax(logits)); in float32 whatever the logits' type."""
+    return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
+
+
+def distillation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) of the softened distributions, mean over the batch (Hinton et al. 2015)."""
+    log_p = F.log_softmax(student.float() / temperature, dim=-1)
+    log_q = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+class CrossEntropy:
+    """Every head learns the targets."""
+
+    def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        ce = torch.stack([soft_cross_entropy(logits, targets) for logits in heads]).mean()
+        return {"loss": ce, "ce": ce}
+
+
+class Distillation:
+    """(1 - weight) * CE on the first head + weight * KL to the teacher on the last one (the same one where there is one).
+
+    The teacher sees the very view the student sees, mixing included ("A good teacher is patient and consistent",
+    Beyer et al. 2022).
+    """
+
+    def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.temperature = temperature
+        self.weight = weight
+
+    def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            teacher = self.teacher(images)
+        ce = soft_cross_entropy(heads[0], targets)
+        kd = distillation_kl(heads[-1], teacher, self.temperature)
+        return {"loss": (1 - self.weight) * ce + self.weight * kd, "ce": ce, "kd": kd}

@@ -1,0 +1,12 @@
+"""Where things lie: in the repository, or below VITLAB_ROOT where that is set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ROOT = Path(os.environ.get("VITLAB_ROOT", REPOSITORY)).resolve()
+RUNS = ROOT / "runs"  # one folder a run: <profile>-<dataset>/<experiment>/<fingerprint>-s<seed>
+RESULTS = ROOT / "results"  # what is published: <profile>-<dataset>/{README.md,report.html,records,figures}
+EXPERIMENTS = REPOSITORY / "experiments"

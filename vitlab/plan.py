@@ -1,0 +1,109 @@
+"""From files and flags to an ordered list of runs: teachers first, each run once. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitlab import config, cost, records, sources
+from vitlab.sources import Source
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment with one seed: what it is known by, where it lives, and the run that teaches it."""
+
+    resolved: config.Resolved
+    seed: int
+    source: Source
+    fingerprint: str
+    folder: Path
+    teacher: Run | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.resolved.label} · seed {self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "record.json").is_file()
+
+    @property
+    def params(self) -> int:
+        return cost.parameters(self.resolved.config.model, len(self.source.classes))
+
+    @property
+    def flops(self) -> int:
+        """Forward, per image."""
+        return cost.forward_flops(self.resolved.config.model, len(self.source.classes))
+
+    @property
+    def train_flops(self) -> float:
+        """Of the whole training: forward and backward are about three forwards, the teacher's forward is one."""
+        cfg = self.resolved.config
+        per_image = 3 * self.flops + (self.teacher.flops if self.teacher else 0)
+        return float(per_image) * train_images(self.source, cfg.data) * cfg.train.epochs
+
+
+def train_images(source: Source, data: config.Data) -> int:
+    """How many images an epoch has, without reading one."""
+    if source.kind == "folder":
+        assert source.path is not None
+        found = sources.scan(source.path)
+        total = len(found.train) if found.test is not None else round(0.8 * len(found.train))
+    else:
+        total = {"cifar10": 50_000, "digits": 1_438}[source.kind]
+    total = min(total, data.train_limit or total)
+    return total - max(1, round(data.validation * total))
+
+
+def expand(paths: list[Path]) -> list[Path]:
+    """Files as they are; a folder stands for the YAMLs in it, in name order. Raises ValueError for what is not there."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.glob("*.yaml") if p.name != "claims.yaml")
+            if not found:
+                raise ValueError(f"{path}: no experiments (*.yaml) in this folder")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ValueError(f"{path}: no such file; experiments are in experiments/, for example experiments/01_baseline_vit.yaml")
+    return files
+
+
+def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets: tuple[str, ...], runs_dir: Path) -> list[Run]:
+    """Every run that `paths` x `seeds` needs, in the order they run: seed by seed, a teacher before its students.
+
+    A student with seed s learns from the teacher trained with seed s, so that a spread over seeds includes the teacher's.
+    """
+    ordered: dict[Path, Run] = {}
+    root = runs_dir / f"{profile}-{source.name}"
+
+    def add(path: Path, seed: int, overrides: tuple[str, ...]) -> Run:
+        resolved = config.load(path, profile, overrides)
+        distill = resolved.config.distill
+        teacher = add(Path(distill.teacher), seed, ()) if distill else None
+        digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)
+        folder = root / resolved.id / f"{digest}-s{seed}"
+        return ordered.setdefault(folder, Run(resolved, seed, source, digest, folder, teacher))
+
+    files = expand(paths)
+    for seed in seeds:
+        for path in files:
+            add(path, seed, sets)
+    return list(ordered.values())
+
+
+def measured_speed(runs_dir: Path) -> float | None:
+    """Training FLOP/s of the newest finished run below `runs_dir`: what the time estimate of a plan stands on."""
+    found = sorted(runs_dir.glob("*/*/*/record.json"), key=lambda p: p.stat().st_mtime)
+    for path in reversed(found):
+        try:
+            record = records.read(path)
+        except ValueError:
+            continue
+        if record.img_s > 0:
+            return 3.0 * record.flops * record.img_s
+    return None

@@ -1,0 +1,66 @@
+"""What a person watches while a run trains: a live bar on a terminal, a plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+def clock(seconds: float) -> str:
+    """75 -> '1:15', 4000 -> '1:06:40'."""
+    minutes, s = divmod(max(0, round(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+class RunBar:
+    """Use as a context manager around one run; the trainer calls step() and epoch()."""
+
+    def __init__(self, console: Console, label: str, epochs: int, images_per_epoch: int) -> None:
+        self.console = console
+        self.label = label
+        self.epochs = epochs
+        self.images_per_epoch = images_per_epoch
+        self.validation = ""
+        self.started: tuple[float, int] | None = None  # time and steps done at the first call, for the time left
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  train {task.fields[top1]} %{task.fields[validation]}"),
+            TextColumn("[dim]{task.fields[rate]} img/s  {task.fields[left]} left"),
+        )
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True, expand=True)
+        self.task = self.progress.add_task(label, total=1, epoch="-", loss="-", top1="-", validation="", rate="-", left="?")
+
+    def __enter__(self) -> RunBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def step(self, done: int, total: int, loss: float, top1: float) -> None:
+        now = time.perf_counter()
+        if self.started is None:
+            self.started = (now, done)
+            return
+        per_step = (now - self.started[0]) / max(1, done - self.started[1])
+        epoch = min(self.epochs, (done - 1) * self.epochs // total + 1)
+        rate = self.images_per_epoch * self.epochs / total / per_step if per_step else 0.0
+        self.progress.update(
+            self.task, completed=done, total=total, epoch=f"{epoch}/{self.epochs}", loss=f"{loss:.3f}", top1=f"{top1:.1f}",
+            validation=self.validation, rate=f"{rate:,.0f}", left=clock(per_step * (total - done)),
+        )  # fmt: skip
+
+    def epoch(self, row: dict[str, float]) -> None:
+        best = row.get("validation/ema_top1", row["validation/top1"])
+        self.validation = f"  validation {best:.1f} %"
+        if not self.console.is_terminal:
+            self.console.print(
+                f"{self.label}  epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train/loss']:.3f}  train {row['train/top1']:.1f} %"
+                f"{self.validation}  {row['img_s']:,.0f} img/s",
+                highlight=False,
+                soft_wrap=True,
+            )

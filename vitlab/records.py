@@ -1,0 +1,119 @@
+"""RunRecord: all that a finished run leaves behind for reporting. The only seam between training and reporting."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vitlab.config import Claim
+
+VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetFacts(_Frozen):
+    name: str  # cifar10, digits, or the folder's name
+    digest: str
+    classes: tuple[str, ...]
+    train: int  # images trained on, the validation split taken off
+    validation: int
+    test: int
+    mean: tuple[float, ...]  # per channel in [0, 1], what images are normalised with
+    std: tuple[float, ...]
+
+
+class TeacherFacts(_Frozen):
+    experiment: str
+    fingerprint: str
+    seed: int
+    weights_sha256: str
+    validation_top1: float  # percent, measured again just before it taught
+    test_top1: float  # percent, its own final number
+    agreement: float  # percent of test images on which student and teacher predict the same class
+    gain: float  # points of test top-1, student minus teacher
+
+
+class ClassFacts(_Frozen):
+    """One class on the test split, in percent; `support` counts images."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    accuracy: float  # of this class's images, as the reports quote it: equal to recall
+    support: int
+
+
+class RunRecord(_Frozen):
+    version: int = VERSION
+    experiment: str
+    variant: str = ""  # the --set overrides, "" for the experiment as it stands
+    title: str
+    claim: Claim | None = None
+    profile: str
+    dataset: DatasetFacts
+    seed: int
+    fingerprint: str
+    config: dict[str, Any]  # resolved
+    # percent, but for *loss: test_top1/test_top5/test_loss are the headline (EMA where the experiment has one, all heads
+    # averaged); test_raw_top1, test_ema_top1, test_<head>_top1, validation_top1, best_test_top1 ... as measured
+    metrics: dict[str, float]
+    per_class: tuple[ClassFacts, ...]
+    confusion: tuple[tuple[int, ...], ...]  # [true][predicted], counts on the test split
+    history: tuple[dict[str, float], ...]  # one per epoch: epoch, train/loss, train/top1, validation/top1, lr, img_s ...
+    params: int
+    flops: int  # forward, per image; one multiply-add is 2
+    train_seconds: float  # of the training loop, evaluation included, over all resumed parts
+    img_s: float  # training images per second, evaluation not counted; median over epochs
+    device: str
+    precision: str
+    threads: int
+    versions: dict[str, str]
+    git: dict[str, str]  # commit, dirty: hash of uncommitted changes or ""
+    started: str  # UTC, ISO 8601
+    finished: str
+    teacher: TeacherFacts | None = None
+
+
+def write(record: RunRecord, path: Path) -> None:
+    """Write atomically: a record is there whole or not at all."""
+    tmp = path.with_name(path.name + ".tmp")
+    with tmp.open("w", encoding="utf-8") as f:
+        f.write(json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def read(path: Path) -> RunRecord:
+    """Raises ValueError naming the file where it is damaged or of another version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise ValueError(f"{path}: not a readable run record ({e}); restore it or train the run anew with --force") from None
+    if isinstance(values, dict) and values.get("version") != VERSION:
+        raise ValueError(f"{path}: run record of version {values.get('version')!r}, this vitlab reads {VERSION}; update one of the two")
+    try:
+        return RunRecord.model_validate(values)
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {where}: {first['msg']}; restore the record or train the run anew with --force") from None
+
+
+def read_all(folder: Path) -> list[RunRecord]:
+    """Every record below `folder`/records, in a fixed order."""
+    return [read(p) for p in sorted((folder / "records").glob("*.json"))]
+
+
+def file_name(record: RunRecord) -> str:
+    """`01_baseline_vit-s0.json`; a variant's carries its fingerprint, so that it cannot be mistaken for the rung itself."""
+    variant = f"-{record.fingerprint}" if record.variant else ""
+    return f"{record.experiment}{variant}-s{record.seed}.json"

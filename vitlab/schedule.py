@@ -1,0 +1,47 @@
+"""Everything that depends on how far training has come, as pure functions of the step: units, phases, learning rate, EMA decay."""
+
+from __future__ import annotations
+
+import math
+
+from vitlab.config import EMA, Length, Phase
+
+
+def steps(length: Length | Phase | None, total: int, per_epoch: int) -> int:
+    """`length` in optimizer steps, of `total` steps with `per_epoch` in an epoch; rounded, 0 for None."""
+    if length is None:
+        return 0
+    if length.epochs is not None:
+        return min(total, round(length.epochs * per_epoch))
+    if length.percent is not None:
+        return round(length.percent / 100 * total)
+    assert isinstance(length, Length) and length.steps is not None
+    return min(total, length.steps)
+
+
+def phase_ends(phases: tuple[Phase, ...], total: int, per_epoch: int) -> list[int]:
+    """The step at which each phase ends (exclusive); the one phase without a length takes what the others leave."""
+    given = [steps(p, total, per_epoch) if p.epochs is not None or p.percent is not None else None for p in phases]
+    rest = total - sum(n for n in given if n is not None)
+    ends, end = [], 0
+    for n in given:
+        end = min(total, end + (max(0, rest) if n is None else n))
+        ends.append(end)
+    ends[-1] = total  # percentages that round down leave a step or two over
+    return ends
+
+
+def phase_at(step: int, phases: tuple[Phase, ...], ends: list[int]) -> Phase:
+    return next(p for p, end in zip(phases, ends, strict=True) if step < end)
+
+
+def lr_factor(step: int, total: int, warmup: int) -> float:
+    """Linear warm-up over `warmup` steps, then a cosine to 0 at `total` (Loshchilov & Hutter 2017, without restarts)."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def ema_decay(step: int, total: int, ema: EMA) -> float:
+    """Linear from `start` at the first step to `end` at the last (distillation report, section 6)."""
+    return ema.start + (ema.end - ema.start) * step / max(1, total - 1)

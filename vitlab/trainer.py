@@ -1,0 +1,207 @@
+"""The one loop: batch -> loss -> step -> log -> evaluate -> checkpoint. It knows nothing of what is trained or why."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vitlab import checkpoint, evaluate, optim, schedule
+from vitlab.augment import augment, mix
+from vitlab.config import Experiment
+from vitlab.data import Dataset, epoch_order, generator
+from vitlab.objective import smooth_one_hot
+from vitlab.tracking import Journal, system_metrics
+
+
+class Interrupted(Exception):
+    """Stopped by a signal, after the step in hand, with everything checkpointed. args[0] is the signal's number."""
+
+
+class Diverged(Exception):
+    """The loss or the gradients are no longer finite."""
+
+
+class Bar(Protocol):
+    def step(self, done: int, total: int, loss: float, top1: float) -> None: ...
+    def epoch(self, row: dict[str, float]) -> None: ...
+
+
+@dataclass
+class Stop:
+    """Set by a signal handler, read by the loop between two steps."""
+
+    signal: int | None = None
+
+
+@dataclass
+class Trained:
+    ema: optim.EMA | None
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def hardware_bf16(device: torch.device) -> bool:
+    """Does the device multiply bf16 matrices in hardware? On a CPU without, bf16 is emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in (" avx512_bf16", " amx_bf16"))
+
+
+def autocast_for(precision: str, device: torch.device) -> torch.autocast:
+    """Mixed precision: bf16 where asked for, or where it is `auto` and the hardware has it; else a context that does nothing."""
+    enabled = precision == "bf16" or (precision == "auto" and hardware_bf16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def train(
+    cfg: Experiment,
+    data: Dataset,
+    model: nn.Module,
+    objective: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+    *,
+    seed: int,
+    folder: Path,
+    journal: Journal,
+    bar: Bar,
+    stop: Stop,
+    covered: Callable[[int], None],
+) -> Trained:
+    """Train `model` in place, resuming from `folder` where it holds a checkpoint.
+
+    `covered(size)` is called after each checkpoint with the journal's size that it covers. Raises Interrupted, Diverged.
+    """
+    device = data.train_images.device
+    batch = min(cfg.train.batch_size, len(data.train_labels))
+    per_epoch = len(data.train_labels) // batch  # what is left of the last batch is dropped; the next epoch's order is another
+    total = cfg.train.epochs * per_epoch
+    warmup = schedule.steps(cfg.optim.warmup, total, per_epoch)
+    phase_ends = schedule.phase_ends(cfg.phases, total, per_epoch)
+    window = min(per_epoch, 50 if device.type == "cuda" else 10)  # steps between two looks at the loss: each makes a GPU wait
+
+    autocast = autocast_for(cfg.train.precision, device)
+    optimizer = optim.build(cfg.optim, model)
+    out = Trained(ema=optim.EMA(model) if cfg.ema else None)
+    first, sums, epoch_seconds = 0, {}, 0.0
+
+    # Resume order: weights, their average, optimizer, dropout's generators, the epoch's sums; then the journal is cut to
+    # what the checkpoint covers, so that no step is told twice. Data order and augmentation are functions of the step.
+    state, damaged = checkpoint.load(folder, device)
+    for line in damaged:
+        journal.append("event", text=line)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        if out.ema:
+            out.ema.model.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        _set_rng(state["rng"], device)
+        first, sums, epoch_seconds = state["step"], state["sums"], state["epoch_seconds"]
+        out.history, out.seconds = state["history"], state["seconds"]
+        journal.truncate(state["journal"])
+        journal.append("event", text=f"resumed at step {first} of {total}")
+
+    clock = time.perf_counter()
+    for step in range(first, total):
+        epoch, at = divmod(step, per_epoch)
+        phase = schedule.phase_at(step, cfg.phases, phase_ends)
+        lr = cfg.optim.lr * schedule.lr_factor(step, total, warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if at == 0 or step == first:
+            order = epoch_order(len(data.train_labels), seed, epoch).to(device)
+            model.train()
+            epoch_clock = time.perf_counter() - epoch_seconds
+
+        rows = order[at * batch : (at + 1) * batch]
+        draws = generator(seed, "augment", step, device)
+        images = augment(data.train_images[rows], phase.augment, data.mean, data.std, draws, data.mirror)
+        targets = smooth_one_hot(data.train_labels[rows], len(data.classes), phase.label_smoothing)
+        if phase.mix is not None:
+            images, targets = mix(images, targets, phase.mix, draws)
+
+        with autocast:
+            heads = model.forward_heads(images)  # (H, B, C)
+            terms = objective(images, heads, targets)
+        terms["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        if out.ema:
+            out.ema.update(model, schedule.ema_decay(step, total, cfg.ema))
+
+        with torch.no_grad():
+            terms["top1"] = (heads.mean(0).argmax(-1) == targets.argmax(-1)).float().mean() * 100  # of a mixed image: its larger part
+            terms["grad_norm"] = norm
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0) + value.detach().float()
+        if (at + 1) % window == 0 or at + 1 == per_epoch:
+            means = {name: float(value) / (at + 1) for name, value in sums.items()}
+            if not all(map(math.isfinite, means.values())):
+                raise Diverged(_divergence(means, step, at % window, lr))
+            bar.step(step + 1, total, means["loss"], means["top1"])
+
+        epoch_seconds = time.perf_counter() - epoch_clock
+        if at + 1 == per_epoch:
+            row = {"epoch": epoch + 1, "lr": lr, "img_s": per_epoch * batch / epoch_seconds}
+            row |= {f"train/{name}": value for name, value in means.items()}
+            row |= _validate(model, data, cfg, autocast, "validation/")
+            if out.ema:
+                row |= _validate(out.ema.model, data, cfg, autocast, "validation/ema_")
+                row["ema_decay"] = schedule.ema_decay(step, total, cfg.ema)
+            out.history.append(row)
+            journal.append("metrics", step=epoch + 1, values=row | system_metrics())
+            bar.epoch(row)
+            sums, epoch_seconds = {}, 0.0
+
+        if at + 1 == per_epoch or stop.signal is not None:
+            out.seconds, clock = out.seconds + time.perf_counter() - clock, time.perf_counter()
+            checkpoint.save(
+                folder,
+                {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "ema": out.ema.model.state_dict() if out.ema else None,
+                    "optimizer": optimizer.state_dict(),
+                    "rng": _get_rng(device),
+                    "sums": sums,
+                    "epoch_seconds": epoch_seconds,
+                    "history": out.history,
+                    "seconds": out.seconds,
+                    "journal": journal.size(),
+                },
+            )
+            covered(journal.size())
+        if stop.signal is not None:
+            raise Interrupted(stop.signal)
+    return out
+
+
+def _validate(model: nn.Module, data: Dataset, cfg: Experiment, autocast: torch.autocast, prefix: str) -> dict[str, float]:
+    heads = evaluate.logits(model, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
+    scores = evaluate.accuracy(heads.mean(0), data.validation_labels)
+    return {f"{prefix}top1": scores["top1"], f"{prefix}loss": scores["loss"]}
+
+
+def _get_rng(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_rng(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
+def _divergence(means: dict[str, Any], step: int, back: int, lr: float) -> str:
+    terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
+    return (
+        f"the loss is no longer finite: first seen between steps {step - back} and {step} (epoch's means: {terms}; lr {lr:g}). "
+        "The last good checkpoint is kept. Try a lower optim.lr, a longer optim.warmup, optim.grad_clip=1.0 or train.precision=fp32"
+    )
