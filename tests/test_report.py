@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
 import re
-import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab import records, report
+from vitlab import figures, records, report, tracking
 from vitlab.config import Claim
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-LADDER = {  # experiment: title, claim, measured top-1, params, FLOPs, seconds
-    "01_baseline_vit": ("Baseline ViT", Claim(text="~80 %", top1=80, source="progression report, 1"), 80.4, 9_568_266, 1_294e6, 1502),
-    "02_regularized_vit": ("Augmentation and regularisation", Claim(text="~82–83 %", top1=82.5, source="progression report, 2"), 86.1, 9_568_266, 1_294e6, 1544),
-    "03_hybrid_r18": ("Hybrid: ResNet-18 stem", Claim(text="~82 %", top1=82, source="progression report, 3"), 91.7, 12_345_994, 1_890e6, 1931),
-    "04_explicit_transformer": ("Explicit transformer", Claim(text="~83-84 %", top1=83.5, source="progression report, 4"), 91.5, 12_351_114, 1_891e6, 1988),
-    "05_kd_r18": ("Distilled from ResNet-18", Claim(text="~86 %", top1=86, source="progression report, 5"), 90.2, 9_700_116, 1_301e6, 2406),
-    "06_kd_r50_class_attention": (
-        "Distilled from ResNet-50, class attention",
-        Claim(text="95.69 % top-1, 99.88 % top-5", top1=95.69, top5=99.88, source="distillation report, Results"), 95.9, 10_612_884, 951e6, 3480,
-    ),
-    "resnet18": ("Teacher ResNet-18", None, 95.2, 11_173_962, 1_113e6, 1210),
-    "resnet50": ("Teacher ResNet-50", Claim(text="88.71 %", top1=88.71, source="distillation report, Model comparison"), 95.6, 23_520_842, 2_597e6, 3012),
-}  # fmt: skip
+LADDER = {  # experiment: title, claim (text, top1, top5), measured top-1, params, FLOPs, seconds
+    "01_baseline_vit": ("Baseline ViT", ("~80", 80, None), 80.4, 9_568_266, 1_294e6, 1502),
+    "02_regularized_vit": ("Regularised ViT", ("82–83", 82.5, None), 86.1, 9_568_266, 1_294e6, 1544),
+    "03_hybrid_r18": ("ResNet-18 hybrid", ("~82 (87 in §5)", 82, None), 91.7, 12_345_994, 1_890e6, 1931),
+    "04_explicit_transformer": ("Explicit transformer", ("83-84", 83.5, None), 91.5, 12_351_114, 1_891e6, 1988),
+    "05_kd_r18": ("ResNet-18 distillation", ("~86", 86, None), 90.2, 9_700_116, 1_301e6, 2406),
+    "06_kd_r50_class_attention": ("ResNet-50 distillation, class attention", ("95.69", 95.69, 99.88), 95.9, 10_612_884, 951e6, 3480),
+    "resnet18": ("ResNet-18 teacher", None, 95.2, 11_173_962, 1_113e6, 1210),
+    "resnet50": ("ResNet-50 teacher", ("88.71", 88.71, None), 95.6, 23_520_842, 2_597e6, 3012),
+}
 
 
-def fake_record(experiment: str = "01_baseline_vit", seed: int = 0, *, classes: tuple[str, ...] = CIFAR10, top1: float | None = None, **changes) -> RunRecord:
-    """A record as a run leaves it: counts, per-class facts and metrics agree with each other; numbers depend on (experiment, seed)."""
-    title, claim, usual, params, flops, seconds = LADDER.get(experiment, ("Something else", None, 70.0, 1_000_000, 5e7, 60))
+def fake_record(
+    experiment: str = "01_baseline_vit", seed: int = 0, *, classes: tuple[str, ...] = CIFAR10, top1: float | None = None, **changes: Any
+) -> RunRecord:
+    """A record as a run leaves it: counts, per-class facts and metrics agree. Its numbers depend on (experiment, seed) alone."""
+    usual_of = ("Something else", None, 70.0, 1_000_000, 5e7, 60)
+    title, claimed, usual, params, flops, seconds = LADDER.get(experiment, usual_of)
+    claim = None if claimed is None else Claim(text=claimed[0], top1=claimed[1], top5=claimed[2], source="the reports, <section> 1")
     rng = np.random.default_rng([seed, *experiment.encode()])
     n, per_class, epochs = len(classes), 1000, 30
     goal = (usual if top1 is None else top1) + rng.normal(0, 0.15)
     kinship = rng.dirichlet(np.full(n - 1, 0.4), n)
     confusion = np.zeros((n, n), int)
     for i in range(n):
-        right = int(round(per_class * np.clip(goal + rng.normal(0, 2), 1, 99.9) / 100))
+        right = round(float(per_class * np.clip(goal + rng.normal(0, 2), 1, 99.9) / 100))
         confusion[i, [j for j in range(n) if j != i]] = rng.multinomial(per_class - right, kinship[i])
         confusion[i, i] = right
     recall = 100 * confusion.diagonal() / confusion.sum(1)
@@ -62,7 +65,8 @@ def fake_record(experiment: str = "01_baseline_vit", seed: int = 0, *, classes: 
             entry |= {"validation/ema_top1": seen + 0.4, "ema_decay": 0.995 + 0.0045 * t}
         history.append({k: float(v) for k, v in entry.items()})
     metrics = {
-        "test_top1": measured, "test_top5": min(measured + 4, 99.9), "test_loss": 0.9 - measured / 120, "test_raw_top1": measured - 0.3 * ema,
+        "test_top1": measured, "test_top5": min(measured + 4, 99.9), "test_loss": 0.9 - measured / 120,
+        "test_raw_top1": measured - 0.3 * ema,
         "validation_top1": measured + 0.2, "best_test_top1": measured + 0.25,
     }  # fmt: skip
     if ema:
@@ -72,31 +76,451 @@ def fake_record(experiment: str = "01_baseline_vit", seed: int = 0, *, classes: 
         name = "resnet18" if experiment.startswith("05") else "resnet50"
         own = 95.2 if name == "resnet18" else 95.6
         teacher = TeacherFacts(
-            experiment=name, fingerprint=f"{name.encode().hex():0<12}"[:12], seed=0, weights_sha256="ab" * 32, validation_top1=own + 0.1, test_top1=own,
-            agreement=93.5, gain=measured - own,
+            experiment=name, fingerprint=fake_print(name), seed=0, weights_sha256="ab" * 32, validation_top1=own + 0.1,
+            test_top1=own, agreement=93.5, gain=measured - own,
         )  # fmt: skip
-    values = dict(
-        experiment=experiment, title=title, claim=claim, profile="full", seed=seed, fingerprint=f"{experiment.encode().hex():0<12}"[-12:],
-        dataset=DatasetFacts(name="cifar10", digest="c10" * 8, classes=classes, train=47_500, validation=2_500, test=per_class * n, mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262)),
-        config={
-            "title": title, "description": "A plain Vision Transformer: patch embedding, learned positions, a class token.",
+    facts = zip(classes, precision.tolist(), recall.tolist())
+    values: dict[str, Any] = {
+        "experiment": experiment, "title": title, "claim": claim, "profile": "full", "seed": seed, "fingerprint": fake_print(experiment),
+        "dataset": DatasetFacts(
+            name="cifar10", digest="c10" * 8, classes=classes, train=47_500, validation=2_500, test=per_class * n,
+            mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262),
+        ),
+        "config": {
+            "title": title, "description": "A plain vision transformer from scratch with crops and flips.",
             "model": {"name": "vit", "stem": "patch", "patch_size": 4, "dim": 256, "depth": 12, "heads": 8},
             "optim": {"name": "adamw", "lr": 6e-4}, "train": {"epochs": epochs, "batch_size": 192},
         },
-        metrics=metrics,
-        per_class=tuple(
-            ClassFacts(name=c, precision=p, recall=r, f1=2 * p * r / max(p + r, 1e-9), accuracy=r, support=per_class)
-            for c, p, r in zip(classes, precision.tolist(), recall.tolist(), strict=True)
+        "metrics": metrics,
+        "per_class": tuple(
+            ClassFacts(name=c, precision=p, recall=r, f1=2 * p * r / max(p + r, 1e-9), accuracy=r, support=per_class) for c, p, r in facts
         ),
-        confusion=tuple(map(tuple, confusion.tolist())), history=tuple(history), params=params, flops=int(flops),
-        train_seconds=seconds + 7.0 * seed, img_s=9000.0 + seed, device="NVIDIA H100", precision="bf16", threads=16,
-        versions={"python": "3.11.7", "torch": "2.14.0", "vitlab": "0.1.0"}, git={"commit": "0123456789abcdef", "dirty": ""},
-        started="2025-01-01T10:00:00Z", finished=f"2025-01-01T1{seed % 10}:30:00Z", teacher=teacher,
-    )  # fmt: skip
+        "confusion": tuple(map(tuple, confusion.tolist())), "history": tuple(history), "params": params, "flops": int(flops),
+        "train_seconds": seconds + 7.0 * seed, "img_s": 9000.0 + seed, "device": "NVIDIA H100 80GB HBM3", "precision": "bf16", "threads": 16,
+        "versions": {"python": "3.11.7", "torch": "2.14.0", "vitlab": "0.1.0"}, "git": {"commit": "0123456789abcdef", "dirty": ""},
+        "started": "2025-01-01T10:00:00+00:00", "finished": f"2025-01-01T1{seed % 10}:30:00+00:00", "teacher": teacher,
+    }  # fmt: skip
     return RunRecord(**(values | changes))
 
 
-def fake_set(seeds: int = 3, **changes) -> list[RunRecord]:
-    runs = [fake_record(name, seed, **changes) for name in LADDER for seed in range(seeds)]
-    prints = {r.experiment: r.fingerprint for r in runs}
-    return [r.model_copy(update={"teacher": r.teacher.model_copy(update={"fingerprint": prints[r.teacher.experiment]})}) if r.teacher else r for r in runs]
+def fake_print(experiment: str) -> str:
+    return hashlib.sha256(experiment.encode()).hexdigest()[:12]
+
+
+def fake_set(seeds: int = 3, names: Sequence[str] = tuple(LADDER), **changes: Any) -> list[RunRecord]:
+    return [fake_record(name, seed, **changes) for name in names for seed in range(seeds)]
+
+
+# ------------------------------------------------------------------------------------------------------------- fixtures
+
+THREE = ("01_baseline_vit", "06_kd_r50_class_attention", "resnet50")
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the cost of drawing: each picture is a pixel."""
+
+    def one(out_dir: Path, names: Sequence[str]) -> list[Path]:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (out_dir / name).write_bytes(PIXEL)
+        return [out_dir / name for name in names]
+
+    pages = [f"{name}-{theme}.svg" for name in figures.SET_PICTURES for theme in ("light", "dark")]
+    drawn_without_images = [name for name in figures.RUN_PICTURES if name != "predictions.png"]
+    monkeypatch.setattr(figures, "set_figures", lambda rungs, out_dir: one(out_dir, pages))
+    monkeypatch.setattr(figures, "run_figures", lambda record, out_dir, images=None, shown=None: one(out_dir, drawn_without_images))
+
+
+class Page(HTMLParser):
+    """What a browser finds in the page: tags with their attributes, tables as rows of texts by caption, and all text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.text = ""
+        self._rows: list[list[str]] = []
+        self._caption, self._cell = "", False
+        self._in_caption = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag == "table":
+            self._rows, self._caption = [], ""
+        self._in_caption = tag == "caption"
+        if tag == "tr":
+            self._rows.append([])
+        if tag in ("td", "th"):
+            self._rows[-1].append("")
+            self._cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+        if tag == "caption":
+            self._in_caption = False
+        if tag == "table":
+            self.tables[self._caption] = self._rows
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_caption:
+            self._caption += data
+        elif self._cell:
+            self._rows[-1][-1] += data
+
+    def table(self, start: str) -> list[list[str]]:
+        (found,) = [rows for caption, rows in self.tables.items() if caption.startswith(start)]
+        return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def markdown_rows(path: Path) -> list[list[str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("|")]
+
+
+# ------------------------------------------------------------------------------------------------------------ statistics
+
+
+def test_interval_by_hand() -> None:
+    mean, half = report.interval([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
+    assert mean == 2.0
+    assert half == pytest.approx(2.48414, abs=1e-5)
+
+
+def test_interval_is_scipys() -> None:
+    values = np.random.default_rng(0).normal(90, 1, 5)
+    mean, half = report.interval(values.tolist())
+    low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert report.interval([81.5]) == (81.5, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "top1", "expected", "shown"),
+    [
+        ("82–83", 82.5, (82, 83), "82–83"),
+        ("83-84 %", 83.5, (83, 84), "83–84"),
+        ("~80", 80, (80, 80), "~80"),
+        ("95.69", 95.69, (95.69, 95.69), "95.69"),
+        ("90-92 with tricks", 85, (85, 85), "85"),  # a range that top1 is not the middle of is about something else
+        ("somewhat better", None, None, "–"),
+    ],
+)
+def test_claimed_range(text: str, top1: float | None, expected: tuple[float, float] | None, shown: str) -> None:
+    claim = Claim(text=text, top1=top1, source="a report")
+    assert report.claimed_range(claim) == expected
+    assert report._claimed(claim) == shown
+
+
+# ------------------------------------------------------------------------------------------------- which runs are shown
+
+
+def test_newest_configuration_is_taken_whole() -> None:
+    old = [fake_record(seed=s, fingerprint="aaaaaaaaaaaa", finished="2025-01-01T10:00:00+00:00") for s in (0, 1, 2)]
+    new = [fake_record(seed=s, fingerprint="bbbbbbbbbbbb", finished="2025-01-02T10:00:00+00:00") for s in (0, 1)]
+    kept, left_out = report.newest([*new, *old])
+    assert kept == new
+    assert left_out == old
+
+
+def test_repeated_seed_counts_once() -> None:
+    first = fake_record(finished="2025-01-01T10:00:00+00:00")
+    again = fake_record(finished="2025-01-03T10:00:00+00:00")
+    assert report.newest([again, first]) == ([again], [first])
+
+
+def test_ladder_order_and_variants() -> None:
+    runs = [*fake_set(1)[::-1], fake_record("01_baseline_vit", 0, variant="model.patch_size=2", fingerprint="feedbeef0001")]
+    assert [rung.runs[0].experiment for rung in report.ladder(runs)] == list(LADDER)
+    assert all(not run.variant for rung in report.ladder(runs) for run in rung.runs)
+
+
+def test_left_out_runs_are_told(tmp_path: Path, undrawn: None) -> None:
+    old = fake_record(seed=0, fingerprint="aaaaaaaaaaaa", finished="2024-12-31T10:00:00+00:00", top1=11.0)
+    report.build([old, *fake_set(2, THREE)], tmp_path, {})
+    for page in ("README.md", "report.html"):
+        assert "1 earlier run is left out" in (tmp_path / page).read_text(encoding="utf-8")
+    assert old.fingerprint not in "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "records").iterdir())
+    before = files(tmp_path)
+    report.rebuild(tmp_path)  # what was left out is remembered
+    assert files(tmp_path) == before
+    report.build(fake_set(2, THREE), tmp_path, {})
+    assert "left out" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------------------- what pages say
+
+
+def test_tables_hold_the_records_numbers(tmp_path: Path, undrawn: None) -> None:
+    runs = fake_set(3, THREE)
+    report.build(runs, tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    rows = {row[0]: row for row in page.table("Test top-1, mean")}
+    for name, label in (("01_baseline_vit", "01 Baseline ViT"), ("resnet50", "ResNet-50 teacher")):
+        same = [r for r in runs if r.experiment == name]
+        top1 = np.array([r.metrics["test_top1"] for r in same])
+        half = stats.t.ppf(0.975, 2) * stats.sem(top1)
+        claim = same[0].claim
+        assert rows[label][1:5] == [claim.text, f"{top1.mean():.2f} ± {half:.2f}", "3", f"{top1.mean() - claim.top1:+.2f}"]
+        assert rows[label][5:] == [
+            {"01_baseline_vit": "9.57", "resnet50": "23.5"}[name],
+            {"01_baseline_vit": "1.29", "resnet50": "2.60"}[name],
+            {"01_baseline_vit": "25.1 min", "resnet50": "50.3 min"}[name],
+            "9,001",
+            "NVIDIA H100 80GB HBM3",
+        ]
+        assert [report.md(cell) for cell in rows[label]] in markdown_rows(tmp_path / "README.md")
+    student = [r for r in runs if r.experiment.startswith("06")]
+    (taught,) = page.table("Test top-1; gain")[1:]
+    gain = np.mean([r.teacher.gain for r in student])
+    assert taught[1] == "ResNet-50 teacher"
+    assert taught[4].split(" ± ")[0] == f"{gain:+.2f}".replace("-", "−")
+    assert taught[5:] == ["93.50", "10.6 / 23.5", "58.1 min / 50.3 min"]
+    heads = page.table("Top-1 (%) by weights")
+    assert heads[0][2:7] == ["Raw weights", "EMA weights", "Class head", "Distillation head", "Best epoch on test (optimistic)"]
+    assert heads[2][4] == f"{np.mean([r.metrics['test_cls_top1'] for r in student]):.2f}"
+    assert heads[1][3:6] == ["–", "–", "–"]  # the baseline has neither EMA nor a second head
+
+
+def test_per_class_and_confusions(tmp_path: Path, undrawn: None) -> None:
+    confusion = ((90, 10, 0), (2, 97, 1), (0, 30, 70))
+    facts = tuple(
+        ClassFacts(name=n, precision=p, recall=r, f1=50, accuracy=r, support=100)
+        for n, p, r in (("a", 97.83, 90), ("b", 70.8, 97), ("c", 98.59, 70))
+    )
+    runs = [fake_record(seed=s, classes=("a", "b", "c"), confusion=confusion, per_class=facts) for s in (0, 1)]
+    report.build(runs, tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert page.table("Per class")[1] == ["a", "97.83", "90.00", "50.00", "90.00", "100"]
+    assert page.table("Most confused")[1:] == [
+        ["c → b", "30.0", "30.0"],
+        ["a → b", "10.0", "10.0"],
+        ["b → a", "2.0", "2.0"],
+        ["b → c", "1.0", "1.0"],
+    ]
+
+
+def test_every_caption_says_where_the_numbers_are_from(tmp_path: Path, undrawn: None) -> None:
+    report.build(fake_set(2, THREE), tmp_path, {})
+    captions = list(Page(tmp_path / "report.html").tables)
+    assert len(captions) > 5
+    for caption in captions:
+        assert "Data set cifar10, profile full, seeds 0, 1, device NVIDIA H100" in caption
+        assert "last weights, test split read once; EMA where the experiment has one" in caption
+
+
+def test_one_seed(tmp_path: Path, undrawn: None) -> None:
+    report.build(fake_set(1, THREE), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    rows = page.table("Test top-1, mean")[1:]
+    assert [row[3] for row in rows] == ["1 seed"] * 3
+    assert not any("±" in cell for row in rows for cell in row)
+    assert "Every experiment has one seed only" in page.text
+
+
+def test_missing_claims_and_teachers(tmp_path: Path, undrawn: None) -> None:
+    report.build(fake_set(2, ("resnet18",)), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    (row,) = page.table("Test top-1, mean")[1:]
+    assert (row[1], row[4]) == ("–", "–")
+    assert "Students and their teachers" not in page.text
+    assert "claimed accuracies" not in page.text
+
+
+def test_teacher_that_is_not_in_the_set(tmp_path: Path, undrawn: None) -> None:
+    report.build(fake_set(2, ("05_kd_r18",)), tmp_path, {})
+    (row,) = Page(tmp_path / "report.html").table("Test top-1; gain")[1:]
+    assert (row[1], row[6]) == ("resnet18", "9.70 / –")
+
+
+@pytest.mark.parametrize(("profile", "dataset"), [("quick", "cifar10"), ("laptop", "cifar10"), ("full", "digits"), ("full", "cifar10")])
+def test_scale_is_said(tmp_path: Path, undrawn: None, profile: str, dataset: str) -> None:
+    runs = fake_set(2, THREE, profile=profile)
+    runs = [r.model_copy(update={"dataset": r.dataset.model_copy(update={"name": dataset})}) for r in runs]
+    report.build(runs, tmp_path, {})
+    for page in ("README.md", "report.html"):
+        text = (tmp_path / page).read_text(encoding="utf-8")
+        assert ("not the original reports" in text) == (profile != "full")
+        assert ("The claims are about CIFAR-10" in text) == (dataset != "cifar10")
+        assert ("claimed accuracies are reached" in text) == (profile == "full" and dataset == "cifar10")
+    if dataset != "cifar10":
+        assert {row[4] for row in Page(tmp_path / "report.html").table("Test top-1, mean")[1:]} == {"–"}
+
+
+def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
+    varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", top1=60.0) for s in (0, 1)]
+    report.build(fake_set(2, THREE) + varied, tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert len(page.table("Test top-1, mean")) == 1 + len(THREE)
+    (row,) = page.table("Experiments with settings changed")[1:]
+    assert row[:2] == ["01 Baseline ViT", "model.patch_size=2"]
+    assert row[4].startswith("−")
+    assert (tmp_path / "records" / "01_baseline_vit-feedbeef0001-s1.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------- bytes and files
+
+
+def test_same_records_same_bytes_and_rebuild(tmp_path: Path) -> None:
+    runs = fake_set(2, ("06_kd_r50_class_attention",))
+    left_by_run = tmp_path / "run"
+    left_by_run.mkdir()
+    (left_by_run / "predictions.png").write_bytes(PIXEL)
+    pictures = {("06_kd_r50_class_attention", 0): left_by_run}
+    report.build(runs, tmp_path / "a", pictures)
+    built = files(tmp_path / "a")
+    for name, content in built.items():  # what cannot be made anew, and nothing else
+        if name.startswith("records/") or name.endswith("predictions.png"):
+            (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "b" / name).write_bytes(content)
+    report.rebuild(tmp_path / "b")
+    assert files(tmp_path / "b") == built
+    assert records.read_all(tmp_path / "a") == runs
+
+
+def test_order_of_the_records_does_not_matter(tmp_path: Path, undrawn: None) -> None:
+    runs = fake_set(3)
+    report.build(runs, tmp_path / "a", {})
+    report.build(runs[::-1], tmp_path / "b", {})
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_pictures_of_another_configuration_go(tmp_path: Path, undrawn: None) -> None:
+    left_by_run = tmp_path / "run"
+    left_by_run.mkdir()
+    (left_by_run / "predictions.png").write_bytes(PIXEL)
+    out = tmp_path / "set"
+    report.build(fake_set(1, THREE), out, {("01_baseline_vit", 0): left_by_run})
+    assert len(list(out.glob("figures/*/predictions.png"))) == 1
+    report.build([fake_record(fingerprint="bbbbbbbbbbbb")], out, {})
+    assert [p.name for p in out.glob("figures/*/")] == ["01_baseline_vit-s0-bbbbbbbbbbbb"]
+    assert not list(out.glob("figures/*/predictions.png"))
+    assert [p.name for p in (out / "records").iterdir()] == ["01_baseline_vit-s0.json"]
+
+
+def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
+    report.build(fake_set(2, THREE), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    sources = [attrs[key] for tag, attrs in page.tags for key in ("src", "srcset") if key in attrs]
+    assert len(sources) == 3 * 2 + 3 * 4  # light and dark charts, four pictures an experiment
+    assert all(source.startswith("data:image/") for source in sources)
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    hrefs = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert all(h[1:] in ids if h.startswith("#") else (tmp_path / h).is_file() for h in hrefs)
+    assert "url(" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_markdown_links_and_pictures_exist(tmp_path: Path, undrawn: None) -> None:
+    report.build(fake_set(2, THREE), tmp_path, {})
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert len(targets) > 20
+    assert all((tmp_path / t).is_file() for t in targets)
+
+
+EVIL = "<script>alert(1)</script>|`x`[a](javascript:b)\n\n# $\\alpha$ ../ <img src=x onerror=y> \"quote' *b* &amp;"
+
+
+def test_hostile_names(tmp_path: Path, undrawn: None) -> None:
+    runs = [
+        fake_record(
+            seed=s, classes=(EVIL, "../", "|", "</td>"), title=EVIL, device=EVIL, precision=EVIL, versions={EVIL: EVIL},
+            git={"commit": "|<b>", "dirty": "<i>"}, claim=Claim(text=EVIL, top1=80, source=EVIL), config={"description": EVIL},
+        )
+        for s in (0, 1)
+    ]  # fmt: skip
+    data = runs[0].dataset.model_copy(update={"name": EVIL})
+    runs = [r.model_copy(update={"dataset": data}) for r in runs]
+    varied = [r.model_copy(update={"variant": EVIL, "fingerprint": "feedbeef0001"}) for r in runs]
+    report.build(runs + varied, tmp_path / "set", {})
+    page = Page(tmp_path / "set" / "report.html")
+    assert not {"script", "b", "i"} & {tag for tag, _ in page.tags}
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert EVIL in page.text  # and yet it is shown as it is
+    assert {len(row) for row in page.table("Per class")} == {6}
+    text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"<(\w+)", text)) == {"picture", "source", "img", "details", "summary", "b"}
+    text = re.sub(r"(?m)^<summary>.*</summary>$", "", text)  # an HTML block, in which Markdown is not read
+    assert not re.search(r"(?<!\\)`|(?<!\\)\]\(javascript|^#+ *\$", text, re.MULTILINE)
+    widths = {len(row) for row in markdown_rows(tmp_path / "set" / "README.md")}
+    assert widths == {2, 3, 6, 7, 8, 9, 10}  # facts, pairs, classes, weights, runs, variations, summary: no cell has split
+    report.index(tmp_path)
+    assert "<script" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "..", "<script>", "a|b", ""])
+def test_experiment_that_cannot_name_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a file"):
+        report.build([fake_record(experiment=name)], tmp_path / "set", {})
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_markdown_escapes() -> None:
+    assert report.md("a|b<c>`d`[e](f)_g_\nh") == r"a\|b&lt;c&gt;\`d\`\[e\](f)\_g\_ h"
+    assert report.md("- item") == r"\- item"
+    assert report.md("1. item") == r"1\. item"
+    assert report.md("+0.61") == "+0.61"
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished runs"):
+        report.build([], tmp_path, {})
+    with pytest.raises(ValueError, match="one profile and one data set, got full-cifar10, quick-cifar10"):
+        report.build([fake_record(), fake_record(profile="quick")], tmp_path, {})
+    with pytest.raises(ValueError, match="no test_top1"):
+        report.build([fake_record(metrics={})], tmp_path, {})
+    with pytest.raises(ValueError, match="no set with records"):
+        report.index(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ index, publishing
+
+
+def digits(run: RunRecord) -> RunRecord:
+    return run.model_copy(update={"dataset": run.dataset.model_copy(update={"name": "digits"})})
+
+
+def test_index_shows_the_best_set(tmp_path: Path, undrawn: None) -> None:
+    for name in ("full-digits", "quick-cifar10", "laptop-cifar10"):
+        profile, data = name.split("-")
+        runs = fake_set(1, THREE, profile=profile)
+        report.build([digits(r) if data == "digits" else r for r in runs], tmp_path / name, {})
+    report.index(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "reports' scale: [laptop-cifar10](laptop-cifar10/README.md)" in text
+    listed = re.findall(r"^\| \[([\w-]+)\]", text, re.MULTILINE)
+    assert listed == ["laptop-cifar10", "quick-cifar10", "full-digits"]
+    targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert all((tmp_path / t).is_file() for t in targets)
+
+
+def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for run in [*fake_set(1, THREE), *(digits(r) for r in fake_set(1, THREE))]:
+        folder = tmp_path / "store" / f"{run.dataset.name}-{run.experiment}"
+        (folder / "figures").mkdir(parents=True)
+        (folder / "figures" / "predictions.png").write_bytes(PIXEL)
+        records.write(run, folder / "record.json")
+        found.append(tracking.FinishedRun(folder.name, "", {}, tmp_path, folder))
+    monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
+    pages = report.publish(tmp_path, tmp_path / "results")
+    shown = [p.relative_to(tmp_path / "results").as_posix() for p in pages]
+    assert shown == ["full-cifar10/README.md", "full-cifar10/report.html", "full-digits/README.md", "full-digits/report.html", "README.md"]
+    assert all(p.is_file() for p in pages)
+    assert len(list((tmp_path / "results").glob("*/figures/*/predictions.png"))) == 6
+    monkeypatch.setattr(tracking, "finished_runs", lambda root: [])
+    with pytest.raises(ValueError, match="no finished runs in MLflow"):
+        report.publish(tmp_path, tmp_path / "results")

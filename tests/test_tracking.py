@@ -410,6 +410,11 @@ def test_finished_runs_are_selected_by_tags(root: Path, tmp_path: Path) -> None:
     assert found(profile="quick") == [ids[1]]
     assert found(dataset="digits") == []  # not finished
     assert len(runs_of(root, "selected", "parent")) == 3
+    assert tracking.finished_runs(tmp_path / "no store") == []
+
+    through_mlflow = tracking._connect(root).find({"vitlab.kind": "seed", "vitlab.finished": "true"})
+    both = tracking.finished_runs(root), [(run.info.run_id, run.data.tags) for run in through_mlflow]
+    assert [(run.run_id, run.tags) for run in both[0]] == both[1]
 
 
 OTHER_PROCESS = """
@@ -439,12 +444,13 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
 
     new = tmp_path / "new"
     old.rename(new)
-    tracking.prepare_store(new)
     runs = tracking.finished_runs(new)
     assert [run.fetch("report.txt", tmp_path / "unused").read_text() for run in runs] == [
         f"report.txt of fan-out · laptop · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
     ]
     assert all(run.folder is not None and run.folder.is_relative_to(new) for run in runs)
+    tracking.prepare_store(new)
+    assert [run.folder for run in tracking.finished_runs(new)] == [run.folder for run in runs]
     start(new / "runs" / "2", info("fan-out", 2))
     finish(new / "runs" / "2", 72.0)
     tracking.ship(new / "runs" / "2", new, None, final=True)

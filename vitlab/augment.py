@@ -27,10 +27,10 @@ def augment(images: Tensor, cfg: config.Augment, mean: Tensor, std: Tensor, gene
     set has a left-right symmetry; without it `cfg.flip` does nothing. Returns float32 (B, 3, H, W).
     """
     batch, _, height, width = images.shape
-    if cfg.crop:
-        images = crop(images, draw_crop(batch, cfg.crop, generator), cfg.crop)
-    if cfg.flip and mirror:
-        images = flip(images, draw_flip(batch, generator))
+    flip = cfg.flip and mirror
+    if cfg.crop or flip:
+        corner = draw_crop(batch, cfg.crop, generator)
+        images = crop_flip(images, corner, cfg.crop, draw_flip(batch, 0.5 if flip else 0, generator))
     if cfg.color_jitter is not None:
         images = color_jitter(images, *draw_color_jitter(batch, cfg.color_jitter, generator))
     if cfg.trivial_augment:
@@ -49,17 +49,24 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _each(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
-    """Apply to each image the step that `which` (B,) names: an operation, and what it takes, (B,) or (B, ...)."""
-    if images.is_cuda:  # only the device knows how many images go to each operation: all to all, rather than wait to be told
-        result = images
-        for k, (op, value) in enumerate(steps):
-            result = torch.where((which == k)[:, None, None, None], op(images, value), result)
-        return result
+    """Apply to each image the step that `which` (B,) names: an operation and what it takes for every image, (B,) or (B, ...)."""
+    return (_each_by_mask if images.is_cuda else _each_by_group)(images, which, steps)
+
+
+def _each_by_group(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
     order = which.argsort()
     groups = order.split(which.bincount(minlength=len(steps)).tolist())
     # index_select copies whole images; images[group] goes byte by byte
     done = [op(images.index_select(0, g), value[g]) for (op, value), g in zip(steps, groups, strict=True) if len(g)]
     return torch.cat(done).index_select(0, order.argsort())
+
+
+def _each_by_mask(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
+    """All to all: a GPU computes faster than it tells the host how many images each operation has."""
+    result = images
+    for k, (op, value) in enumerate(steps):
+        result = torch.where((which == k)[:, None, None, None], op(images, value), result)
+    return result
 
 
 # -------------------------------------------------------------------------------------------------- crop, flip, erase
@@ -70,24 +77,23 @@ def draw_crop(batch: int, padding: int, generator: torch.Generator) -> Tensor:
     return torch.randint(2 * padding + 1, (batch, 2), generator=generator, device=generator.device)
 
 
-def crop(images: Tensor, corner: Tensor, padding: int) -> Tensor:
-    """Pad (B, 3, H, W) with zeros on all sides, then cut windows of the old size at `corner` (B, 2)."""
-    batch, _, height, width = images.shape
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, 3, top, left, H, W), a view
-    return windows[torch.arange(batch, device=images.device), :, corner[:, 0], corner[:, 1]]
+def draw_flip(batch: int, prob: float, generator: torch.Generator) -> Tensor:
+    """Which images to mirror: (B,) bool."""
+    return torch.rand(batch, generator=generator, device=generator.device) < prob
 
 
-def draw_flip(batch: int, generator: torch.Generator) -> Tensor:
-    """Which images to mirror: (B,) bool, each with probability 1/2."""
-    return torch.rand(batch, generator=generator, device=generator.device) < 0.5
+def crop_flip(images: Tensor, corner: Tensor, padding: int, mirrored: Tensor) -> Tensor:
+    """Pad with zeros on all sides, cut windows of the old size at `corner` (B, 2), mirror those `mirrored` (B,) left to right.
 
-
-def flip(images: Tensor, chosen: Tensor) -> Tensor:
-    """Mirror the chosen images left to right."""
-    x = torch.arange(images.shape[3], device=images.device)
-    column = torch.where(chosen[:, None], x.flip(0), x)  # (B, W)
-    return images.gather(3, column[:, None, None].expand_as(images))
+    images (B, 3, H, W) uint8. Both at once, because moving the pixels is all it costs.
+    """
+    height, width = images.shape[-2:]
+    y, x = (torch.arange(size, device=images.device) for size in (height, width))
+    row = corner[:, :1] + y  # (B, H)
+    column = corner[:, 1:] + torch.where(mirrored[:, None], x.flip(0), x)  # (B, W)
+    source = (row * (width + 2 * padding))[:, :, None] + column[:, None, :]
+    padded = torch.nn.functional.pad(images, (padding,) * 4).flatten(2)
+    return padded.gather(2, source.flatten(1)[:, None].expand(-1, 3, -1)).view_as(images)
 
 
 def draw_erase(batch: int, height: int, width: int, prob: float, generator: torch.Generator) -> Tensor:
@@ -115,7 +121,8 @@ def erase(images: Tensor, box: Tensor) -> Tensor:
     top, left, h, w = (v[:, None] for v in box.unbind(1))
     y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
     rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)  # (B, H), (B, W)
-    return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]  # on a CPU twice as fast as masked_fill
+    kept = 1 - rows.float()[:, :, None] * columns.float()[:, None, :]  # (B, H, W)
+    return images * kept[:, None]  # on a CPU a third of the time that masked_fill takes
 
 
 # ----------------------------------------------------------- operations on uint8 (n, 3, H, W), one parameter per image
@@ -189,7 +196,8 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    return images & (256 - 2 ** (8 - bits)).to(torch.uint8)[:, None, None, None]
+    """Keep the upper `bits` of each value."""
+    return images & _column(255 << (8 - bits.long()), torch.uint8)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
@@ -361,13 +369,12 @@ def mix(images: Tensor, targets: Tensor, cfg: config.Mix, generator: torch.Gener
         return images, targets
     height, width = images.shape[-2:]
     device = generator.device
-    coin = torch.rand(2, generator=generator, device=device)
-    weight = torch.ones(height, width, dtype=torch.float64, device=device)
+    happens, switches = torch.rand(2, generator=generator, device=device).unbind()
     if cfg.mixup:
-        mixed = draw_beta(cfg.mixup, generator).expand(height, width)
+        weight = draw_beta(cfg.mixup, generator).expand(height, width)
     if cfg.cutmix:
         lam = draw_beta(cfg.cutmix, generator)
         center = torch.stack([torch.randint(size, (), generator=generator, device=device) for size in (height, width)])
-        cut = (~cutmix_box(lam, center, height, width)).double()
-        mixed = torch.where(coin[1] < cfg.switch_prob, cut, mixed) if cfg.mixup else cut
-    return blend(images, targets, torch.where(coin[0] < cfg.prob, mixed, weight))
+        outside = (~cutmix_box(lam, center, height, width)).double()
+        weight = torch.where(switches < cfg.switch_prob, outside, weight) if cfg.mixup else outside
+    return blend(images, targets, torch.where(happens < cfg.prob, weight, 1))

@@ -201,6 +201,12 @@ def run_figures(
     `images` are `(N, H, W, 3)` uint8, `shown` their `(true class, predicted class, confidence in 0..1)`; without them
     predictions.png is left out, since a record holds no images. Raises ValueError where the two do not fit together.
     """
+    if images is not None and shown is not None:
+        fits = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8 and len(images) == len(shown) > 0
+        if not fits:
+            raise ValueError(
+                f"predictions: expected (N, H, W, 3) uint8 images and N triples, got {images.shape} {images.dtype}, {len(shown)}"
+            )
     out_dir.mkdir(parents=True, exist_ok=True)
     counts = np.asarray(record.confusion, int)  # (C, C): [true][predicted]
     assert counts.shape == (len(record.dataset.classes),) * 2, f"confusion {counts.shape}, {len(record.dataset.classes)} classes"
@@ -259,7 +265,9 @@ def _per_class(record: RunRecord, path: Path) -> None:
     ax.barh(y, accuracy, height=0.68, color=LIGHT.accent)
     for i, value in enumerate(accuracy):
         inside = value > 12
-        place = {"x": value - 0.8, "ha": "right", "color": LIGHT.surface} if inside else {"x": value + 0.8, "ha": "left", "color": LIGHT.ink}
+        place = (
+            {"x": value - 0.8, "ha": "right", "color": LIGHT.surface} if inside else {"x": value + 0.8, "ha": "left", "color": LIGHT.ink}
+        )
         ax.text(y=i, s=f"{value:.2f}", va="center", fontsize=8, in_layout=False, **place)
     mean = float(np.average(accuracy, weights=[max(f.support, 1) for f in facts]))
     ax.axvline(mean, color=LIGHT.claim, linewidth=1.1, linestyle=(0, (4, 3)), zorder=0)
@@ -277,8 +285,6 @@ def _per_class(record: RunRecord, path: Path) -> None:
 
 
 def _predictions(record: RunRecord, images: np.ndarray, shown: Sequence[tuple[int, int, float]], path: Path) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) != len(shown) or not len(images):
-        raise ValueError(f"predictions: expected (N, H, W, 3) uint8 images and N triples, got {images.shape} {images.dtype}, {len(shown)}")
     names = record.dataset.classes
     columns = min(GRID_COLUMNS, len(images))
     rows = -(-len(images) // columns)
@@ -396,8 +402,8 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
     for i, rung in enumerate(rungs):
         if rung.claimed is not None:
             low, high = rung.claimed
-            pad = 0 if high > low else 0.12
-            ax.plot([low - pad, high + pad], [i, i], color=theme.claim, linewidth=8, alpha=0.3, solid_capstyle="butt")
+            if high > low:
+                ax.plot([low, high], [i, i], color=theme.claim, linewidth=8, alpha=0.3, solid_capstyle="butt")
             ax.plot([(low + high) / 2], [i], "|", color=theme.claim, markersize=15, markeredgewidth=2.2)
         if len(rung.runs) > 1:
             seeds = [r.metrics["test_top1"] for r in rung.runs]
@@ -419,7 +425,7 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
     key = [
         ax.plot([], [], "o", color=theme.accent, markersize=6.5, label="measured: mean, 95 % CI over seeds")[0],
         ax.plot([], [], ".", color=theme.muted, markersize=4, label="one seed")[0],
-        ax.plot([], [], "|", color=theme.claim, markersize=11, markeredgewidth=2.2, label="claimed (shaded: its range)")[0],
+        ax.plot([], [], "|", color=theme.claim, markersize=11, markeredgewidth=2.2, label="claimed (a range: shaded)")[0],
     ]
     shown = [key[0], *([key[1]] if any(len(r.runs) > 1 for r in rungs) else []), *([key[2]] if any(r.claimed for r in rungs) else [])]
     fig.legend(handles=shown, loc="outside lower center", ncols=3, columnspacing=2.4, handletextpad=0.5)
@@ -456,12 +462,12 @@ def _learning_curves(rungs: Sequence[Rung], theme: Theme) -> Figure:
     by_share.set_xlim(right=100)
     if ends:
         low, high = by_share.get_ylim()
-        places = _spread([(e[0] - low) / (high - low) for e in ends], 0.062, 0.985)
+        places = _spread([(e[0] - low) / (high - low) for e in ends], 0.055, 0.985)
         for (end, color, label), place in zip(ends, places, strict=True):
             by_share.plot(
                 [1, 1.035], [(end - low) / (high - low), place], color=color, linewidth=0.8, transform=by_share.transAxes, clip_on=False
             )
-            by_share.text(1.045, place, _short(label, 34), color=theme.ink, fontsize=8, va="center", transform=by_share.transAxes)
+            by_share.text(1.06, place, _short(label, 40), color=theme.ink, fontsize=8, va="center", transform=by_share.transAxes)
             by_share.plot([1.035], [place], "s", color=color, markersize=3.5, transform=by_share.transAxes, clip_on=False)
         by_share.set_ylim(low, high)
     about = "mean over seeds, band from the lowest to the highest seed; EMA weights where the experiment has them"
@@ -481,7 +487,7 @@ def _accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
         middle, ratio = np.sqrt(max(cost) * min(cost)), max(np.sqrt(max(cost) / min(cost)) * 1.35, 2.2)
         ax.set_xscale("log")
         ax.set_xlim(middle / ratio, middle * ratio)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if ratio < 4 else (1, 2, 5) if ratio < 30 else (1,)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_minor_formatter(NullFormatter())
@@ -507,9 +513,7 @@ def _label_points(ax: Axes, x: Sequence[float], y: Sequence[float], labels: Sequ
         def cost(place: tuple[float, float], wide: float = wide, high: float = high, px: float = px, py: float = py) -> float:
             left, low = px + place[0], py + place[1]
             box = (left, low, left + wide, low + high)
-            over = sum(
-                max(0, min(box[2], t[2]) - max(box[0], t[0])) * max(0, min(box[3], t[3]) - max(box[1], t[1])) for t in taken
-            )
+            over = sum(max(0, min(box[2], t[2]) - max(box[0], t[0])) * max(0, min(box[3], t[3]) - max(box[1], t[1])) for t in taken)
             outside = max(0, x0 - box[0]) + max(0, box[2] - x1) + max(0, y0 - box[1]) + max(0, box[3] - y1)
             return over + 20 * outside
 

@@ -44,8 +44,8 @@ class Link(NamedTuple):
 class Table:
     caption: str
     columns: tuple[str, ...]
+    align: str  # "l" or "r" of each column: texts flush left, numbers flush right
     rows: list[tuple[str | Link, ...]]
-    texts: int = 1  # how many leading columns are text; the rest are numbers, set flush right
     rule_before: int | None = None  # the row from which on other things stand than above
 
 
@@ -125,10 +125,11 @@ def index(results_dir: Path) -> None:
             )
         )  # fmt: skip
     columns = ("Set", "Data set", "Profile", "Device", "Experiments", "Runs", "Best top-1 (%)", "Last finished")
-    table = Table("Every set. Best top-1: mean ± 95 % CI over seeds; " + RULE + ".", columns, rows, texts=4)
+    table = Table("Every set. Best top-1: mean ± 95 % CI over seeds; " + RULE + ".", columns, "llllrrrl", rows)
     best_set = order[0]
     page = _page(ladder(sets[best_set]), _variants(sets[best_set]), [], results_dir / best_set)
-    _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page | {"sets": table, "best": best_set, "best_href": quote(best_set)}))
+    page |= {"sets": table, "best": best_set, "best_href": quote(best_set)}
+    _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
 
 
 def publish(root: Path, results_dir: Path) -> list[Path]:
@@ -272,7 +273,7 @@ def _facts(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
         ("Images", f"{train} to train, {validation} to validate, {test} to test"),
         ("Profile", first.profile),
         ("Epochs", _span([e for r in runs if (e := _get(r.config, "train", "epochs")) is not None]) or NONE),
-        ("Runs", f"{len(runs)}, seeds {_seeds(runs)}"),
+        ("Runs", f"{len(runs)}, {_seeds(runs)}"),
         ("Training time", _duration(sum(r.train_seconds for r in runs)) + " in all"),
         ("Device", _devices(runs)),
     ]
@@ -281,12 +282,14 @@ def _facts(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
     """What a reader must know, one sentence each."""
     top = max(rungs, key=lambda r: r.mean)
-    said = [f"Best: {top.runs[0].title}, {_pm(top.mean, top.half)} % of the test images right{_against(top)}."]
+    said = [f"Best: “{top.runs[0].title}”, {_pm(top.mean, top.half)} % of the test images right{_against(top)}."]
     compared = [r for r in rungs if r.claimed is not None]
     if compared and runs[0].profile == "full":
-        reached = sum(r.mean >= sum(r.claimed) / 2 for r in compared)
+        reached = [r for r in compared if r.mean >= sum(r.claimed) / 2]
+        surely = sum(r.half is not None and r.mean - r.half >= sum(r.claimed) / 2 for r in reached)
         said.append(
-            f"{reached} of {len(compared)} experiments with a claimed accuracy reach it, the middle of the claimed range taken where it is one."
+            f"{len(reached)} of {len(compared)} claimed accuracies are reached by the mean over seeds (of a claimed range: its middle), "
+            f"{surely} with the whole confidence interval."
         )
     taught = [r for r in rungs if r.runs[0].teacher is not None]
     for rung in taught:
@@ -295,7 +298,7 @@ def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
         verb = "is ahead of" if gain > 0 else "is behind" if gain < 0 else "equals"
         unsure = "; the interval includes no difference" if half is not None and abs(gain) <= half else ""
         said.append(
-            f"{rung.runs[0].title} {verb} its teacher ({rung.runs[0].teacher.experiment}) by {_pm(abs(gain), half)} points{unsure}, "
+            f"Student “{rung.runs[0].title}” {verb} its teacher ({rung.runs[0].teacher.experiment}) by {_pm(abs(gain), half)} points{unsure}, "
             f"and predicts the same class on {agreement:.1f} % of the test images."
         )
     seeds = Counter(len(r.runs) for r in rungs)
@@ -306,7 +309,7 @@ def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _against(rung: Rung) -> str:
-    if rung.claimed is None:
+    if rung.claimed is None or rung.runs[0].profile != "full":
         return ""
     return f" (claimed {_claimed(rung.runs[0].claim)}, difference {_signed(rung.mean - sum(rung.claimed) / 2)})"
 
@@ -317,11 +320,12 @@ def _scale(runs: Sequence[RunRecord]) -> list[str]:
     if first.profile != "full":
         train = _span([r.dataset.train for r in runs])
         epochs = _span([e for r in runs if (e := _get(r.config, "train", "epochs")) is not None])
-        length = f" and {epochs} epochs" if epochs else ""
+        sizes = [r.params / 1e6 for r in runs]
+        sizes = _sig(min(sizes)) if len(set(sizes)) == 1 else f"{_sig(min(sizes))} to {_sig(max(sizes))}"
         notes.append(
-            f"This is not the original reports' scale. Profile {first.profile} trains on {train} images{length}, with models scaled to match; "
-            f"the reports trained full-size models on 50,000 images for up to 300 epochs. The numbers show that the whole path works and how "
-            f"the experiments compare at this size. They neither confirm nor refute a claim."
+            f"This is not the original reports' scale. Profile {first.profile}: {train} training images, {epochs or 'few'} epochs, models of "
+            f"{sizes} million parameters; the reports: 50,000 images, up to 300 epochs, 10.6 million parameters (the best student). The "
+            f"numbers show that the whole path works and how the experiments compare at this size. They neither confirm nor refute a claim."
         )
     if first.dataset.name != "cifar10":
         notes.append(f"The claims are about CIFAR-10; this set is of {first.dataset.name}, so no difference to them is given.")
@@ -341,7 +345,7 @@ def _left_out(entries: list[dict[str, Any]]) -> str:
 
 def _caption(what: str, runs: Sequence[RunRecord], rule: bool = True) -> str:
     first = runs[0]
-    where = f"Data set {first.dataset.name}, profile {first.profile}, seeds {_seeds(runs)}, device {_devices(runs)}"
+    where = f"Data set {first.dataset.name}, profile {first.profile}, {_seeds(runs)}, device {_devices(runs)}"
     return f"{what}. {where}{'; ' + RULE if rule else ''}."
 
 
@@ -353,16 +357,18 @@ def _summary(rungs: list[Rung]) -> Table | None:
         run = rung.runs[0]
         rows.append(
             (
-                Link(rung.label, f"#{run.experiment}"), run.claim.text if run.claim else NONE, _pm(rung.mean, rung.half), _seed_count(rung.runs),
-                NONE if rung.claimed is None else _signed(rung.mean - sum(rung.claimed) / 2), _sig(run.params / 1e6), _sig(run.flops / 1e9),
+                Link(rung.label, f"#{run.experiment}"), run.claim.text if run.claim else NONE, _pm(rung.mean, rung.half),
+                _seed_count(rung.runs), NONE if rung.claimed is None else _signed(rung.mean - sum(rung.claimed) / 2), _sig(run.params / 1e6), _sig(run.flops / 1e9),
                 _duration(rung.seconds), f"{np.mean([r.img_s for r in rung.runs]):,.0f}", _devices(rung.runs),
             )
         )  # fmt: skip
     columns = ("Experiment", "Claimed top-1 (%)", "Measured top-1 (%)", "Seeds", "Difference to claimed", "Parameters (M)",
                "GFLOPs", "Training time", "Images/s", "Device")  # fmt: skip
-    what = "Test top-1, mean ± 95 % CI (Student's t) over seeds; difference in points, to the middle of a claimed range; GFLOPs: forward, per image"
+    what = (
+        "Test top-1, mean ± 95 % CI (Student's t) over seeds; difference in points, to a claimed range's middle; GFLOPs: forward, per image"
+    )
     outside = next((i for i, r in enumerate(rungs) if not r.number.isdigit()), None)
-    return Table(_caption(what, [run for r in rungs for run in r.runs]), columns, rows, rule_before=outside or None)
+    return Table(_caption(what, [run for r in rungs for run in r.runs]), columns, "lrrrrrrrrl", rows, outside or None)
 
 
 def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
@@ -376,7 +382,8 @@ def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
         taught = [r for r in teacher.runs if r.fingerprint == facts[0].fingerprint] if teacher else []
         rows.append(
             (
-                rung.label, taught[0].title if taught else facts[0].experiment, _pm(rung.mean, rung.half), f"{np.mean([f.test_top1 for f in facts]):.2f}",
+                rung.label, taught[0].title if taught else facts[0].experiment, _pm(rung.mean, rung.half),
+                f"{np.mean([f.test_top1 for f in facts]):.2f}",
                 _signed(*interval([f.gain for f in facts])), f"{np.mean([f.agreement for f in facts]):.2f}",
                 f"{_sig(rung.runs[0].params / 1e6)} / {_sig(taught[0].params / 1e6) if taught else NONE}",
                 f"{_duration(rung.seconds)} / {_duration(float(np.mean([r.train_seconds for r in taught]))) if taught else NONE}",
@@ -384,8 +391,8 @@ def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
         )  # fmt: skip
     columns = ("Student", "Teacher", "Student top-1 (%)", "Teacher top-1 (%)", "Gain (points)", "Agreement (%)",
                "Parameters (M), student / teacher", "Training time, student / teacher")  # fmt: skip
-    what = "Student against teacher: test top-1, gain as student minus teacher, and agreement as the share of test images given the same class"
-    return Table(_caption(what, runs), columns, rows, texts=2) if rows else None
+    what = "Test top-1; gain: student minus teacher; agreement: share of the test images that both give the same class"
+    return Table(_caption(what, runs), columns, "llrrrrrr", rows) if rows else None
 
 
 NAMED_TOP1 = {
@@ -406,14 +413,13 @@ def _heads(rungs: list[Rung]) -> Table | None:
         return None
     keys = keys[:-1] + extra + keys[-1:] if keys and keys[-1] == "best_test_top1" else keys + extra
     names = [NAMED_TOP1.get(k) or k.removeprefix("test_").removesuffix("_top1") + " head" for k in keys]
-    rows = [
-        (rung.label, *(_mean_of(rung.runs, k) for k in ("test_top1", *keys, "validation_top1", "test_top5")), _mean_of(rung.runs, "test_loss", 3))
-        for rung in rungs
-    ]
-    what = "Top-1 (%) by weights and head, mean over seeds; the headline averages all heads. 'Best epoch on test' selects on the test split and is optimistic by construction"
-    runs = [run for r in rungs for run in r.runs]
-    what = what if "best_test_top1" in keys else what.split(". 'Best")[0]
-    return Table(_caption(what, runs), ("Experiment", "Headline", *names, "Validation", "Top-5", "Test loss"), rows)
+    shown = ("test_top1", *keys, "validation_top1", "test_top5")
+    rows = [(rung.label, *(_mean_of(rung.runs, k) for k in shown), _mean_of(rung.runs, "test_loss", 3)) for rung in rungs]
+    what = "Top-1 (%) by weights and head, mean over seeds; the headline averages all heads"
+    if "best_test_top1" in keys:
+        what += ". 'Best epoch on test' selects on the test split, so it is optimistic by construction"
+    columns = ("Experiment", "Headline", *names, "Validation", "Top-5", "Test loss")
+    return Table(_caption(what, [run for r in rungs for run in r.runs]), columns, "l" + "r" * (len(columns) - 1), rows)
 
 
 def _variations(variants: list[Rung], by_name: dict[str, Rung]) -> Table | None:
@@ -422,14 +428,15 @@ def _variations(variants: list[Rung], by_name: dict[str, Rung]) -> Table | None:
         run, base = rung.runs[0], by_name.get(rung.runs[0].experiment)
         rows.append(
             (
-                rung.label, run.variant, _pm(rung.mean, rung.half), _seed_count(rung.runs), NONE if base is None else _signed(rung.mean - base.mean),
+                rung.label, run.variant, _pm(rung.mean, rung.half), _seed_count(rung.runs),
+                NONE if base is None else _signed(rung.mean - base.mean),
                 _sig(run.params / 1e6), _sig(run.flops / 1e9), _duration(rung.seconds), _devices(rung.runs),
             )
         )  # fmt: skip
     columns = ("Experiment", "Changed", "Measured top-1 (%)", "Seeds", "Difference to it unchanged", "Parameters (M)", "GFLOPs",
                "Training time", "Device")  # fmt: skip
     what = "Experiments with settings changed; test top-1, mean ± 95 % CI over seeds, difference in points. Not part of the ladder"
-    return Table(_caption(what, [run for r in variants for run in r.runs]), columns, rows, texts=2) if rows else None
+    return Table(_caption(what, [run for r in variants for run in r.runs]), columns, "llrrrrrrl", rows) if rows else None
 
 
 def _experiment(rung: Rung, out_dir: Path) -> dict[str, Any]:
@@ -492,7 +499,8 @@ def _per_class(rung: Rung) -> Table:
         mean = [f"{np.mean([getattr(c, key) for c in same]):.2f}" for key in ("precision", "recall", "f1", "accuracy")]
         rows.append((same[0].name, *mean, f"{same[0].support:,}"))
     columns = ("Class", "Precision", "Recall", "F1", "Accuracy", "Test images")
-    return Table(_caption("Per class, in percent, mean over seeds; accuracy is of this class's images, hence equal to recall", rung.runs), columns, rows)
+    what = "Per class, in percent, mean over seeds; accuracy is of this class's images, hence equal to recall"
+    return Table(_caption(what, rung.runs), columns, "lrrrrr", rows)
 
 
 def _confused(rung: Rung, most: int = 5) -> Table | None:
@@ -501,20 +509,21 @@ def _confused(rung: Rung, most: int = 5) -> Table | None:
     pairs = [(int(total[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and total[i, j]]
     pairs = sorted(pairs, key=lambda p: (-p[0], p[1], p[2]))[:most]
     rows = [(f"{names[i]} → {names[j]}", f"{n / len(rung.runs):.1f}", f"{100 * n / total[i].sum():.1f}") for n, i, j in pairs]
-    caption = _caption("Most confused pairs, true → predicted: images per seed, and their share of the true class, all seeds together", rung.runs)
-    return Table(caption, ("Pair", "Images", "Share (%)"), rows) if rows else None
+    what = "Most confused pairs, true → predicted: images per seed, and their share of the true class, all seeds together"
+    return Table(_caption(what, rung.runs), ("Pair", "Images", "Share (%)"), "lrr", rows) if rows else None
 
 
 def _run_table(rung: Rung) -> Table:
     rows = [
         (
             Link(f"seed {r.seed}", f"records/{records.file_name(r)}"), r.fingerprint, _commit(r, 10), r.finished[:16].replace("T", " "),
-            f"{r.device}, {r.threads} threads", f"{r.metrics['test_top1']:.2f}", _mean_of([r], "validation_top1"), _duration(r.train_seconds),
+            f"{r.device}, {r.threads} threads", f"{r.metrics['test_top1']:.2f}",
+            _mean_of([r], "validation_top1"), _duration(r.train_seconds),
         )
         for r in rung.runs
     ]  # fmt: skip
     columns = ("Record", "Fingerprint", "Commit", "Finished (UTC)", "Device", "Test top-1 (%)", "Validation top-1 (%)", "Training time")
-    return Table(_caption("Every run", rung.runs), columns, rows, texts=5)
+    return Table(_caption("Every run", rung.runs), columns, "lllllrrr", rows)
 
 
 # -------------------------------------------------------------------------------------------------- numbers into words
@@ -571,7 +580,8 @@ def _span(values: Sequence[float]) -> str:
 
 
 def _seeds(runs: Iterable[RunRecord]) -> str:
-    return ", ".join(map(str, sorted({r.seed for r in runs})))
+    seeds = sorted({r.seed for r in runs})
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
 
 
 def _devices(runs: Iterable[RunRecord]) -> str:

@@ -251,6 +251,7 @@ class _Store:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # at the end of each run, amid the progress
             "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; the defaults, 120 and 7, keep one waiting for a quarter of an hour
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         }.items():
@@ -601,7 +602,7 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
     from mlflow.types.schema import Schema, TensorSpec
 
     store = _connect(root)
-    model = copy.deepcopy(model).cpu().eval()
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # torch.export warns of channels_last weights
     images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
     float32 = np.dtype(np.float32)
     logged = store.client.create_logged_model(store.experiment_id, name="model", source_run_id=run_id)
@@ -745,14 +746,14 @@ class FinishedRun:
     folder: Path | None  # its artifacts, where they lie on this machine
 
     def fetch(self, artifact: str, dst: Path) -> Path:
-        """The artifact's path: its own where it lies on this machine, else downloaded below `dst`. Raises ValueError without it."""
+        """The artifact's path: its own where it lies on this machine, else downloaded into `dst`. Raises ValueError where there is none."""
         if self.folder is not None and (self.folder / artifact).exists():
             return self.folder / artifact
         return download(self.root, self.run_id, artifact, dst)
 
 
 def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
-    """Copy a run's artifact below `dst` and return its path there. Raises ValueError where there is none."""
+    """Copy a run's artifact into `dst` and return its path there. Raises ValueError where there is none."""
     from mlflow.exceptions import MlflowException
 
     dst.mkdir(parents=True, exist_ok=True)
@@ -764,13 +765,32 @@ def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
 
 def finished_runs(root: Path, experiment: str | None = None, profile: str | None = None, dataset: str | None = None) -> list[FinishedRun]:
     """Every finished seed's run, oldest first: one a seed, the last one where it was trained anew."""
-    store = _connect(root)
     wanted = {"vitlab.experiment": experiment, "vitlab.profile": profile, "vitlab.dataset": dataset}
     tags = {"vitlab.kind": "seed", "vitlab.finished": "true"} | {k: v for k, v in wanted.items() if v is not None}
-    return [
-        FinishedRun(run.info.run_id, run.data.tags.get("mlflow.parentRunId", ""), run.data.tags, root, _local(run.info.artifact_uri))
-        for run in store.find(tags)
-    ]
+    if tracking_uri(root) == _own_uri(root):
+        found = [(run_id, uri, said) for run_id, uri, said in _own_runs(root) if said.items() >= tags.items()]
+    else:
+        found = [(run.info.run_id, run.info.artifact_uri, run.data.tags) for run in _connect(root).find(tags)]
+    return [FinishedRun(run_id, said["mlflow.parentRunId"], said, root, _local(uri)) for run_id, uri, said in found]
+
+
+def _own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
+    """(run id, where its artifacts are, tags) of each run in the database in `root`, oldest first.
+
+    Read with SQL: through mlflow, which makes an object of every param, a thousand runs take ten seconds, and its import three more.
+    """
+    old, new = _stored_location(root), _artifact_location(root)
+    if old is None:
+        return []
+    sql = """SELECT run_uuid, artifact_uri, key, value FROM runs JOIN experiments USING (experiment_id) JOIN tags USING (run_uuid)
+             WHERE experiments.name = ? AND experiments.lifecycle_stage = 'active' AND runs.lifecycle_stage = 'active'
+             ORDER BY start_time, run_uuid"""
+    runs: dict[str, tuple[str, str, dict[str, str]]] = {}
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db:
+        for run_id, uri, key, value in db.execute(sql, (EXPERIMENT,)):
+            moved = new + uri.removeprefix(old) if uri.startswith(old) else uri  # nothing, where the folder is where it was
+            runs.setdefault(run_id, (run_id, moved, {}))[2][key] = value
+    return list(runs.values())
 
 
 def _local(uri: str) -> Path | None:
