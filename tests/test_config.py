@@ -133,7 +133,9 @@ def test_set_overrides_win_and_name_the_variant(tmp_path: Path) -> None:
     assert got.variant == "ema={start:0.5,end:0.6} optim.lr=1e-2 optim.warmup.percent=5 phases.0.augment.crop=2"
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("6E+2", 600.0), ("5", 5), ("true", True), ("null", None), ("on", "on"), ("0.5", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("6E+2", 600.0), ("5", 5), ("true", True), ("null", None), ("on", "on"), ("0.5", 0.5)]
+)
 def test_scalars(text: str, value: object) -> None:
     got = config.parse_scalar(text)
     assert got == value
@@ -219,7 +221,17 @@ def test_fingerprint_is_of_the_work_alone(tmp_path: Path) -> None:
     digest = config.fingerprint(base, "data", None)
     assert len(digest) == 12
     assert config.fingerprint(renamed, "data", None) == digest
-    assert len({digest, config.fingerprint(changed, "data", None), config.fingerprint(base, "other", None), config.fingerprint(base, "data", "t")}) == 4
+    assert (
+        len(
+            {
+                digest,
+                config.fingerprint(changed, "data", None),
+                config.fingerprint(base, "other", None),
+                config.fingerprint(base, "data", "t"),
+            }
+        )
+        == 4
+    )
 
 
 def test_spelling_out_a_default_changes_nothing(tmp_path: Path) -> None:

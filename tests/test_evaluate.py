@@ -58,7 +58,7 @@ def test_the_grid_shows_the_first_images_whatever_their_result(scored: tuple[tor
     assert rows == list(range(36))
     assert [t for t, _, _ in shown] == labels[:36].tolist()
     assert [p for _, p, _ in shown] == scores[:36].argmax(-1).tolist()
-    assert shown[3][2] == pytest.approx(100 * scores[3].softmax(-1).max().item())
+    assert shown[3][2] == pytest.approx(scores[3].softmax(-1).max().item())
 
 
 def test_logits_do_not_depend_on_the_batch_size_and_are_stored_as_they_are(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from vitlab.config import EMA, Length, Phase
 
 @pytest.mark.parametrize(
     ("length", "expected"),
-    [(None, 0), (Length(epochs=1.5), 15), (Length(steps=7), 7), (Length(steps=700), 100), (Length(percent=5), 5), (Length(percent=100), 100)],
+    [
+        (None, 0),
+        (Length(epochs=1.5), 15),
+        (Length(steps=7), 7),
+        (Length(steps=700), 100),
+        (Length(percent=5), 5),
+        (Length(percent=100), 100),
+    ],
 )
 def test_units_become_steps_once(length: Length | None, expected: int) -> None:
     assert schedule.steps(length, total=100, per_epoch=10) == expected

@@ -45,7 +45,9 @@ def train(
 
     journal = Journal(folder / "journal.jsonl")
     try:
-        trained = trainer.train(cfg, data, model, counting, seed=7, folder=folder, journal=journal, bar=Silent(), stop=stop, covered=lambda size: None)
+        trained = trainer.train(
+            cfg, data, model, counting, seed=7, folder=folder, journal=journal, bar=Silent(), stop=stop, covered=lambda size: None
+        )
     except trainer.Interrupted as e:
         assert e.args == (signal.SIGINT,)
         return model, None
@@ -102,7 +104,15 @@ def test_resuming_equals_not_having_stopped_bit_for_bit(
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
     assert told(tmp_path / "whole") == told(tmp_path / "parts")
     assert [r["epoch"] for r in parts.history] == [1, 2, 3, 4]
-    assert {k for r in whole.history for k in r} >= {"train/loss", "train/ce", "train/top1", "validation/top1", "validation/ema_top1", "lr", "ema_decay"}
+    assert {k for r in whole.history for k in r} >= {
+        "train/loss",
+        "train/ce",
+        "train/top1",
+        "validation/top1",
+        "validation/ema_top1",
+        "lr",
+        "ema_decay",
+    }
 
 
 def test_a_resnet_resumes_bit_for_bit(experiment_file: Callable[..., Path], tiny_data: Dataset, tmp_path: Path) -> None:
@@ -125,7 +135,9 @@ def test_one_epoch_equals_a_loop_written_out(experiment_file: Callable[..., Path
     got, _ = train(cfg, tiny_data, tmp_path / "run")
     torch.manual_seed(7)
     model = models.build(cfg.model, 4)
-    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True)  # of Adam, rounding would be magnified where a gradient is 0
+    optimizer = torch.optim.SGD(
+        model.parameters(), momentum=0.9, nesterov=True
+    )  # of Adam, rounding would be magnified where a gradient is 0
     order = epoch_order(48, 7, 0)
     for step, factor in enumerate((0.5, 1.0, 1.0)):  # two steps of warm-up; the third is the cosine's first
         for group in optimizer.param_groups:

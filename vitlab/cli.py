@@ -74,7 +74,9 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
         prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
     )
     parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR")
-    parser.add_argument("--profile", default="auto", choices=["auto", "quick", "laptop", "full"], help="default: full with CUDA, else quick")
+    parser.add_argument(
+        "--profile", default="auto", choices=["auto", "quick", "laptop", "full"], help="default: full with CUDA, else quick"
+    )
     _add_data_flags(parser)
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
@@ -172,7 +174,9 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
             return RunBar(console, label, epochs, images)
 
         try:
-            record = experiment.execute(run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"), run.resolved.path in forced)
+            record = experiment.execute(
+                run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"), run.resolved.path in forced
+            )
         except trainer.Interrupted as e:
             console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there", soft_wrap=True)
             return 128 + e.args[0]
@@ -222,7 +226,11 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
 
     first = done[0]
     table = Table(
-        title=f"{first.profile} · {first.dataset.name} · {first.device}", title_justify="left", box=None, header_style="bold", pad_edge=False
+        title=f"{first.profile} · {first.dataset.name} · {first.device}",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
     )
     for title in ("experiment", "claimed", "test top-1 %", "seeds", "params", "time"):
         table.add_column(title, justify="left" if title in ("experiment", "claimed") else "right")
@@ -237,7 +245,9 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
         )  # fmt: skip
     console.print(table)
     where = RESULTS / f"{first.profile}-{first.dataset.name}"
-    console.print(f"report: make report, then {_short(where)}/report.html · compare runs: make ui, then http://127.0.0.1:5000", soft_wrap=True)
+    console.print(
+        f"report: make report, then {_short(where)}/report.html · compare runs: make ui, then http://127.0.0.1:5000", soft_wrap=True
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- vitlab

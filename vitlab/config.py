@@ -84,6 +84,8 @@ class ViT(Schema):
     def _consistent(self) -> ViT:
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} must be a multiple of heads {self.heads}")
+        if int(self.dim * self.mlp_ratio) < 1:
+            raise ValueError(f"dim {self.dim} x mlp_ratio {self.mlp_ratio:g} leaves the MLP no hidden unit")
         if self.class_attention >= self.depth:
             raise ValueError(f"class_attention {self.class_attention} must be less than depth {self.depth}")
         if self.encoder == "torch":

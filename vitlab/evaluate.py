@@ -65,9 +65,9 @@ def classification_report(facts: tuple[ClassFacts, ...], top1: float) -> str:
 
 
 def sample_grid(scores: Tensor, labels: Tensor, count: int = 36) -> tuple[list[int], list[tuple[int, int, float]]]:
-    """The first `count` test images, not picked by result: their indices, and (true, predicted, confidence in percent) of each."""
+    """The first `count` test images, not picked by result: their indices, and (true, predicted, confidence in [0, 1]) of each."""
     confidence, predicted = scores[:count].softmax(-1).max(-1)
-    shown = [(int(t), int(p), float(c) * 100) for t, p, c in zip(labels[:count], predicted, confidence, strict=True)]
+    shown = [(int(t), int(p), float(c)) for t, p, c in zip(labels[:count], predicted, confidence, strict=True)]
     return list(range(len(shown))), shown
 
 

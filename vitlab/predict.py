@@ -21,7 +21,9 @@ def best_run(runs_dir: Path) -> Path:
         record = records.read(path)
         found.append((record.dataset.name == "cifar10", record.metrics["validation_top1"], str(path.parent)))
     if not found:
-        raise ValueError(f"no finished run below {runs_dir}; train one first, for example python runner.py experiments/01_baseline_vit.yaml")
+        raise ValueError(
+            f"no finished run below {runs_dir}; train one first, for example python runner.py experiments/01_baseline_vit.yaml"
+        )
     return Path(max(found)[2])
 
 
@@ -35,11 +37,15 @@ def classify(images: list[Path], folder: Path | None, runs_dir: Path) -> list[st
         model = models.build(cfg, len(record.dataset.classes))
         model.load_state_dict(load_file(folder / "weights.safetensors"))
     except (OSError, RuntimeError, KeyError, ValidationError) as e:
-        raise ValueError(f"{folder}/weights.safetensors: cannot be used ({str(e).splitlines()[0]}); train the run anew with --force") from None
+        raise ValueError(
+            f"{folder}/weights.safetensors: cannot be used ({str(e).splitlines()[0]}); train the run anew with --force"
+        ) from None
     with torch.inference_mode():
         inputs = normalize(pixels, torch.tensor(record.dataset.mean), torch.tensor(record.dataset.std))
         top = model.eval()(inputs).softmax(-1).topk(min(3, len(record.dataset.classes)))
-    lines = [f"{record.title} ({record.experiment}, {record.profile}, {record.dataset.name}, test top-1 {record.metrics['test_top1']:.2f} %)"]
+    lines = [
+        f"{record.title} ({record.experiment}, {record.profile}, {record.dataset.name}, test top-1 {record.metrics['test_top1']:.2f} %)"
+    ]
     for path, values, indices in zip(images, top.values, top.indices, strict=True):
         guesses = ", ".join(f"{record.dataset.classes[i]} {v:.1%}" for v, i in zip(values.tolist(), indices.tolist(), strict=True))
         lines.append(f"{path}: {guesses}")

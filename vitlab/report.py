@@ -632,5 +632,5 @@ def _data_uri(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    tidy = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    tidy = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"
     path.write_text(tidy, encoding="utf-8", newline="\n")

@@ -1,0 +1,170 @@
+"""The commands as a user meets them: exit codes, messages, the whole ladder end to end, Ctrl-C and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitlab import cli, config, experiment, records, tracking
+from vitlab.paths import EXPERIMENTS, REPOSITORY
+
+LADDER = {
+    "01_baseline_vit", "02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer", "05_kd_r18", "06_kd_r50_class_attention",
+    "resnet18", "resnet50",
+}  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str, main: object = cli.run_main) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as e:
+        main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return e.value.code, out, err
+
+
+# -------------------------------------------------------------------------------------------------- the user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("nothing.yaml",), "nothing.yaml: no such file"),
+        ((EXPERIMENTS / "01_baseline_vit.yaml", "--set", "train.epoch=3"), "train.epoch: unknown key, did you mean 'epochs'?"),
+        ((EXPERIMENTS / "01_baseline_vit.yaml", "--data", "/nowhere"), "no such folder"),
+        ((EXPERIMENTS / "01_baseline_vit.yaml", "--seeds", "one"), "expected whole numbers"),
+        ((EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "huge"), "invalid choice"),
+    ],
+)
+def test_mistakes_exit_2_with_one_message(argv: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, *argv, *(("--data", "digits") if "--data" not in argv else ()), "--dry-run")
+    assert code == 2
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_an_empty_folder_has_no_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, tmp_path, "--data", "digits", "--dry-run")
+    assert code == 2
+    assert "no experiments" in err
+
+
+def test_schema_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, _ = run(capsys, "schema", tmp_path / "s.json", main=cli.main)
+    assert code == 0
+    assert json.loads((tmp_path / "s.json").read_text()) == config.json_schema()
+
+
+# ---------------------------------------------------------------------------------------------- the ladder, end to end
+
+
+@pytest.fixture
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
+    for name in ("ROOT", "RUNS", "RESULTS"):
+        value = tmp_path if name == "ROOT" else tmp_path / name.lower()
+        monkeypatch.setattr(cli, name, value)
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
+    over, _ = config.read_yaml(EXPERIMENTS / "profiles" / "quick.yaml")
+    quick = quick.replace(f"epochs_percent: {over['epochs_percent']}", "epochs_percent: 0.5")
+    quick = quick.replace(f"train_limit: {over['all']['data']['train_limit']}", "train_limit: 150")
+    (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
+    monkeypatch.setattr(config, "PROFILE_DIR", profiles)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = (EXPERIMENTS, "--profile", "quick", "--data", "digits")
+    code, out, err = run(capsys, *argv)
+    assert code == 0, err
+    assert "digits" in out.splitlines()[0]
+
+    found = {p.parent.parent.name: records.read(p) for p in (small_world / "runs").glob("*/*/*/record.json")}
+    assert found.keys() == LADDER
+    for record in found.values():
+        assert record.history[-1]["epoch"] == len(record.history) == record.config["train"]["epochs"]
+        assert sum(map(sum, record.confusion)) == record.dataset.test == 359
+        assert record.metrics["test_top1"] == pytest.approx(100 * sum(record.confusion[i][i] for i in range(10)) / 359)
+    student = found["06_kd_r50_class_attention"]
+    assert student.teacher.fingerprint == found["resnet50"].fingerprint
+    assert student.teacher.gain == pytest.approx(student.metrics["test_top1"] - found["resnet50"].metrics["test_top1"])
+    assert {"test_cls_top1", "test_dist_top1", "test_raw_top1", "test_ema_top1"} <= student.metrics.keys()
+
+    # MLflow: a finished child for each, under a parent, with the record's numbers
+    runs = tracking.finished_runs(small_world)
+    assert {r.tags["vitlab.experiment"] for r in runs} == LADDER
+    assert len(runs) == 8
+    client = tracking._connect(tracking.tracking_uri(small_world), small_world).client
+    for r in runs:
+        metrics = client.get_run(r.run_id).data.metrics
+        assert metrics["final/test_top1"] == pytest.approx(found[r.tags["vitlab.experiment"]].metrics["test_top1"])
+        assert client.get_run(r.parent_id).info.status == "FINISHED"
+
+    # a second time nothing is trained
+    stamps = {p: p.stat().st_mtime_ns for p in (small_world / "runs").rglob("*.json*")}
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert out.count("finished before, skipped") == 8
+    assert {p: p.stat().st_mtime_ns for p in (small_world / "runs").rglob("*.json*")} == stamps
+    code, out, _ = run(capsys, *argv, "--dry-run")
+    assert out.count("finished") == 8 + 1  # and the basis of the estimate
+
+    # the report, the list, and a prediction
+    code, out, _ = run(capsys, "report", main=cli.main)
+    assert code == 0
+    html = (small_world / "results" / "quick-digits" / "report.html").read_text(encoding="utf-8")
+    assert f"{student.metrics['test_top1']:.2f}" in html
+    assert len(list((small_world / "results" / "quick-digits" / "records").glob("*.json"))) == 8
+    code, out, _ = run(capsys, "runs", main=cli.main)
+    assert out.count("finished") >= 8
+    Image.new("RGB", (40, 40), "white").save(small_world / "white.png")
+    code, out, _ = run(capsys, "predict", small_world / "white.png", main=cli.main)
+    assert code == 0
+    assert "%" in out.splitlines()[1]
+    (small_world / "no.png").write_text("not an image")
+    code, _, err = run(capsys, "predict", small_world / "no.png", main=cli.main)
+    assert code == 2
+    assert "no.png" in err
+
+
+def test_force_trains_anew(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = (EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits", "--set", "train.epochs=1")
+    assert run(capsys, *argv)[0] == 0
+    (path,) = (small_world / "runs").glob("*/*/*/predictions.npz")
+    before, stamp = path.read_bytes(), path.stat().st_mtime_ns
+    assert run(capsys, *argv, "--force")[0] == 0
+    assert path.stat().st_mtime_ns != stamp
+    assert path.read_bytes() == before, "the same seed gives the same bits"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    env = os.environ | {"VITLAB_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable, REPOSITORY / "runner.py", EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits",
+        "--set", "train.epochs=3", "--set", "data.train_limit=300",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "epoch 1/3" in line:
+            process.send_signal(number)
+    assert process.wait() == 128 + number, "".join(lines)
+    assert "goes on from there" in lines[-1]
+    assert not list(tmp_path.glob("runs/*/*/*/record.json"))
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1/3" not in done.stdout
+    assert "epoch 3/3" in done.stdout
+    (path,) = tmp_path.glob("runs/*/*/*/record.json")
+    assert [row["epoch"] for row in records.read(path).history] == [1, 2, 3]
