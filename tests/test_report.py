@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab import figures, records, report, tracking
+from vitlab import figures, records, report, tables, tracking
 from vitlab.config import Claim
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 
@@ -190,20 +190,20 @@ def markdown_rows(path: Path) -> list[list[str]]:
 
 
 def test_interval_by_hand() -> None:
-    mean, half = report.interval([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
+    mean, half = tables.interval([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
     assert mean == 2.0
     assert half == pytest.approx(2.48414, abs=1e-5)
 
 
 def test_interval_is_scipys() -> None:
     values = np.random.default_rng(0).normal(90, 1, 5)
-    mean, half = report.interval(values.tolist())
+    mean, half = tables.interval(values.tolist())
     low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert report.interval([81.5]) == (81.5, None)
+    assert tables.interval([81.5]) == (81.5, None)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_one_seed_has_no_interval() -> None:
 )
 def test_claimed_range(text: str, top1: float | None, expected: tuple[float, float] | None, shown: str) -> None:
     claim = Claim(text=text, top1=top1, source="a report")
-    assert report.claimed_range(claim) == expected
-    assert report._claimed(claim) == shown
+    assert tables.claimed_range(claim) == expected
+    assert tables._claimed(claim) == shown
 
 
 # ------------------------------------------------------------------------------------------------- which runs are shown
@@ -229,7 +229,7 @@ def test_claimed_range(text: str, top1: float | None, expected: tuple[float, flo
 def test_newest_configuration_is_taken_whole() -> None:
     old = [fake_record(seed=s, fingerprint="aaaaaaaaaaaa", finished="2025-01-01T10:00:00+00:00") for s in (0, 1, 2)]
     new = [fake_record(seed=s, fingerprint="bbbbbbbbbbbb", finished="2025-01-02T10:00:00+00:00") for s in (0, 1)]
-    kept, left_out = report.newest([*new, *old])
+    kept, left_out = tables.newest([*new, *old])
     assert kept == new
     assert left_out == old
 
@@ -237,13 +237,13 @@ def test_newest_configuration_is_taken_whole() -> None:
 def test_repeated_seed_counts_once() -> None:
     first = fake_record(finished="2025-01-01T10:00:00+00:00")
     again = fake_record(finished="2025-01-03T10:00:00+00:00")
-    assert report.newest([again, first]) == ([again], [first])
+    assert tables.newest([again, first]) == ([again], [first])
 
 
 def test_ladder_order_and_variants() -> None:
     runs = [*fake_set(1)[::-1], fake_record("01_baseline_vit", 0, variant="model.patch_size=2", fingerprint="feedbeef0001")]
-    assert [rung.runs[0].experiment for rung in report.ladder(runs)] == list(LADDER)
-    assert all(not run.variant for rung in report.ladder(runs) for run in rung.runs)
+    assert [rung.runs[0].experiment for rung in tables.ladder(runs)] == list(LADDER)
+    assert all(not run.variant for rung in tables.ladder(runs) for run in rung.runs)
 
 
 def test_left_out_runs_are_told(tmp_path: Path, undrawn: None) -> None:
@@ -521,6 +521,17 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
     assert shown == ["full-cifar10/README.md", "full-cifar10/report.html", "full-digits/README.md", "full-digits/report.html", "README.md"]
     assert all(p.is_file() for p in pages)
     assert len(list((tmp_path / "results").glob("*/figures/*/predictions.png"))) == 6
+
+    # what was published stays, and what is new joins it
+    before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")}
+    other = fake_set(1, THREE)[0].model_copy(update={"seed": 7})
+    records.write(other, found[0].folder / "record.json")
+    monkeypatch.setattr(tracking, "finished_runs", lambda root: found[:1])
+    report.publish(tmp_path, tmp_path / "results")
+    assert {r.seed for r in records.read_all(tmp_path / "results" / "full-cifar10")} == {0, 7}
+    (tmp_path / "results" / "full-cifar10" / "records" / records.file_name(other)).unlink()
     monkeypatch.setattr(tracking, "finished_runs", lambda root: [])
-    with pytest.raises(ValueError, match="no finished runs in MLflow"):
-        report.publish(tmp_path, tmp_path / "results")
+    report.publish(tmp_path, tmp_path / "results")
+    assert {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")} == before
+    with pytest.raises(ValueError, match="no finished runs to report"):
+        report.publish(tmp_path, tmp_path / "nothing")

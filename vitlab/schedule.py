@@ -15,7 +15,8 @@ def steps(length: Length | Phase | None, total: int, per_epoch: int) -> int:
         return min(total, round(length.epochs * per_epoch))
     if length.percent is not None:
         return round(length.percent / 100 * total)
-    assert isinstance(length, Length) and length.steps is not None
+    assert isinstance(length, Length)
+    assert length.steps is not None
     return min(total, length.steps)
 
 

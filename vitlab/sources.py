@@ -54,7 +54,8 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
     """The data set that `data` (auto, cifar10, digits, or a folder's path) names.
 
     `auto` is CIFAR-10; in the profile `quick` alone, where that is not to be had, it is the digits, and `note` says so.
-    `download=False` touches no network and writes nothing. Raises ValueError: what is missing or damaged, and the remedy.
+    `download=False` touches no network and writes nothing: what it returns may be planned with, and `note` says what is not here
+    yet. Raises ValueError: what is missing or damaged, and the remedy.
     """
     if data == "cifar10":
         return _cifar10(data_dir, download)
@@ -63,17 +64,14 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
     if data != "auto":
         return _folder(Path(data).expanduser(), data_dir)
     try:
-        return _cifar10(data_dir, download)
+        source = _cifar10(data_dir, download)
     except Unavailable as e:
         if profile != "quick":
             raise
-        if download:
-            note = f"scikit-learn's digits stand in for CIFAR-10: these numbers say nothing about CIFAR-10.\n{e}"
-        else:
-            note = (
-                f"No CIFAR-10 under {data_dir}: a real run would first try to download it, and fall back to scikit-learn's digits, as here."
-            )
-        return _digits(note)
+        return _digits(f"scikit-learn's digits stand in for CIFAR-10: these numbers say nothing about CIFAR-10.\n{e}")
+    if source.note and profile == "quick":
+        return _digits(f"{source.note} Where it cannot be downloaded, scikit-learn's digits stand in for it, as in this plan.")
+    return source
 
 
 def prepare(data_dir: Path) -> tuple[str, ...]:
@@ -95,12 +93,13 @@ def prepare(data_dir: Path) -> tuple[str, ...]:
 
 def _cifar10(data_dir: Path, download: bool) -> Source:
     folder = data_dir / CIFAR10_FOLDER
+    note = ""
     if not _cifar10_complete(folder):
         if download:
             _fetch_cifar10(data_dir)
         elif not _has_size(data_dir / CIFAR10_ARCHIVE[0], CIFAR10_ARCHIVE[1]):
-            raise Unavailable(f"CIFAR-10 is not in {folder}, and this is to run without a download. {_remedy(data_dir)}")
-    return Source("cifar10", "cifar10", folder, CIFAR10_ARCHIVE[2], CIFAR10_CLASSES, mirror=True)
+            note = f"CIFAR-10 is not in {data_dir}: a run would first download it."
+    return Source("cifar10", "cifar10", folder, CIFAR10_ARCHIVE[2], CIFAR10_CLASSES, mirror=True, note=note)
 
 
 def _has_size(path: Path, size: int) -> bool:
