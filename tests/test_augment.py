@@ -36,9 +36,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def pictures(height: int = 32, width: int = 32) -> Tensor:
-    """(9, 3, H, W): noise, smooth colour gradients, low contrast, one grey, black, a saturated edge."""
+    """(7, 3, H, W): noise, smooth colour gradients, low contrast, one grey, black, a saturated edge."""
     g = generator(1)
-    noise = torch.randint(256, (3, 3, height, width), generator=g, dtype=torch.uint8)
+    noise = torch.randint(256, (1, 3, height, width), generator=g, dtype=torch.uint8)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     waves = [127 + 60 * torch.sin(x / (3 + k) + k) + 60 * torch.cos(y / (5 + k) - k) for k in range(6)]
     smooth = torch.stack(waves).view(2, 3, height, width).to(torch.uint8)
@@ -63,8 +63,15 @@ def same_bits(ours: Tensor, theirs: Tensor) -> None:
 # ------------------------------------------------------------------------------------ given parameters: torchvision's bits
 
 
-@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
-@pytest.mark.parametrize(("k", "name"), enumerate(THEIRS._AUGMENTATION_SPACE))
+@pytest.mark.parametrize(
+    ("k", "name", "size"),
+    [
+        (k, name, size)
+        for k, name in enumerate(THEIRS._AUGMENTATION_SPACE)
+        for size in ((32, 32), (24, 40))
+        if size == (32, 32) or k in range(1, 6)
+    ],
+)
 def test_trivial_augment_is_torchvisions(k, name, size):
     images = pictures(*size)
     magnitudes, signed = THEIRS._AUGMENTATION_SPACE[name]
@@ -72,7 +79,7 @@ def test_trivial_augment_is_torchvisions(k, name, size):
     values = [0.0] if magnitudes is None else [float(m) * sign for m in magnitudes for sign in ((1, -1) if signed else (1,))]
     for value in values:
         assert value in augment._magnitudes(torch.device("cpu"))[k]
-        ours = augment.trivial_augment(images, torch.full((9,), k), torch.full((9,), value, dtype=torch.float64))
+        ours = augment.trivial_augment(images, torch.full((7,), k), torch.full((7,), value, dtype=torch.float64))
         theirs = one_by_one(
             lambda x, v=value: THEIRS._apply_image_or_video_transform(x, name, v, THEIRS.interpolation, THEIRS._fill), images
         )
@@ -99,15 +106,15 @@ def test_trivial_augment_table_is_torchvisions():
     ],
 )
 def test_color_operations_are_torchvisions(ours, theirs, low, high):
-    images = pictures().repeat(12, 1, 1, 1)
+    images = pictures().repeat(16, 1, 1, 1)
     values = torch.rand(len(images), generator=generator(), dtype=torch.float64) * (high - low) + low
-    values[:9], values[9:18], values[18:27] = low, high, (low + high) / 2
+    values[:7], values[7:14], values[14:21] = low, high, (low + high) / 2
     same_bits(ours(images, values), one_by_one(theirs, images, values.tolist()))
 
 
 def test_color_jitter_is_torchvisions_in_every_order():
     images = pictures().repeat(24, 1, 1, 1)
-    order = torch.tensor(list(itertools.permutations(range(4)))).repeat_interleave(9, 0)
+    order = torch.tensor(list(itertools.permutations(range(4)))).repeat_interleave(7, 0)
     values, _ = augment.draw_color_jitter(
         len(images), config.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5), generator()
     )

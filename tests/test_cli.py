@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from vitlab import cli, config, experiment, records, tracking
@@ -103,7 +104,7 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     runs = tracking.finished_runs(small_world)
     assert {r.tags["vitlab.experiment"] for r in runs} == LADDER
     assert len(runs) == 8
-    client = tracking._connect(tracking.tracking_uri(small_world), small_world).client
+    client = MlflowClient(tracking_uri=tracking.tracking_uri(small_world))
     for r in runs:
         metrics = client.get_run(r.run_id).data.metrics
         assert metrics["final/test_top1"] == pytest.approx(found[r.tags["vitlab.experiment"]].metrics["test_top1"])
@@ -151,7 +152,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp
     env = os.environ | {"VITLAB_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable, REPOSITORY / "runner.py", EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits",
-        "--set", "train.epochs=3", "--set", "data.train_limit=300",
+        "--set", "train.epochs=3", "--set", "data.train_limit=150",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines = []

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,6 +188,37 @@ def test_system_metrics_are_this_process() -> None:
     assert 0 <= values["system/cpu_utilization_percentage"] <= 100
 
 
+def test_system_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+    import torch
+
+    uuid = "5b1b0d7f-0000-0000-0000-000000000001"
+    handles = {f"GPU-{uuid}": "handle"}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", handles.__getitem__)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", {"handle": SimpleNamespace(used=3_000_000)}.__getitem__)
+
+    def sliced(_: str) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    def missing() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    def gpu(init: object, utilisation: object) -> dict[str, float]:
+        monkeypatch.setattr(pynvml, "nvmlInit", init)
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", utilisation)
+        tracking._gpu.cache_clear()
+        return {k: v for k, v in tracking.system_metrics().items() if k.startswith("system/gpu")}
+
+    memory = {"system/gpu_memory_usage_megabytes": 3.0}
+    assert gpu(lambda: None, lambda _: SimpleNamespace(gpu=87)) == memory | {"system/gpu_utilization_percentage": 87.0}
+    assert gpu(lambda: None, sliced) == memory
+    assert gpu(missing, sliced) == {}
+    tracking._gpu.cache_clear()
+
+
 # ---------------------------------------------------------------------------------------------------------- the store
 
 
@@ -200,6 +232,12 @@ def test_store_lies_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert query(root, "SELECT artifact_location FROM experiments WHERE name = 'vitlab'") == [((root / "mlartifacts").as_uri(),)]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org:5000")
     assert tracking.tracking_uri(root) == "http://example.org:5000"
+
+
+def test_damaged_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("what a disk may leave of a database " * 100)
+    with pytest.raises(ValueError, match=r"mlflow\.db: not a readable database"):
+        tracking.prepare_store(tmp_path)
 
 
 def test_names_that_are_url_syntax_lead_to_the_file(tmp_path: Path) -> None:
@@ -270,7 +308,7 @@ def test_lines_in_the_place_of_others_are_shipped(root: Path, tmp_path: Path) ->
     journal.append("metrics", step=2, values={"train/loss": 0.5})
     tracking.ship(tmp_path, root, None, final=False)
     journal.truncate(earlier)
-    journal.append("metrics", step=2, values={"a/longer/name": 0.125})
+    journal.append("metrics", step=2, values={"train/loss": 0.7})  # as long as the line that was there
     tracking.ship(tmp_path, root, None, final=False)
     assert set(expected_rows(tmp_path)) < set(metric_rows(root, run_id(tmp_path, root)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -152,7 +153,7 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
-    from vitlab import data, experiment, tracking, trainer
+    from vitlab import data, experiment, records, tracking, trainer
     from vitlab.progress import RunBar
 
     stop = trainer.Stop()
@@ -164,8 +165,12 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
     done: list[RunRecord] = []
     for i, run in enumerate(runs, 1):
         label = f"{i}/{len(runs)} {run.label}"
-        if run.finished and run.resolved.path not in forced:
-            console.print(f"{label}  finished before, skipped")
+        if run.resolved.path in forced:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        if run.finished:
+            done.append(records.read(run.folder / "record.json"))
+            _print_result(console, f"{label}  finished before, skipped:", done[-1])
+            continue
         cfg = run.resolved.config
         if cfg.data not in loaded:
             loaded[cfg.data] = data.load(source, cfg.data, where)
@@ -174,9 +179,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
             return RunBar(console, label, epochs, images)
 
         try:
-            record = experiment.execute(
-                run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"), run.resolved.path in forced
-            )
+            record = experiment.execute(run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"))
         except trainer.Interrupted as e:
             console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there", soft_wrap=True)
             return 128 + e.args[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -87,16 +86,11 @@ def execute(
     make_bar: Callable[[int], trainer.Bar],
     stop: trainer.Stop,
     say: Callable[[str], None],
-    force: bool = False,
 ) -> RunRecord:
     """Train (or resume) and evaluate one run, and leave its record, predictions, weights and pictures in its folder.
 
     `make_bar(images_per_epoch)` gives the trainer its progress display. Raises trainer.Interrupted and trainer.Diverged.
     """
-    if run.finished and not force:
-        return records.read(run.folder / "record.json")
-    if force and run.folder.exists():
-        shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     cfg, where = run.resolved.config, data.train_images.device
     classes = len(data.classes)
@@ -137,6 +131,7 @@ def execute(
 
     record = finish(run, data, model, trained, teacher_validation, started, git)
     journal.append("event", text="finished")
+    journal.close()
     best = trained.ema.model if trained.ema else model
     if not shipper.finish(SHIP_SECONDS, model=best, example=data.test_images[:2].cpu().numpy()):
         say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")

@@ -209,7 +209,10 @@ def _artifact_location(root: Path) -> str:
 
 
 def _stored_location(root: Path) -> str | None:
-    """Where the database in `root` says that artifacts lie; None where it is not there yet, or has no experiment of ours."""
+    """Where the database in `root` says that artifacts lie; None where it is not there yet, or has no experiment of ours.
+
+    Raises ValueError for a file that is no database.
+    """
     if not (root / "mlflow.db").exists():
         return None
     with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db:
@@ -217,6 +220,9 @@ def _stored_location(root: Path) -> str | None:
             row = db.execute("SELECT artifact_location FROM experiments WHERE name = ?", (EXPERIMENT,)).fetchone()
         except sqlite3.OperationalError:  # no tables yet
             return None
+        except sqlite3.DatabaseError as e:
+            remedy = "move it away; 'vitlab sync' fills a new one from the runs' folders"
+            raise ValueError(f"{root / 'mlflow.db'}: not a readable database ({e}); {remedy}") from None
     return row[0] if row else None
 
 
@@ -442,7 +448,7 @@ def _ship(run_dir: Path, root: Path, model: nn.Module | None = None, example: np
         state.write(run_dir)
         if at.status != state.status:
             if state.status == "FINISHED":
-                _finish(store, at.run_id, run_dir, entries)
+                _ship_results(store, at.run_id, run_dir, entries)
             _settle(store, at.run_id, info, state.status, entries[-1][1]["time"])
             at.status = state.status
             state.write(run_dir)
@@ -510,20 +516,22 @@ def _ship_metrics(store: _Store, at: _Shipped, run_dir: Path, entries: list[tupl
 
 
 def _settle(store: _Store, run_id: str, info: RunInfo, status: str, time_ms: int) -> None:
-    """Set the run's status, and with it its parent's and its earlier attempts'."""
+    """Set the run's status and the mark of a finished one, and with them its parent's and its earlier attempts'."""
     parent_id = _parent(store, info)
     store.set_tags(run_id, {"mlflow.parentRunId": parent_id})  # it may have been deleted and made again
-    if status == "RUNNING":
-        store.client.update_run(run_id, status)
-    else:
-        store.client.set_terminated(run_id, status, end_time=time_ms)
     with _lock(store.root):
-        _supersede(store, info)
+        if status == "RUNNING":
+            store.client.update_run(run_id, status)
+        else:
+            store.client.set_terminated(run_id, status, end_time=time_ms)
+        if status == "FINISHED":  # only now, so that what is marked has an end
+            store.set_tags(run_id, {"vitlab.finished": "true"})
+            _supersede(store, info)
         _summarise(store, parent_id)
 
 
-def _finish(store: _Store, run_id: str, run_dir: Path, entries: list[tuple[int, dict[str, Any]]]) -> None:
-    """Artifacts and the record's numbers first, the mark that says so last."""
+def _ship_results(store: _Store, run_id: str, run_dir: Path, entries: list[tuple[int, dict[str, Any]]]) -> None:
+    """Artifacts, and the record's numbers as `final/...`."""
     record = records.read(run_dir / "record.json")
     for name in ARTIFACTS:
         if (run_dir / name).exists():
@@ -536,7 +544,6 @@ def _finish(store: _Store, run_id: str, run_dir: Path, entries: list[tuple[int, 
         values |= {"teacher_agreement": record.teacher.agreement, "gain_over_teacher": record.teacher.gain}
     step = max((entry["step"] for _, entry in entries if entry["kind"] == "metrics"), default=0)
     store.log_metrics(run_id, [(f"final/{k}", float(v), entries[-1][1]["time"], step) for k, v in values.items()])
-    store.set_tags(run_id, {"vitlab.finished": "true"})
 
 
 def _supersede(store: _Store, info: RunInfo) -> None:
