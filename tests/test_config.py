@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vitlab import config
 from vitlab.paths import EXPERIMENTS, REPOSITORY
@@ -198,6 +201,24 @@ def test_an_error_in_the_parent_names_the_parent(tmp_path: Path, monkeypatch: py
 def test_bad_overrides_are_named(bad: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--set "):
         config.load(write(tmp_path, MINIMAL), "full", (bad,))
+
+
+@given(st.text(max_size=30), st.sampled_from(["optim.lr", "model", "phases.0", "train.epochs", "ema", "title", "model.heads"]))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_set_the_answer_is_a_value_error_or_an_experiment(tmp_path: Path, text: str, key: str) -> None:
+    path = write(tmp_path, MINIMAL)
+    for assignment in (text, f"{key}={text}", f"{key}.{text}=1"):
+        with contextlib.suppress(ValueError):
+            assert isinstance(config.load(path, "full", (assignment,)).config, config.Experiment)
+
+
+@given(st.text(alphabet="abc:{}[]&*!|>-#'\"\n\t 01.,%@`?", max_size=60) | st.binary(max_size=60))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_file_holds_the_answer_names_it(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=r"x\.yaml"):  # nothing this short is an experiment
+        config.load(path)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

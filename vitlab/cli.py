@@ -87,12 +87,16 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
     _guard(lambda: _run(args))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _console() -> Console:
     from rich.console import Console
 
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # a log file has no edge to wrap at
+
+
+def _run(args: argparse.Namespace) -> int:
     from vitlab import plan, sources
 
-    console = Console(highlight=False)
+    console = _console()
     profile = _profile(args.profile)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     runs = plan.make(args.experiments, profile, source, args.seeds, tuple(args.set), RUNS)
@@ -159,7 +163,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
     stop = trainer.Stop()
     _catch_signals(stop, console)
     where = experiment.device()
-    console.print(f"device {experiment.device_name(where)} · MLflow {tracking.tracking_uri(ROOT)}", soft_wrap=True)
+    console.print(f"device {experiment.device_name(where)} · MLflow {tracking.tracking_uri(ROOT)}")
     tracking.prepare_store(ROOT)
     loaded: dict[object, data.Dataset] = {}
     done: list[RunRecord] = []
@@ -181,10 +185,10 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
         try:
             record = experiment.execute(run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"))
         except trainer.Interrupted as e:
-            console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there", soft_wrap=True)
+            console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
             return 128 + e.args[0]
         except trainer.Diverged as e:
-            console.print(f"[red]failed[/] {run.label}: {e}", soft_wrap=True)
+            console.print(f"[red]failed[/] {run.label}: {e}")
             return 1
         done.append(record)
         _print_result(console, label, record)
@@ -248,9 +252,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
         )  # fmt: skip
     console.print(table)
     where = RESULTS / f"{first.profile}-{first.dataset.name}"
-    console.print(
-        f"report: make report, then {_short(where)}/report.html · compare runs: make ui, then http://127.0.0.1:5000", soft_wrap=True
-    )
+    console.print(f"report: make report, then {_short(where)}/report.html · compare runs: make ui, then http://127.0.0.1:5000")
 
 
 # ---------------------------------------------------------------------------------------------------------- vitlab
@@ -289,7 +291,6 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _list_runs(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from vitlab import records
@@ -307,7 +308,7 @@ def _list_runs(args: argparse.Namespace) -> int:
     if not table.row_count:
         print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
         return 0
-    Console(highlight=False).print(table)
+    _console().print(table)
     return 0
 
 

@@ -299,7 +299,7 @@ def _note_places(node: yaml.Node, path: Path_, file: str, places: dict[Path_, Pl
         seen: set[str] = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            if key.tag != "tag:yaml.org,2002:str":
                 raise ValueError(f"{file}:{line}: keys must be plain words")
             if key.value in seen:
                 raise ValueError(f"{file}:{line}: {_dotted((*path, key.value))}: given twice; keep one")
@@ -435,7 +435,9 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
         raise ValueError(f"{_shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
     try:
-        config = Experiment.model_validate_json(json.dumps(values), strict=True)
+        text = json.dumps(values)
+        values = json.loads(text)  # --set may have brought keys that are no texts
+        config = Experiment.model_validate_json(text, strict=True)
     except ValidationError as e:
         raise ValueError("\n".join(_explain(err, values, places, _shown(path)) for err in e.errors()[:10])) from None
     except (TypeError, ValueError, RecursionError) as e:

@@ -237,7 +237,7 @@ def _relocate(root: Path, old: str, new: str) -> None:
 
 def _lock(root: Path) -> FileLock:
     """Across threads and processes; what is looked up and made, or read and written, holds it."""
-    return FileLock(root / "mlflow.lock", timeout=LOCK_SECONDS)
+    return FileLock(root / "mlflow.db.lock", timeout=LOCK_SECONDS)
 
 
 def _connect(root: Path) -> _Store:
