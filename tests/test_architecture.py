@@ -16,11 +16,10 @@ LEVELS = [
     {"__init__", "paths"},
     {"config"},
     {"records"},
-    {"schedule", "progress", "cost", "sources"},
+    {"schedule", "progress", "cost", "sources", "journal"},
     {"augment", "models", "models.layers", "models.resnet", "models.vit"},
     {"plan", "data", "optim", "objective", "checkpoint", "evaluate"},
-    {"tracking", "figures", "predict"},
-    {"trainer"},
+    {"tracking", "figures", "predict", "trainer"},
     {"experiment", "tables"},
     {"report"},
     {"cli"},
@@ -75,7 +74,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
         assert "mlflow" not in packages
     if own != "figures":
         assert not packages & {"matplotlib", "seaborn"}
-    if own in ("config", "records", "cost", "plan", "figures", "report", "tables", "schedule", "progress"):
+    if own in ("config", "records", "cost", "plan", "figures", "report", "tables", "schedule", "progress", "journal"):
         assert not packages & {"torch", "torchvision"}
     on_import = {name.split(".")[0] for name in imports(path, everywhere=False)}
     assert "mlflow" not in on_import

@@ -11,9 +11,9 @@ from test_config import LADDER
 
 from vitlab import config, data, models, plan, trainer
 from vitlab.data import Dataset
+from vitlab.journal import Journal
 from vitlab.objective import CrossEntropy, Distillation
 from vitlab.sources import resolve
-from vitlab.tracking import Journal
 
 
 class Silent:

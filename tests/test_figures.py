@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from PIL import Image
 from test_report import LADDER, fake_record, fake_set
 
-from vitlab import figures, report
+from vitlab import figures, tables
 
 WIDE = {
     "confusion_counts.png": (993, 907),
@@ -99,7 +99,7 @@ def test_without_images_there_is_no_grid_and_many_classes_fit(tmp_path: Path) ->
 
 def test_set_figures(tmp_path: Path) -> None:
     runs = fake_set(2, ["01_baseline_vit", "06_kd_r50_class_attention", "resnet18"])
-    paths = figures.set_figures(report.ladder(runs), tmp_path)
+    paths = figures.set_figures(tables.ladder(runs), tmp_path)
     assert [p.name for p in paths] == [f"{n}-{t}.svg" for t in ("light", "dark") for n in figures.SET_PICTURES]
     for path in paths:
         svg = path.read_text(encoding="utf-8")
@@ -112,12 +112,12 @@ def test_set_figures(tmp_path: Path) -> None:
 
 
 def test_no_claims_no_mark(tmp_path: Path) -> None:
-    figures.set_figures(report.ladder([fake_record("resnet18")]), tmp_path)
+    figures.set_figures(tables.ladder([fake_record("resnet18")]), tmp_path)
     assert figures.LIGHT.claim not in (tmp_path / "claimed_measured-light.svg").read_text(encoding="utf-8")
 
 
 def test_points_stand_where_the_numbers_are() -> None:
-    rungs = report.ladder(fake_set(3))
+    rungs = tables.ladder(fake_set(3))
     with figures._style(figures.LIGHT):
         axes = figures._accuracy_cost(rungs, figures.LIGHT).axes
     for ax, cost in zip(axes, ([r.runs[0].params / 1e6 for r in rungs], [r.seconds / 60 for r in rungs])):
@@ -128,7 +128,7 @@ def test_points_stand_where_the_numbers_are() -> None:
 
 def test_colours_of_the_ladder_differ() -> None:
     for theme in (figures.LIGHT, figures.DARK):
-        looks = figures._looks(report.ladder(fake_set(1)), theme)
+        looks = figures._looks(tables.ladder(fake_set(1)), theme)
         assert len(set(looks)) == len({color for color, _, _ in looks}) == len(LADDER)
         assert all(re.fullmatch("#[0-9a-f]{6}", color) for color, _, _ in looks)
 

@@ -14,7 +14,11 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 def rows(text: str) -> list[list[str]]:
     """The cells of every table row, links reduced to their text."""
-    return [[re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", c).strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", c).strip() for c in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_the_result_table_is_the_published_one() -> None:

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import vitlab.journal
 from vitlab import records, tracking
+from vitlab.journal import Journal, RunInfo, read_journal
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
-from vitlab.tracking import Journal, RunInfo, Shipper, read_journal
+from vitlab.tracking import Shipper
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -182,7 +184,7 @@ def test_run_info_round_trip_and_damage(tmp_path: Path) -> None:
 
 
 def test_system_metrics_are_this_process() -> None:
-    values = tracking.system_metrics()
+    values = vitlab.journal.system_metrics()
     resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     assert values["system/process_memory_megabytes"] == pytest.approx(int(resident.split()[1]) * 1024 / 1e6, rel=0.05)
     assert 0 <= values["system/cpu_utilization_percentage"] <= 100
@@ -209,14 +211,14 @@ def test_system_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def gpu(init: object, utilisation: object) -> dict[str, float]:
         monkeypatch.setattr(pynvml, "nvmlInit", init)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", utilisation)
-        tracking._gpu.cache_clear()
-        return {k: v for k, v in tracking.system_metrics().items() if k.startswith("system/gpu")}
+        vitlab.journal._gpu.cache_clear()
+        return {k: v for k, v in vitlab.journal.system_metrics().items() if k.startswith("system/gpu")}
 
     memory = {"system/gpu_memory_usage_megabytes": 3.0}
     assert gpu(lambda: None, lambda _: SimpleNamespace(gpu=87)) == memory | {"system/gpu_utilization_percentage": 87.0}
     assert gpu(lambda: None, sliced) == memory
     assert gpu(missing, sliced) == {}
-    tracking._gpu.cache_clear()
+    vitlab.journal._gpu.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------------- the store

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vitlab import checkpoint, config, models, trainer
 from vitlab.data import Dataset, epoch_order
+from vitlab.journal import Journal, read_journal
 from vitlab.objective import CrossEntropy, Distillation
-from vitlab.tracking import Journal, read_journal
 
 TIMES = {"img_s"}
 

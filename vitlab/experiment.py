@@ -18,11 +18,12 @@ from torch import nn
 import vitlab
 from vitlab import checkpoint, config, cost, evaluate, figures, models, records, trainer
 from vitlab.data import Dataset, generator
+from vitlab.journal import Journal, RunInfo
 from vitlab.objective import CrossEntropy, Distillation
 from vitlab.paths import REPOSITORY, ROOT
 from vitlab.plan import Run
 from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
-from vitlab.tracking import Journal, RunInfo, Shipper
+from vitlab.tracking import Shipper
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
 

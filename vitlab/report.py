@@ -1,7 +1,7 @@
 """Records -> what a reader sees: records, charts, README.md and a self-contained report.html for each set, and an index of sets.
 
-A set is all runs of one profile on one data set; tables.py says what its pages say, figures.py draws. Everything but predictions.png, which needs the images, is made from the
-records alone, and the same records give the same bytes.
+A set is all runs of one profile on one data set; tables.py says what its pages say, figures.py draws. Everything but predictions.png,
+which needs the images, is made from the records alone, and the same records give the same bytes.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from vitlab import checkpoint, evaluate, optim, schedule
 from vitlab.augment import augment, mix
 from vitlab.config import Experiment
 from vitlab.data import Dataset, epoch_order, generator
+from vitlab.journal import Journal, system_metrics
 from vitlab.objective import smooth_one_hot
-from vitlab.tracking import Journal, system_metrics
 
 
 class Interrupted(Exception):
