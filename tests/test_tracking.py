@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import socket
 import sqlite3
@@ -414,23 +415,21 @@ def test_statuses_and_what_a_resume_makes_of_them(root: Path, tmp_path: Path) ->
     assert run_id(tmp_path, root) == child
 
 
-def test_of_two_attempts_at_a_seed_the_later_one_counts(root: Path, tmp_path: Path) -> None:
-    for attempt, top1 in (("first", 60.0), ("forced", 70.0)):
-        start(tmp_path / attempt, info("forced"))
-        entries = (tmp_path / attempt / "journal.jsonl").read_text()
-        if attempt == "forced":  # begun later
-            first = read_journal(tmp_path / "first" / "journal.jsonl")[0][1]["time"]
-            entries = entries.replace(
-                f'"time": {read_journal(tmp_path / attempt / "journal.jsonl")[0][1]["time"]}', f'"time": {first + 5000}'
-            )
-            (tmp_path / attempt / "journal.jsonl").write_text(entries)
-        finish(tmp_path / attempt, top1)
-        tracking.ship(tmp_path / attempt, root, None, final=True)
+def test_of_the_attempts_at_a_seed_the_last_finished_one_counts(root: Path, tmp_path: Path) -> None:
+    for i, (attempt, top1) in enumerate((("abandoned", None), ("first", 60.0), ("forced", 70.0), ("under way", None))):
+        path = tmp_path / attempt / "journal.jsonl"
+        start(tmp_path / attempt, info("attempts"))
+        path.write_text(re.sub(r'"time": (\d+)', lambda m, i=i: f'"time": {int(m[1]) + 60_000 * i}', path.read_text()))  # a minute apart
+        if top1 is not None:
+            finish(tmp_path / attempt, top1)
+        tracking.ship(tmp_path / attempt, root, None, final=top1 is not None)
     (tmp_path / "first" / "mlflow.json").unlink()  # shipping the first one again does not bring it back
     tracking.ship(tmp_path / "first", root, None, final=True)
-    [run] = tracking.finished_runs(root, experiment="forced")
+    [run] = tracking.finished_runs(root, experiment="attempts")
     assert run.run_id == run_id(tmp_path / "forced", root)
-    [parent] = runs_of(root, "forced", "parent")
+    assert status(root, run_id(tmp_path / "abandoned", root)) == "KILLED"
+    assert status(root, run_id(tmp_path / "under way", root)) == "RUNNING"
+    [parent] = runs_of(root, "attempts", "parent")
     assert latest(root, parent)["final/test_top1"] == 70
     assert latest(root, parent)["final/seeds"] == 1
 

@@ -522,15 +522,20 @@ def flatten(config: Experiment) -> dict[str, str]:
         else:
             flat[key] = value if isinstance(value, str) else json.dumps(value)
 
-    walk(config.model_dump(mode="json", exclude={"title", "description", "claim"}), "")
-    if "distill.teacher" in flat:
-        flat["distill.teacher"] = Path(flat["distill.teacher"]).stem
+    walk({k: v for k, v in plain(config).items() if k not in ("title", "description", "claim")}, "")
     return flat
 
 
+def plain(config: Experiment) -> dict[str, Any]:
+    """The resolved experiment as it is recorded, every default spelt out; the teacher by its name, not by this machine's path."""
+    values = config.model_dump(mode="json")
+    if values["distill"]:
+        values["distill"]["teacher"] = Path(values["distill"]["teacher"]).stem
+    return values
+
+
 def to_yaml(config: Experiment) -> str:
-    """The resolved experiment as YAML, complete: every default spelt out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+    return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
 
 def json_schema() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -29,7 +30,12 @@ SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU where there is one, its float32 matrix products in TF32 and its convolutions chosen by timing; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda")
 
 
 def device_name(where: torch.device) -> str:
@@ -179,7 +185,7 @@ def finish(
         ),
         seed=run.seed,
         fingerprint=run.fingerprint,
-        config=plain_config(cfg),
+        config=config.plain(cfg),
         metrics=metrics,
         per_class=facts,
         confusion=counts.tolist(),
@@ -189,7 +195,7 @@ def finish(
         train_seconds=trained.seconds,
         img_s=sorted(row["img_s"] for row in trained.history)[len(trained.history) // 2],
         device=device_name(where),
-        precision="bf16" if trainer.autocast_for(cfg.train.precision, where)._enabled else "fp32",
+        precision=trainer.precision(cfg.train.precision, where),
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), "vitlab": vitlab.__version__} | {p: metadata.version(p) for p in ("torch", "torchvision")},
         git=git,
@@ -209,8 +215,6 @@ def finish(
 
 def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
     """scores (N, C): the student's test logits. The teacher's stored predictions are read, not computed again."""
-    import numpy as np
-
     record = records.read(teacher.folder / "record.json")
     stored = np.load(teacher.folder / "predictions.npz")
     logits = stored["logits_ema"] if "logits_ema" in stored else stored["logits_raw"]
@@ -225,14 +229,6 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         agreement=(predicted == scores.argmax(-1).cpu()).float().mean().item() * 100,
         gain=top1 - record.metrics["test_top1"],
     )
-
-
-def plain_config(cfg: config.Experiment) -> dict:
-    """The resolved configuration as recorded: the teacher by name, not by this machine's path."""
-    values = cfg.model_dump(mode="json")
-    if values["distill"]:
-        values["distill"]["teacher"] = Path(values["distill"]["teacher"]).stem
-    return values
 
 
 def run_info(run: Run, data: Dataset, git: dict[str, str], device: str) -> RunInfo:

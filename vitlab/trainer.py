@@ -55,10 +55,14 @@ def hardware_bf16(device: torch.device) -> bool:
     return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in (" avx512_bf16", " amx_bf16"))
 
 
-def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """Mixed precision: bf16 where asked for, or where it is `auto` and the hardware has it; else a context that does nothing."""
-    enabled = precision == "bf16" or (precision == "auto" and hardware_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def precision(asked: str, device: torch.device) -> str:
+    """ "bf16" where asked for, or where it is `auto` and the hardware has it; else "fp32"."""
+    return "bf16" if asked == "bf16" or (asked == "auto" and hardware_bf16(device)) else "fp32"
+
+
+def autocast_for(asked: str, device: torch.device) -> torch.autocast:
+    """The context of a forward pass: mixed precision, or one that does nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(asked, device) == "bf16")
 
 
 def train(
