@@ -158,6 +158,14 @@ def test_the_journal_tells_every_epoch_once(tiny: config.Experiment, tiny_data: 
     assert [step for step, _ in told(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+def test_what_was_told_before_the_first_checkpoint_is_told_anew(tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "journal.jsonl").open("a") as f:  # killed between the first epoch's line and its checkpoint
+        f.write(json.dumps({"kind": "metrics", "time": 1, "step": 1, "values": {"train/loss": 9.0}}) + "\n")
+    train(tiny, tiny_data, tmp_path / "run")
+    assert [step for step, _ in told(tmp_path / "run")] == [1, 2, 3, 4]
+
+
 def test_divergence_stops_with_the_window_and_keeps_the_checkpoint(tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path) -> None:
     class Poisoned(CrossEntropy):
         calls = 0

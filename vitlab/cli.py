@@ -163,7 +163,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
     stop = trainer.Stop()
     _catch_signals(stop, console)
     where = experiment.device()
-    console.print(f"device {experiment.device_name(where)} · MLflow {tracking.tracking_uri(ROOT)}")
+    console.print(f"device {experiment.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
     tracking.prepare_store(ROOT)
     loaded: dict[object, data.Dataset] = {}
     done: list[RunRecord] = []
@@ -336,6 +336,8 @@ def _sync(args: argparse.Namespace) -> int:
     outcome = tracking.sync(args.folder, ROOT)
     for label, ok, reason in outcome:
         print(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}")
+    if not outcome:
+        print(f"nothing outstanding below {_short(args.folder)}")
     return 0 if all(ok for _, ok, _ in outcome) else 1
 
 

@@ -109,7 +109,6 @@ def execute(
     run_info(run, data, git, name).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    journal.append("event", text=f"started on {name}")
     shipper = Shipper(ROOT, run.folder)
 
     objective: CrossEntropy | Distillation = CrossEntropy()

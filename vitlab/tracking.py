@@ -50,6 +50,11 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root)
 
 
+def shown_uri(root: Path) -> str:
+    """The tracking URI for a screen or a log: a password in it left out."""
+    return _without_password(tracking_uri(root))
+
+
 def prepare_store(root: Path) -> None:
     """Make the database and the experiment, once, before any fan-out; nothing to do for a server. Without mlflow where both are there."""
     if tracking_uri(root) == _own_uri(root) and _stored_location(root) != _artifact_location(root):

@@ -98,9 +98,10 @@ def train(
     # Resume order: weights, their average, optimizer, dropout's generators, the epoch's sums; then the journal is cut to
     # what the checkpoint covers, so that no step is told twice. Data order and augmentation are functions of the step.
     state, damaged = checkpoint.load(folder, device)
-    for line in damaged:
-        journal.append("event", text=line)
-    if state is not None:
+    if state is None:
+        journal.truncate(0)  # of an attempt that was killed before its first checkpoint
+        journal.append("event", text=f"started on {device}")
+    else:
         model.load_state_dict(state["model"])
         if out.ema:
             out.ema.model.load_state_dict(state["ema"])
@@ -110,6 +111,8 @@ def train(
         out.history, out.seconds = state["history"], state["seconds"]
         journal.truncate(state["journal"])
         journal.append("event", text=f"resumed at step {first} of {total}")
+    for line in damaged:
+        journal.append("event", text=line)
 
     clock = time.perf_counter()
     for step in range(first, total):
@@ -166,6 +169,7 @@ def train(
 
         if at + 1 == per_epoch or stop.signal is not None:
             out.seconds, clock = out.seconds + time.perf_counter() - clock, time.perf_counter()
+            journal.sync()  # the checkpoint speaks of its size
             checkpoint.save(
                 folder,
                 {
