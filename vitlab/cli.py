@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
-# Before torch is imported: threads that spin at every barrier, OpenMP's default, make training several times slower wherever
-# something else wants a core (measured: 39 img/s against 129, on two cores with another process running).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is imported: OpenMP's threads spin for milliseconds at every barrier by default, and starve each other wherever
+# something else wants a core. Sleeping at once costs small kernels a third on an idle machine; a short spin is in between.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from rich.console import Console
