@@ -17,10 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
-# Before torch is imported: OpenMP's threads spin for milliseconds at every barrier by default, and starve each other wherever
-# something else wants a core. Sleeping at once costs small kernels a third on an idle machine; a short spin is in between.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -123,7 +119,7 @@ def _profile(asked: str) -> str:
 def _banner(console: Console, text: str) -> None:
     from rich.panel import Panel
 
-    console.print(Panel(text, border_style="yellow", title="data", title_align="left"))
+    console.print(Panel(text, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
 
 
 def _print_plan(console: Console, runs: list[Run]) -> int:
