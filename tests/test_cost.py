@@ -45,6 +45,18 @@ def test_cost_is_the_models(cfg: config.ViT | config.ResNet) -> None:
     assert cost.forward_flops(cfg, 7) == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("cfg", GRID[::3], ids=lambda c: "-".join(map(str, c.model_dump().values())))
+def test_training_cost_is_the_steps(cfg: config.ViT | config.ResNet) -> None:
+    """Forward and backward of the student and forward of a teacher, as the counter sees them."""
+    model = build(cfg, 7).train()
+    teacher = config.ResNet(name="resnet", depth=18, width=4)
+    frozen = build(teacher, 7).eval().requires_grad_(False)
+    images = torch.zeros(2, 3, 32, 32)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (model.forward_heads(images).sum() + frozen(images).sum()).backward()
+    assert 2 * cost.training_flops(cfg, 7, cost.forward_flops(teacher, 7)) == counter.get_total_flops()
+
+
 def test_known_sizes() -> None:
     """torchvision's published counts less the 7x7 stem, plus the 3x3 one, for ten classes; and the field's 1.11 GFLOP (0.56 GMAC)."""
     r18, r50 = (config.ResNet(name="resnet", depth=depth) for depth in (18, 50))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
 
-from vitlab import config, evaluate, models, trainer
+from vitlab import config, evaluate, machine, models
 from vitlab.augment import normalize
 
 NAMES = tuple("ABCDE")
@@ -66,7 +66,7 @@ def test_logits_do_not_depend_on_the_batch_size_and_are_stored_as_they_are(tmp_p
     model = models.build(config.ViT(name="vit", dim=16, depth=2, heads=2, distill_token=True, drop_path=0.5, dropout=0.5), 10)
     images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8)
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    off = trainer.autocast_for("fp32", torch.device("cpu"))
+    off = machine.autocast_for("fp32", torch.device("cpu"))
     whole = evaluate.logits(model, images, mean, std, 11, off)
     assert whole.shape == (2, 11, 10)
     torch.testing.assert_close(evaluate.logits(model, images, mean, std, 4, off), whole)

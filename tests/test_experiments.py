@@ -12,6 +12,7 @@ from test_config import LADDER
 from vitlab import config, data, models, plan, trainer
 from vitlab.data import Dataset
 from vitlab.journal import Journal
+from vitlab.meter import Meter
 from vitlab.objective import CrossEntropy, Distillation
 from vitlab.sources import resolve
 
@@ -46,6 +47,7 @@ def test_two_steps(path: Path, digits: Dataset, tmp_path: Path) -> None:
         seed=0,
         folder=tmp_path,
         journal=journal,
+        meter=Meter(torch.device("cpu"), 1e9, 1e12),
         bar=Silent(),
         stop=trainer.Stop(),
         covered=lambda size: None,

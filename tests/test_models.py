@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitlab import config
-from vitlab.models import BUILDERS, build
+from vitlab.models import BUILDERS, build, layers
 from vitlab.models.layers import (
     MLP,
     Attention,
@@ -105,29 +105,86 @@ def test_torch_encoder_under_no_grad_is_itself() -> None:
 
 def test_dropout_falls_where_torchs_encoder_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[object, ...]] = []
-    dropout, attention = F.dropout, F.scaled_dot_product_attention
+    theirs, attention, ours = F.dropout, F.scaled_dot_product_attention, layers.dropout
 
-    def spy_dropout(x: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
+    def spy_theirs(x: Tensor, p: float, training: bool = True, inplace: bool = False) -> Tensor:
         if training and p > 0:
             seen.append((p, *x.shape))
-        return dropout(x, p, training, inplace)
+        return theirs(x, p, training, inplace)
 
     def spy_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, *rest: bool) -> Tensor:
         if dropout_p > 0:
-            seen.append((dropout_p, "attention", q.shape[-2]))
+            seen.append((dropout_p, *q.shape[:-1], k.shape[-2]))
         return attention(q, k, v, attn_mask, dropout_p, *rest)
 
-    monkeypatch.setattr(F, "dropout", spy_dropout)
+    def spy_ours(x: Tensor, p: float) -> Tensor:
+        if p > 0:
+            seen.append((p, *x.shape))
+        return ours(x, p)
+
+    monkeypatch.setattr(F, "dropout", spy_theirs)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy_attention)
-    p, n, dim, hidden = 0.1, 17, 32, 64
-    block = [(p, "attention", n), (p, 3, n, dim), (p, 3, n, hidden), (p, 3, n, dim)]
-    for encoder in ("torch", "explicit"):
+    monkeypatch.setattr(layers, "dropout", spy_ours)
+    p, n, dim, hidden, heads = 0.1, 17, 32, 64, 4
+
+    def block(q: int) -> list[tuple[object, ...]]:
+        return [(p, 3, heads, q, n), (p, 3, q, dim), (p, 3, q, hidden), (p, 3, q, dim)]
+
+    for encoder, last in (("torch", n), ("explicit", 1)):  # of its last block the explicit one computes the class token alone
         model = build(vit(encoder=encoder, dropout=p), 10)
         model.train()(images())
-        assert seen == [(p, 3, n, dim), *block, *block], encoder
+        assert seen == [(p, 3, n, dim), *block(n), *block(last)], encoder
         seen.clear()
         model.eval()(images())
         assert not seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dropout_keeps_its_share_and_the_mean(dtype: torch.dtype) -> None:
+    """Each place with probability p, by itself; what is kept is divided by 1 - p; the gradient goes where the values went."""
+    torch.manual_seed(5)
+    x = torch.ones(400, 501, dtype=dtype, requires_grad=True)  # no multiple of the four draws that come at once
+    for p in (0.05, 0.5, 0.9):
+        y = layers.dropout(x, p)
+        kept = y != 0
+        torch.testing.assert_close(y.unique(), torch.tensor([0.0, 1 / (1 - p)], dtype=dtype), rtol=1e-4, atol=0)  # p is a multiple of 2^-16
+        n = x.numel()
+        assert abs(kept.sum().item() - n * (1 - p)) < 4 * (n * p * (1 - p)) ** 0.5
+        pairs = (kept[:, 1:] & kept[:, :-1]).double().mean().item()  # neighbours are independent
+        assert abs(pairs - (1 - p) ** 2) < 4 * ((1 - p) ** 2 / n) ** 0.5 * 2
+        (grad,) = torch.autograd.grad(y.float().sum(), x)
+        assert torch.equal(grad, y)
+
+
+def test_dropout_draws_from_torchs_generator() -> None:
+    """Whose state is in the checkpoint, so that a resumed run drops the same."""
+    x = torch.ones(64, 64)
+    torch.manual_seed(1)
+    first = layers.dropout(x, 0.5)
+    state = torch.get_rng_state()
+    second = layers.dropout(x, 0.5)
+    torch.set_rng_state(state)
+    assert torch.equal(layers.dropout(x, 0.5), second)
+    assert not torch.equal(first, second)
+    assert layers.dropout(x, 0.0) is x
+    assert layers.Dropout(0.5).eval()(x) is x
+
+
+@pytest.mark.parametrize("position", ["learned", "relative"])
+@pytest.mark.parametrize("class_attention", [0, 1])
+def test_the_last_block_leaves_out_only_what_nobody_reads(position: str, class_attention: int) -> None:
+    model = shake(build(vit(position=position, class_attention=class_attention, distill_token=True, layer_scale=0.1), 10))
+    x = torch.randn(3, 18, 32)
+    whole = x
+    for block in model.encoder:
+        whole = block(whole)
+    assert whole.shape == x.shape
+    few = model.encoder(x)
+    assert few.shape == (3, 2, 32)
+    torch.testing.assert_close(few, whole[:, :2], **EXACT)
+    ours, theirs = (torch.autograd.grad(y.square().sum(), list(model.encoder.parameters())) for y in (few, whole[:, :2]))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **EXACT)
 
 
 def test_dropout_rate_is_torchs() -> None:

@@ -44,7 +44,7 @@ def test_ema_equals_timms() -> None:
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
-        ours.update(model, 0.9)
+        ours.update(model, torch.tensor(1 - 0.9))
         theirs.update(model)
     for (name, a), b in zip(ours.model.state_dict().items(), theirs.module.state_dict().values(), strict=True):
         if a.is_floating_point():

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from vitlab import checkpoint, config, models, trainer
 from vitlab.data import Dataset, epoch_order
 from vitlab.journal import Journal, read_journal
+from vitlab.meter import Meter
 from vitlab.objective import CrossEntropy, Distillation
-
-TIMES = {"img_s"}
 
 
 class Silent:
@@ -46,7 +45,17 @@ def train(
     journal = Journal(folder / "journal.jsonl")
     try:
         trained = trainer.train(
-            cfg, data, model, counting, seed=7, folder=folder, journal=journal, bar=Silent(), stop=stop, covered=lambda size: None
+            cfg,
+            data,
+            model,
+            counting,
+            seed=7,
+            folder=folder,
+            journal=journal,
+            meter=Meter(torch.device("cpu"), 1e9, 1e12),
+            bar=Silent(),
+            stop=stop,
+            covered=lambda size: None,
         )
     except trainer.Interrupted:
         return model, None
@@ -63,7 +72,7 @@ def teacher() -> Distillation:
 def told(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """The journal's metrics, less those that are times."""
     entries = [e for _, e in read_journal(folder / "journal.jsonl") if e["kind"] == "metrics"]
-    return [(e["step"], {k: v for k, v in e["values"].items() if k not in TIMES and not k.startswith("system/")}) for e in entries]
+    return [(e["step"], {k: v for k, v in e["values"].items() if not k.startswith(("perf/", "system/"))}) for e in entries]
 
 
 def assert_same_state(a: Path, b: Path) -> None:
@@ -74,8 +83,9 @@ def assert_same_state(a: Path, b: Path) -> None:
         if isinstance(x, Tensor):
             assert torch.equal(x, y), at
         elif isinstance(x, dict):
+            x, y = ({k: v for k, v in z.items() if not str(k).startswith("perf/")} for z in (x, y))
             assert x.keys() == y.keys(), at
-            for k in x.keys() - TIMES:
+            for k in x:
                 same(x[k], y[k], f"{at}.{k}")
         elif isinstance(x, list | tuple):
             assert len(x) == len(y), at
@@ -84,7 +94,7 @@ def assert_same_state(a: Path, b: Path) -> None:
         else:
             assert x == y, at
 
-    for key in one.keys() - {"seconds", "epoch_seconds", "journal"}:
+    for key in one.keys() - {"seconds", "counted", "journal"}:
         same(one[key], two[key], key)
 
 
@@ -182,14 +192,28 @@ def test_divergence_stops_with_the_window_and_keeps_the_checkpoint(tiny: config.
     assert all(v.isfinite().all() for v in state["model"].values())
 
 
-def test_autocast_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    for has in (False, True):
-        monkeypatch.setattr(trainer, "hardware_bf16", lambda _, has=has: has)
-        with trainer.autocast_for("auto", cpu):
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if has else torch.float32)
-        with trainer.autocast_for("fp32", cpu):
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+def test_checkpoints_take_a_hundredth_of_the_time(
+    tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch takes 30 s here and a checkpoint 0.5 s: after the first one, 50 s must pass; the last is written whatever it costs."""
+    now, saves = 0.0, []
+    monkeypatch.setattr("vitlab.trainer.time.perf_counter", lambda: now)
+
+    class Slow(CrossEntropy):
+        def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            nonlocal now
+            now += 10
+            return super().__call__(images, heads, targets)
+
+    def save(folder: Path, state: dict) -> None:
+        nonlocal now
+        now += 0.5
+        saves.append(state["step"])
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    cfg = tiny.model_copy(update={"train": tiny.train.model_copy(update={"epochs": 6})})
+    train(cfg, tiny_data, tmp_path / "run", objective=Slow())
+    assert saves == [3, 9, 15, 18]
 
 
 def test_bf16_trains(tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path) -> None:

@@ -153,13 +153,13 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
-    from vitlab import data, experiment, records, tracking, trainer
+    from vitlab import data, experiment, machine, records, tracking, trainer
     from vitlab.progress import RunBar
 
     stop = trainer.Stop()
     _catch_signals(stop, console)
-    where = experiment.device()
-    console.print(f"device {experiment.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
+    where = machine.device()
+    console.print(f"device {machine.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
     tracking.prepare_store(ROOT)
     loaded: dict[object, data.Dataset] = {}
     done: list[RunRecord] = []
@@ -218,7 +218,7 @@ def _print_result(console: Console, label: str, record: RunRecord) -> None:
     student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
     console.print(
         f"{label}  [bold]test top-1 {record.metrics['test_top1']:.2f} %[/]  top-5 {record.metrics['test_top5']:.2f} %"
-        f"  {clock(record.train_seconds)}  {record.img_s:,.0f} img/s{student}"
+        f"  {clock(record.train_seconds)}  {record.img_s:,.0f} img/s, {record.perf['mfu']:.0f} % of peak{student}"
     )
 
 

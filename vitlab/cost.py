@@ -34,6 +34,18 @@ def forward_flops(cfg: config.ViT | config.ResNet, classes: int) -> int:
     return _cost(cfg, classes).flops
 
 
+def training_flops(cfg: config.ViT | config.ResNet, classes: int, teacher: int = 0) -> int:
+    """FLOPs of one image's training step: forward, backward (twice that, but for the gradient of the image itself), teacher's forward."""
+    return 3 * forward_flops(cfg, classes) - _first(cfg).flops + teacher
+
+
+def _first(cfg: config.ViT | config.ResNet) -> Cost:
+    """The layer that reads the image."""
+    if isinstance(cfg, config.ViT) and cfg.stem == "patch":
+        return _linear(3 * cfg.patch_size**2, cfg.dim, tokens=(IMAGE_SIZE // cfg.patch_size) ** 2)
+    return _conv(3, cfg.stem_width if isinstance(cfg, config.ViT) else cfg.width, 3, IMAGE_SIZE)
+
+
 def _cost(cfg: config.ViT | config.ResNet, classes: int) -> Cost:
     if isinstance(cfg, config.ViT):
         return _vit(cfg, classes)
@@ -73,7 +85,7 @@ def _vit(cfg: config.ViT, classes: int) -> Cost:
     dim, special = cfg.dim, 2 if cfg.distill_token else 1
     if cfg.stem == "patch":
         grid = IMAGE_SIZE // cfg.patch_size
-        stem = _linear(3 * cfg.patch_size**2, dim, tokens=grid**2)
+        stem = _first(cfg)
     else:
         grid = IMAGE_SIZE // 4
         stem, channels = _features(cfg.stem_width, (2, 2, 2), bottleneck=False)
@@ -83,6 +95,8 @@ def _vit(cfg: config.ViT, classes: int) -> Cost:
     added = special * dim + (tokens * dim if cfg.position == "learned" else 0)
     full, last = _block(cfg, grid, tokens, tokens), _block(cfg, grid, special, tokens)
     encoder = full * (cfg.depth - cfg.class_attention) + last * cfg.class_attention
+    if cfg.encoder == "explicit" and not cfg.class_attention:  # of the last block only the special tokens are computed
+        encoder += Cost(flops=last.flops - full.flops)
     return stem + Cost(added) + encoder + Cost(2 * dim) + _linear(dim, classes) * special
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
+import statistics
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vitlab
-from vitlab import checkpoint, config, cost, evaluate, figures, models, records, trainer
+from vitlab import checkpoint, config, cost, evaluate, figures, machine, models, records, trainer
 from vitlab.data import Dataset, generator
 from vitlab.journal import Journal, RunInfo
+from vitlab.meter import Meter, total
 from vitlab.objective import CrossEntropy, Distillation
 from vitlab.paths import REPOSITORY, ROOT
 from vitlab.plan import Run
@@ -27,29 +28,6 @@ from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.tracking import Shipper
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
-
-
-def device() -> torch.device:
-    """The GPU where there is one, its float32 matrix products in TF32 and its convolutions chosen by timing; else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    return torch.device("cuda")
-
-
-def device_name(where: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3`, or the processor's name and how many cores this process may use."""
-    if where.type == "cuda":
-        return torch.cuda.get_device_name(where)
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.exists()
-        else []
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 
 def git_state() -> dict[str, str]:
@@ -105,7 +83,7 @@ def execute(
     assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     (run.folder / "config.yaml").write_text(config.to_yaml(cfg), encoding="utf-8")
-    git, name = git_state(), device_name(where)
+    git, name = git_state(), machine.device_name(where)
     run_info(run, data, git, name).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -115,17 +93,19 @@ def execute(
     teacher = teacher_validation = None
     if run.teacher is not None and cfg.distill is not None:
         teacher = load_weights(run.teacher, where)
-        autocast = trainer.autocast_for(cfg.train.precision, where)
+        autocast = machine.autocast_for(cfg.train.precision, where)
         scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
         teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
         say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
         objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
 
+    peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
+    meter = Meter(where, run.step_flops, peak)
     with make_bar(len(data.train_labels)) as bar:
         try:
             trained = trainer.train(
                 cfg, data, model, objective,
-                seed=run.seed, folder=run.folder, journal=journal, bar=bar, stop=stop, covered=shipper.notify,
+                seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
             )  # fmt: skip
         except trainer.Interrupted:
             shipper.close("KILLED", timeout_s=5)
@@ -135,7 +115,7 @@ def execute(
             shipper.close("FAILED", timeout_s=5)
             raise
 
-    record = finish(run, data, model, trained, teacher_validation, started, git)
+    record = finish(run, data, model, trained, peak, teacher_validation, started, git)
     journal.append("event", text="finished")
     journal.close()
     best = trained.ema.model if trained.ema else model
@@ -145,11 +125,18 @@ def execute(
 
 
 def finish(
-    run: Run, data: Dataset, model: nn.Module, trained: trainer.Trained, teacher_validation: float | None, started: str, git: dict[str, str]
+    run: Run,
+    data: Dataset,
+    model: nn.Module,
+    trained: trainer.Trained,
+    peak: float,
+    teacher_validation: float | None,
+    started: str,
+    git: dict[str, str],
 ) -> RunRecord:
     """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record."""
     cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
-    autocast = trainer.autocast_for(cfg.train.precision, where)
+    autocast = machine.autocast_for(cfg.train.precision, where)
     weights = {"raw": model} | ({"ema": trained.ema.model} if trained.ema else {})
     heads = {
         kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size, autocast) for kind, m in weights.items()
@@ -169,6 +156,7 @@ def finish(
     teacher = None
     if run.teacher is not None and teacher_validation is not None:
         teacher = teacher_facts(run.teacher, scores, metrics["test_top1"], teacher_validation)
+    img_s = statistics.median(row["perf/img_s"] for row in trained.history)
     counts = evaluate.confusion(scores, labels)
     facts = evaluate.per_class(counts, data.classes)
     record = RunRecord(
@@ -192,9 +180,16 @@ def finish(
         params=run.params,
         flops=run.flops,
         train_seconds=trained.seconds,
-        img_s=sorted(row["img_s"] for row in trained.history)[len(trained.history) // 2],
-        device=device_name(where),
-        precision=trainer.precision(cfg.train.precision, where),
+        img_s=img_s,
+        perf={
+            "train_gflops_per_image": run.step_flops / 1e9,
+            "tflops": img_s * run.step_flops / 1e12,
+            "peak_tflops": peak / 1e12,
+            "mfu": 100 * img_s * run.step_flops / peak,
+        }
+        | {f"seconds_{phase}": seconds for phase, seconds in total(trained.history, trained.after).items()},
+        device=machine.device_name(where),
+        precision=machine.precision(cfg.train.precision, where),
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), "vitlab": vitlab.__version__} | {p: metadata.version(p) for p in ("torch", "torchvision")},
         git=git,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 def smooth_one_hot(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """labels (B,) -> (B, C): 1 - s on the label and s / C everywhere (Szegedy et al. 2016), as torch's label_smoothing."""
-    return F.one_hot(labels, classes).float().mul_(1 - smoothing).add_(smoothing / classes)
+    hot = labels[:, None] == torch.arange(classes, device=labels.device)  # F.one_hot asks the device whether the labels are in range
+    return hot.float().mul_(1 - smoothing).add_(smoothing / classes)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab.config import SGD, AdamW
 
@@ -25,7 +25,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def build(cfg: AdamW | SGD, model: nn.Module) -> torch.optim.Optimizer:
     groups = parameter_groups(model, cfg.weight_decay)
     if isinstance(cfg, AdamW):
-        return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+        on_gpu = next(model.parameters()).is_cuda  # its step count too, for a CUDA graph
+        return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=on_gpu)
     return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
 
 
@@ -36,7 +37,8 @@ class EMA:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, decay: float) -> None:
+    def update(self, model: nn.Module, rate: Tensor) -> None:
+        """rate (): 1 - decay, on the model's device."""
         ours, theirs = list(self.model.parameters()), [p.detach() for p in model.parameters()]
         for b, a in zip(self.model.buffers(), model.buffers(), strict=True):
             if b.is_floating_point():
@@ -44,4 +46,6 @@ class EMA:
                 theirs.append(a)
             else:
                 b.copy_(a)  # batch norm's counter
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        change = torch._foreach_sub(theirs, ours)
+        torch._foreach_mul_(change, rate)
+        torch._foreach_add_(ours, change)

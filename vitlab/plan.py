@@ -38,11 +38,15 @@ class Run:
         return cost.forward_flops(self.resolved.config.model, len(self.source.classes))
 
     @property
+    def step_flops(self) -> int:
+        """Of one image's training step."""
+        return cost.training_flops(self.resolved.config.model, len(self.source.classes), self.teacher.flops if self.teacher else 0)
+
+    @property
     def train_flops(self) -> float:
-        """Of the whole training: forward and backward are about three forwards, the teacher's forward is one."""
+        """Of the whole training."""
         cfg = self.resolved.config
-        per_image = 3 * self.flops + (self.teacher.flops if self.teacher else 0)
-        return float(per_image) * train_images(self.source, cfg.data) * cfg.train.epochs
+        return float(self.step_flops) * train_images(self.source, cfg.data) * cfg.train.epochs
 
 
 def train_images(source: Source, data: config.Data) -> int:
@@ -104,6 +108,6 @@ def measured_speed(runs_dir: Path) -> float | None:
             record = records.read(path)
         except ValueError:
             continue
-        if record.img_s > 0:
-            return 3.0 * record.flops * record.img_s
+        if record.perf:
+            return record.perf["tflops"] * 1e12
     return None

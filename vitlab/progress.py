@@ -60,7 +60,7 @@ class RunBar:
         if not self.console.is_terminal:
             self.console.print(
                 f"{self.label}  epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train/loss']:.3f}  train {row['train/top1']:.1f} %"
-                f"{self.validation}  {row['img_s']:,.0f} img/s",
+                f"{self.validation}  {row['perf/img_s']:,.0f} img/s, {row['perf/mfu']:.0f} % of peak",
                 highlight=False,
                 soft_wrap=True,
             )

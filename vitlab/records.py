@@ -67,11 +67,14 @@ class RunRecord(_Frozen):
     metrics: dict[str, float]
     per_class: tuple[ClassFacts, ...]
     confusion: tuple[tuple[int, ...], ...]  # [true][predicted], counts on the test split
-    history: tuple[dict[str, float], ...]  # one per epoch: epoch, train/loss, train/top1, validation/top1, lr, img_s ...
+    history: tuple[dict[str, float], ...]  # one per epoch: epoch, train/loss, train/top1, validation/top1, lr, perf/img_s ...
     params: int
     flops: int  # forward, per image; one multiply-add is 2
     train_seconds: float  # of the training loop, evaluation included, over all resumed parts
     img_s: float  # training images per second, evaluation not counted; median over epochs
+    # speed at img_s: train_gflops_per_image (a training step's, the teacher's forward included), tflops, peak_tflops (a large
+    # matrix product's on this machine), mfu (their ratio, percent); and seconds_<phase> of train_seconds
+    perf: dict[str, float] = {}
     device: str
     precision: str
     threads: int

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from vitlab import checkpoint, evaluate, optim, schedule
-from vitlab.augment import augment, mix
 from vitlab.config import Experiment
-from vitlab.data import Dataset, epoch_order, generator
+from vitlab.data import Dataset, epoch_order, seed_for
 from vitlab.journal import Journal, system_metrics
-from vitlab.objective import smooth_one_hot
+from vitlab.machine import autocast_for
+from vitlab.meter import Meter
+from vitlab.step import Step
+
+SAVING_SHARE = 0.01  # of the time, at most, goes into checkpoints
 
 
 class Interrupted(Exception):
@@ -45,24 +48,7 @@ class Trained:
     ema: optim.EMA | None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-def hardware_bf16(device: torch.device) -> bool:
-    """Does the device multiply bf16 matrices in hardware? On a CPU without, bf16 is emulated and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in (" avx512_bf16", " amx_bf16"))
-
-
-def precision(asked: str, device: torch.device) -> str:
-    """ "bf16" where asked for, or where it is `auto` and the hardware has it; else "fp32"."""
-    return "bf16" if asked == "bf16" or (asked == "auto" and hardware_bf16(device)) else "fp32"
-
-
-def autocast_for(asked: str, device: torch.device) -> torch.autocast:
-    """The context of a forward pass: mixed precision, or one that does nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(asked, device) == "bf16")
+    after: dict[str, float] = field(default_factory=dict)  # seconds by phase since the last epoch's row
 
 
 def train(
@@ -74,13 +60,15 @@ def train(
     seed: int,
     folder: Path,
     journal: Journal,
+    meter: Meter,
     bar: Bar,
     stop: Stop,
     covered: Callable[[int], None],
 ) -> Trained:
     """Train `model` in place, resuming from `folder` where it holds a checkpoint.
 
-    `covered(size)` is called after each checkpoint with the journal's size that it covers. Raises Interrupted, Diverged.
+    A checkpoint is written at the end of an epoch, unless the last one is so recent that they would take more than a
+    hundredth of the time; and always at the end, and before stopping. `covered(size)` is called after each checkpoint with the journal's size that it covers. Raises Interrupted, Diverged.
     """
     device = data.train_images.device
     batch = min(cfg.train.batch_size, len(data.train_labels))
@@ -90,10 +78,9 @@ def train(
     phase_ends = schedule.phase_ends(cfg.phases, total, per_epoch)
     window = min(per_epoch, 50 if device.type == "cuda" else 10)  # steps between two looks at the loss: each makes a GPU wait
 
-    autocast = autocast_for(cfg.train.precision, device)
     optimizer = optim.build(cfg.optim, model)
     out = Trained(ema=optim.EMA(model) if cfg.ema else None)
-    first, sums, epoch_seconds = 0, {}, 0.0
+    first, sums, counted = 0, {}, {}
 
     # Resume order: weights, their average, optimizer, dropout's generators, the epoch's sums; then the journal is cut to
     # what the checkpoint covers, so that no step is told twice. Data order and augmentation are functions of the step.
@@ -107,68 +94,55 @@ def train(
             out.ema.model.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         _set_rng(state["rng"], device)
-        first, sums, epoch_seconds = state["step"], state["sums"], state["epoch_seconds"]
+        first, sums, counted = state["step"], state["sums"], state["counted"]
         out.history, out.seconds = state["history"], state["seconds"]
         journal.truncate(state["journal"])
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)
 
-    clock = time.perf_counter()
+    one_step = Step(cfg, data, model, objective, optimizer, out.ema, meter, batch, total)
+    one_step.sums |= sums
+    clock = saved = time.perf_counter()
+    saving = 0.0  # seconds that the last checkpoint took
+    meter.start(counted)
     for step in range(first, total):
         epoch, at = divmod(step, per_epoch)
-        phase = schedule.phase_at(step, cfg.phases, phase_ends)
-        lr = cfg.optim.lr * schedule.lr_factor(step, total, warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         if at == 0 or step == first:
             order = epoch_order(len(data.train_labels), seed, epoch).to(device)
             model.train()
-            epoch_clock = time.perf_counter() - epoch_seconds
+        phase = schedule.phase_at(step, cfg.phases, phase_ends)
+        lr = cfg.optim.lr * schedule.lr_factor(step, total, warmup)
+        decay = schedule.ema_decay(step, total, cfg.ema) if cfg.ema else 0.0
+        one_step(order[at * batch : (at + 1) * batch], phase, seed_for(seed, "augment", step), lr, decay)
 
-        rows = order[at * batch : (at + 1) * batch]
-        draws = generator(seed, "augment", step, device)
-        images = augment(data.train_images[rows], phase.augment, data.mean, data.std, draws, data.mirror)
-        targets = smooth_one_hot(data.train_labels[rows], len(data.classes), phase.label_smoothing)
-        if phase.mix is not None:
-            images, targets = mix(images, targets, phase.mix, draws)
-
-        with autocast:
-            heads = model.forward_heads(images)  # (H, B, C)
-            terms = objective(images, heads, targets)
-        terms["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.optim.grad_clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        if out.ema:
-            out.ema.update(model, schedule.ema_decay(step, total, cfg.ema))
-
-        with torch.no_grad():
-            terms["top1"] = (heads.mean(0).argmax(-1) == targets.argmax(-1)).float().mean() * 100  # of a mixed image: its larger part
-            terms["grad_norm"] = norm
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0) + value.detach().float()
         if (at + 1) % window == 0 or at + 1 == per_epoch:
-            means = {name: float(value) / (at + 1) for name, value in sums.items()}
+            means = {name: float(value) / (at + 1) for name, value in one_step.sums.items()}
             if not all(map(math.isfinite, means.values())):
                 raise Diverged(_divergence(means, step, at % window, lr))
             bar.step(step + 1, total, means["loss"], means["top1"])
+            meter.lap("tracking")
 
-        epoch_seconds = time.perf_counter() - epoch_clock
         if at + 1 == per_epoch:
-            row = {"epoch": epoch + 1, "lr": lr, "img_s": per_epoch * batch / epoch_seconds}
+            row = {"epoch": epoch + 1, "lr": lr}
             row |= {f"train/{name}": value for name, value in means.items()}
-            row |= _validate(model, data, cfg, autocast, "validation/")
+            row |= _validate(model, data, cfg, "validation/")
             if out.ema:
-                row |= _validate(out.ema.model, data, cfg, autocast, "validation/ema_")
-                row["ema_decay"] = schedule.ema_decay(step, total, cfg.ema)
+                row |= _validate(out.ema.model, data, cfg, "validation/ema_")
+                row["ema_decay"] = decay
+            meter.lap("evaluation")
+            row |= meter.epoch(per_epoch * batch)
             out.history.append(row)
             journal.append("metrics", step=epoch + 1, values=row | system_metrics())
             bar.epoch(row)
-            sums, epoch_seconds = {}, 0.0
+            for value in one_step.sums.values():
+                value.zero_()
+            meter.lap("tracking")
 
-        if at + 1 == per_epoch or stop.signal is not None:
-            out.seconds, clock = out.seconds + time.perf_counter() - clock, time.perf_counter()
+        now = time.perf_counter()
+        due = at + 1 == per_epoch and (step + 1 == total or (now - saved) * SAVING_SHARE >= saving)
+        if due or stop.signal is not None:
+            out.seconds, clock = out.seconds + now - clock, now
             journal.sync()  # the checkpoint speaks of its size
             checkpoint.save(
                 folder,
@@ -178,20 +152,25 @@ def train(
                     "ema": out.ema.model.state_dict() if out.ema else None,
                     "optimizer": optimizer.state_dict(),
                     "rng": _get_rng(device),
-                    "sums": sums,
-                    "epoch_seconds": epoch_seconds,
+                    "sums": one_step.sums,
+                    "counted": meter.read(),
                     "history": out.history,
                     "seconds": out.seconds,
                     "journal": journal.size(),
                 },
             )
+            saved = time.perf_counter()
+            saving = saved - now
+            meter.lap("checkpoint")
             covered(journal.size())
         if stop.signal is not None:
             raise Interrupted(stop.signal)
+    out.after = meter.read()
     return out
 
 
-def _validate(model: nn.Module, data: Dataset, cfg: Experiment, autocast: torch.autocast, prefix: str) -> dict[str, float]:
+def _validate(model: nn.Module, data: Dataset, cfg: Experiment, prefix: str) -> dict[str, float]:
+    autocast = autocast_for(cfg.train.precision, data.mean.device)
     heads = evaluate.logits(model, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
     scores = evaluate.accuracy(heads.mean(0), data.validation_labels)
     return {f"{prefix}top1": scores["top1"], f"{prefix}loss": scores["loss"]}

@@ -12,6 +12,8 @@ from vitlab.models.layers import (
     Block,
     ClassAttention,
     ClassBlock,
+    Dropout,
+    Encoder,
     PatchEmbed,
     RelativePositionBias,
     SpecialPositionBias,
@@ -35,7 +37,7 @@ class ViT(nn.Module):
             self.position = nn.Parameter(torch.empty(1, self.special + grid * grid, cfg.dim))
         else:  # each block's attention has a bias instead
             self.register_parameter("position", None)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = Dropout(cfg.dropout)
         self.encoder = _torch_encoder(cfg) if cfg.encoder == "torch" else _explicit_encoder(cfg, grid, self.special)
         self.norm = nn.LayerNorm(cfg.dim)
         self.heads = nn.ModuleList(nn.Linear(cfg.dim, classes) for _ in self.head_names)
@@ -63,7 +65,7 @@ class ViT(nn.Module):
         if self.position is not None:
             x = x + self.position
         x = self.encoder(self.dropout(x))
-        x = self.norm(x[:, : self.special])  # (B, S, D)
+        x = self.norm(x[:, : self.special])  # (B, S, D); the explicit encoder gives no more
         return torch.stack([head(x[:, i]) for i, head in enumerate(self.heads)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,4 +110,4 @@ def _explicit_encoder(cfg: config.ViT, grid: int, special: int) -> nn.Module:
                 position = SpecialPositionBias(cfg.heads, grid * grid, special)
             attn = ClassAttention(cfg.dim, cfg.heads, special, cfg.dropout)
             blocks.append(ClassBlock(cfg.dim, attn, hidden, cfg.dropout, drop_path, cfg.layer_scale, position))
-    return nn.Sequential(*blocks)
+    return Encoder(blocks, special)
