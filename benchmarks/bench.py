@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -34,9 +34,7 @@ NAMES = ("vitlab", *page.PEERS)
 BATCHES = 2  # of an epoch: enough for a loader to work ahead
 ROUNDS = 5, 2  # at most and at least, for each experiment
 CLASSES = 10  # of CIFAR-10, and of the digits
-SECONDS = 300  # for each experiment; a further round starts only where the longest so far would still fit
-SLOW = 3.0  # times vitlab's epoch; a slower timm-amp (emulated bf16) sits out all but the first SLOW_ROUNDS
-SLOW_ROUNDS = 2
+SECONDS = 300  # of time for each experiment; a further round starts only where the longest so far would still fit
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
 
@@ -53,7 +51,8 @@ class Contender:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()  # what ends it
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()  # what ends it
         self.process.wait()
 
     def read(self) -> dict[str, Any]:
@@ -64,7 +63,8 @@ class Contender:
         return json.loads(line)
 
     def epoch(self) -> dict[str, float]:
-        print("go", file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, and read() says why
+            print("go", file=self.process.stdin, flush=True)
         return self.read()
 
 
@@ -90,14 +90,14 @@ def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str,
                 raise SystemExit(
                     f"{number}: {name} has {facts['parameters']:,} parameters and a loss of {facts['loss']}: nothing to compare with"
                 )
-        slow = ready["timm-amp"]["seconds"] > SLOW * ready["vitlab"]["seconds"]
+        slow = ready["timm-amp"]["seconds"] > page.SLOW * ready["vitlab"]["seconds"]
 
         rounds, longest = [], 0.0
         most, least = ROUNDS
         while len(rounds) < most and (len(rounds) < least or time.perf_counter() - start + longest < SECONDS):
             began, turn, row = time.perf_counter(), len(rounds), {}
             for contender in contenders[turn % len(NAMES) :] + contenders[: turn % len(NAMES)]:
-                if not (slow and contender.name == "timm-amp" and turn >= SLOW_ROUNDS):
+                if not (slow and contender.name == "timm-amp" and turn >= page.SLOW_ROUNDS):
                     row[contender.name] = contender.epoch()
             rounds.append(row)
             longest = max(longest, time.perf_counter() - began)

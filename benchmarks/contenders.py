@@ -26,8 +26,6 @@ from benchmarks import recipe
 from benchmarks.recipe import Images
 from vitlab import config
 
-PEERS = ("plain", "timm", "timm-amp", "lightning")
-NAMES = ("vitlab", *PEERS)
 WORKERS = 2  # DataLoader's, of `plain` and `lightning`; timm's train script has 4
 TIMM_WORKERS = 4
 
@@ -283,12 +281,11 @@ def timm(cfg: config.Experiment, data: Images, laps: Laps, amp: bool = False) ->
 
 
 CONTENDERS = {"vitlab": vitlab, "plain": plain, "timm": timm, "timm-amp": partial(timm, amp=True), "lightning": lightning}
-assert tuple(CONTENDERS) == NAMES
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("--experiment", required=True, help="its number, 01 or 06")
     parser.add_argument("--images", required=True, type=Path, help="a file of recipe.Images")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

@@ -59,6 +59,10 @@ def test_all_have_our_size_and_the_flops_the_page_gives_them(number: str) -> Non
     assert not page.same_size(ready | {"other": {"parameters": round(1.02 * sizes["vitlab"])}}, "other")
 
 
+def test_the_page_knows_every_contender() -> None:
+    assert tuple(contenders.CONTENDERS) == bench.NAMES
+
+
 def test_plain_knows_nothing_of_our_models() -> None:
     code = "import sys, benchmarks.plain; assert 'vitlab.models' not in sys.modules and 'vitlab.trainer' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
@@ -100,6 +104,15 @@ def test_a_contender_that_fails_is_named_with_what_it_said(images: Path, tmp_pat
         pytest.raises(SystemExit, match=r"(?s)plain has ended:.*multiple of heads"),
     ):
         contender.read()
+
+
+def test_a_contender_that_dies_between_epochs_is_named(images: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log, bench.Contender("plain", "01", images, TINY, log) as contender:
+        contender.read()
+        contender.process.kill()
+        contender.process.wait()
+        with pytest.raises(SystemExit, match="plain has ended"):
+            contender.epoch()
 
 
 # ---------------------------------------------------------------------------------------------------------- numbers
