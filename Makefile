@@ -11,7 +11,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test lint report ui data clean
+.PHONY: help setup reproduce-all test bench lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ reproduce-all: setup ## run the whole ladder, teachers first, and compile the re
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minutes on two idle cores
+	$(BIN)/python -m benchmarks.bench --data $(DATA) --data-dir $(DATA_DIR)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

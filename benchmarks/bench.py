@@ -1,0 +1,213 @@
+"""The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md beside this file.
+
+At most 12 minutes on two cores; `--page` renders the page again from latest.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from benchmarks import page
+from benchmarks.recipe import Images, load
+from vitlab import cost
+from vitlab.config import ViT
+from vitlab.paths import REPOSITORY
+from vitlab.sources import Source, resolve
+
+HERE = Path(__file__).parent
+NUMBERS = ("01", "06")
+NAMES = ("vitlab", *page.PEERS)
+BATCHES = 2  # of an epoch: enough for a loader to work ahead
+ROUNDS = 5, 2  # at most and at least, for each experiment
+CLASSES = 10  # of CIFAR-10, and of the digits
+SECONDS = 300  # of time for each experiment; a further round starts only where the longest so far would still fit
+PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
+
+
+class Contender:
+    """A running worker of `benchmarks.contenders`, with the line it wrote when it was ready."""
+
+    def __init__(self, name: str, number: str, images: Path, sets: tuple[str, ...], log: IO[str]) -> None:
+        self.name, self.log = name, log
+        command = [sys.executable, "-m", "benchmarks.contenders", name, "--experiment", number, "--images", str(images)]
+        command += [word for assignment in sets for word in ("--set", assignment)]
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()  # what ends it
+        self.process.wait()
+
+    def read(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.flush()
+            raise SystemExit(f"{self.name} has ended:\n{Path(self.log.name).read_text()[-2000:]}")
+        return json.loads(line)
+
+    def epoch(self) -> dict[str, float]:
+        with suppress(BrokenPipeError):  # it has ended, and read() says why
+            print("go", file=self.process.stdin, flush=True)
+        return self.read()
+
+
+def of_timm(cfg: ViT) -> ViT:
+    """timm has no class attention: its model does the work of ours without."""
+    return cfg.model_copy(update={"class_attention": 0})
+
+
+def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str, Any]:
+    """{"ready": {name: facts}, "rounds": [{name: row}, ...]} of one experiment; contenders run one at a time, in turn."""
+    start = time.perf_counter()
+    model = load(number, sets).model
+    with ExitStack() as stack:
+        log = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".log"))
+        contenders, ready = [], {}
+        for name in NAMES:
+            contenders.append(stack.enter_context(Contender(name, number, images, sets, log)))
+            ready[name] = contenders[-1].read()
+            ready[name]["flops"] = cost.forward_flops(of_timm(model) if name.startswith("timm") else model, CLASSES)
+            say(f"{number} {name}: ready, {ready[name]['parameters']:,} parameters, {ready[name]['img_s']:.1f} images/s while warming up")
+        for name, facts in ready.items():
+            if not page.same_size(ready, name) or not math.isfinite(facts["loss"]):
+                raise SystemExit(
+                    f"{number}: {name} has {facts['parameters']:,} parameters and a loss of {facts['loss']}: nothing to compare with"
+                )
+        slow = ready["timm-amp"]["seconds"] > page.SLOW * ready["vitlab"]["seconds"]
+
+        rounds, longest = [], 0.0
+        most, least = ROUNDS
+        while len(rounds) < most and (len(rounds) < least or time.perf_counter() - start + longest < SECONDS):
+            began, turn, row = time.perf_counter(), len(rounds), {}
+            for contender in contenders[turn % len(NAMES) :] + contenders[: turn % len(NAMES)]:
+                if not (slow and contender.name == "timm-amp" and turn >= page.SLOW_ROUNDS):
+                    row[contender.name] = contender.epoch()
+            rounds.append(row)
+            longest = max(longest, time.perf_counter() - began)
+            say(f"{number} round {turn + 1}: " + ", ".join(f"{name} {r['img_s']:.1f}" for name, r in row.items()) + " images/s")
+    return {"ready": ready, "rounds": rounds}
+
+
+def startup(source: Source, data_dir: Path) -> dict[str, list[float]]:
+    """Seconds of `runner.py --help` and of the whole ladder's plan, five times each."""
+    plan = ["experiments", "--dry-run", "--profile", "full", "--data", source.kind, "--data-dir", str(data_dir)]
+    seconds: dict[str, list[float]] = {"help": [], "plan": []}
+    for _ in range(5):
+        for name, words in (("help", ["--help"]), ("plan", plan)):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "runner.py", *words], cwd=REPOSITORY, capture_output=True, check=True)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def bookkeeping(source: Source, data_dir: Path) -> dict[str, float] | None:
+    """Seconds of a short real run of 01, MLflow included: what `bookkeeping_seconds` finds in its journal."""
+    with tempfile.TemporaryDirectory() as root:
+        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"VITLAB_ROOT": root}
+        command = [sys.executable, "runner.py", "experiments/01_baseline_vit.yaml", "--profile", "laptop", "--data", source.kind]
+        command += ["--data-dir", str(data_dir), "--set", "data.train_limit=6000", "--set", "train.epochs=2"]
+        subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=True)
+        (journal,) = Path(root).glob("runs/*/*/*/journal.jsonl")
+        return bookkeeping_seconds(journal)
+
+
+def bookkeeping_seconds(journal: Path) -> dict[str, float] | None:
+    """{"total", "checkpoint", "tracking"} as the run's last epoch has them; None where the trainer does not measure them."""
+    from vitlab.journal import read_journal
+
+    values = [entry["values"] for _, entry in read_journal(journal) if entry["kind"] == "metrics"][-1]
+    keys = {what: f"perf/seconds_{what}" for what in ("total", "checkpoint", "tracking")}
+    return {what: values[key] for what, key in keys.items()} if all(key in values for key in keys.values()) else None
+
+
+def first_images(source: Source, count: int) -> Images:
+    from vitlab import config, data
+
+    loaded = data.load(source, config.Data(), "cpu")
+    pixels, labels = loaded.train_images[:count].numpy(), loaded.train_labels[:count].numpy()
+    return Images(pixels, labels, tuple(loaded.mean.tolist()), tuple(loaded.std.tolist()), len(loaded.classes), loaded.mirror)
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    from vitlab.experiment import device_name
+    from vitlab.trainer import hardware_bf16
+
+    cpu = torch.device("cpu")
+    name, _, cores = device_name(cpu).rpartition(", ")
+    return {"cpu": name, "cores": int(cores.split()[0]), "memory_gb": psutil.virtual_memory().total / 1e9, "bf16": hardware_bf16(cpu)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="auto", help="auto, cifar10 or digits")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("VITLAB_DATA_DIR", "data")))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of both experiments")
+    parser.add_argument("--out", type=Path, default=HERE, help="where latest.json and README.md go")
+    parser.add_argument("--page", action="store_true", help="only render the page from latest.json")
+    args = parser.parse_args()
+    latest = args.out / "latest.json"
+    results = json.loads(latest.read_text(encoding="utf-8")) if args.page else measure(args)
+    if not args.page:
+        latest.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.out / "README.md").write_text(page.page(results), encoding="utf-8")
+    faults = page.faults(results)
+    print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
+    sys.exit(bool(faults))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import inputs
+
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - start:5.0f} s  {text}", flush=True)
+
+    sets, data_dir = tuple(args.set), args.data_dir.resolve()
+    source = resolve(args.data, data_dir, "quick")
+    batch = load(NUMBERS[0], sets).train.batch_size
+    results: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": {"Python": sys.version.split()[0]} | {name: metadata.version(name) for name in PACKAGES},
+        "dataset": source.name,
+        "images": BATCHES * batch,
+        "batch": batch,
+        "sets": args.set,
+    }
+    images = first_images(source, BATCHES * batch)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npz"
+        images.write(path)
+        results["experiments"] = {number: training(number, path, sets, say) for number in NUMBERS}
+    say("input path")
+    results["input"] = inputs.measure(images, rounds=5)
+    say("start-up")
+    results["startup"] = startup(source, data_dir)
+    say("bookkeeping")
+    results["bookkeeping"] = bookkeeping(source, data_dir)
+    results["seconds"] = time.perf_counter() - start
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""From the measured numbers (`latest.json`) to ratios, verdicts and the page (`README.md`). Nothing is measured here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from benchmarks.recipe import RECIPES
+
+PEERS = {  # what each is, for the page
+    "plain": "a plain PyTorch loop: torchvision's v2 transforms, DataLoader with 2 workers, eager",
+    "timm": "timm's model, loader, mixing, EMA and optimizer factory, as its train script sets them",
+    "timm-amp": "the same with `--amp` in bf16",
+    "lightning": "Lightning's Trainer with the plain loop's model and data",
+}
+TITLES = {"01": "01, the baseline ViT", "06": "06's student, without its teacher"}
+FASTER, FASTER_BF16, FASTER_INPUT = 2.5, 1.5, 10.0  # times the peer's images per second
+HELP_SECONDS, PLAN_SECONDS, BOOKKEEPING = 0.3, 1.5, 0.01
+SLOW, SLOW_ROUNDS = 3, 2  # a timm-amp slower than so many times vitlab (emulated bf16) sits out all but the first rounds
+SAME_SIZE = 0.01  # by how much numbers of parameters may differ
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+    def text(self, digits: int, unit: str = "") -> str:
+        return f"{self.median:,.{digits}f}{unit} ({self.low:,.{digits}f}–{self.high:,.{digits}f})"
+
+
+@dataclass(frozen=True)
+class Target:
+    what: str
+    wanted: str
+    measured: str
+    reached: bool | None  # None: not measured
+
+    @property
+    def verdict(self) -> str:
+        return {True: "reached", False: "**not reached**", None: "**not measured**"}[self.reached]
+
+
+def ratio(rounds: list[dict[str, dict[str, float]]], peer: str) -> Spread:
+    """vitlab's images per second over the peer's, round by round, of the rounds in which the peer took part."""
+    return Spread.of([r["vitlab"]["img_s"] / r[peer]["img_s"] for r in rounds if peer in r])
+
+
+def peak_rss(experiment: dict[str, Any], name: str) -> float:
+    return max(r[name]["peak_rss_mb"] for r in experiment["rounds"] if name in r)
+
+
+def losses(experiment: dict[str, Any], name: str) -> tuple[float, float]:
+    """Mean loss of the first epoch (the warm-up) and of the last."""
+    return experiment["ready"][name]["loss"], [r[name]["loss"] for r in experiment["rounds"] if name in r][-1]
+
+
+def learns(experiment: dict[str, Any], name: str) -> bool:
+    first, last = losses(experiment, name)
+    return last < first
+
+
+def same_size(ready: dict[str, Any], name: str) -> bool:
+    ours = ready["vitlab"]["parameters"]
+    return abs(ready[name]["parameters"] - ours) <= SAME_SIZE * ours
+
+
+def targets(results: dict[str, Any]) -> list[Target]:
+    found = []
+    for number, experiment in results["experiments"].items():
+        for peer in PEERS:
+            least = FASTER_BF16 if peer == "timm-amp" else FASTER
+            r = ratio(experiment["rounds"], peer)
+            found.append(Target(f"training, {number}: images per second against {peer}", f"≥ {least}x", r.text(2, "x"), r.median >= least))
+    speeds = results["input"]["06"]
+    r = Spread.of([a / b for a, b in zip(speeds["vitlab"], speeds["torchvision"], strict=True)])
+    found.append(
+        Target(
+            "input path, TrivialAugment: images per second against torchvision",
+            f"≥ {FASTER_INPUT:.0f}x",
+            r.text(1, "x"),
+            r.median >= FASTER_INPUT,
+        )
+    )
+    for number, experiment in results["experiments"].items():
+        ours = peak_rss(experiment, "vitlab")
+        least, peer = min((peak_rss(experiment, p), p) for p in PEERS)
+        found.append(
+            Target(
+                f"peak memory, {number}: no more than the leanest peer's", f"≤ {least:,.0f} MB ({peer})", f"{ours:,.0f} MB", ours <= least
+            )
+        )
+    for key, what, most in (("help", "`runner.py --help`", HELP_SECONDS), ("plan", "`runner.py experiments --dry-run`", PLAN_SECONDS)):
+        r = Spread.of(results["startup"][key])
+        found.append(Target(what, f"≤ {most} s", r.text(2, " s"), r.median <= most))
+    share = bookkeeping_share(results["bookkeeping"])
+    measured = "–" if share is None else f"{share:.2%}"
+    reached = None if share is None else share <= BOOKKEEPING
+    found.append(Target("tracking, checkpoints and bookkeeping: share of a run's time", f"≤ {BOOKKEEPING:.0%}", measured, reached))
+    return found
+
+
+def bookkeeping_share(seconds: dict[str, float] | None) -> float | None:
+    return None if seconds is None else (seconds["checkpoint"] + seconds["tracking"]) / seconds["total"]
+
+
+def faults(results: dict[str, Any]) -> list[str]:
+    """Contenders that do not learn: their speed is worth nothing."""
+    experiments = results["experiments"].items()
+    return [f"{number}: the loss of {name} does not go down" for number, e in experiments for name in e["ready"] if not learns(e, name)]
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page in Markdown; a function of `latest.json` alone."""
+    machine = results["machine"]
+    verdicts = targets(results)
+    missed = sum(t.reached is not True for t in verdicts)
+    lines = [
+        "# vitlab and its peers",
+        "",
+        f"Measured on {results['date']} with `make bench`, in {results['seconds'] / 60:.1f} minutes, on {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gb']:.0f} GB, {'with' if machine['bf16'] else 'without'} bf16 in hardware. "
+        "Medians, with the least and the largest of the rounds in brackets; raw numbers in [latest.json](latest.json).",
+        "",
+        "All targets are reached." if not missed else f"**{missed} of {len(verdicts)} targets are not reached** or not measured.",
+        "",
+        *_table(("target", "wanted", "measured", ""), [(t.what, t.wanted, t.measured, t.verdict) for t in verdicts]),
+        *(["", *(f"**Fault:** {f}." for f in faults(results))] if faults(results) else []),
+    ]
+    if results["sets"]:
+        lines += ["", f"**Not at full size:** with {', '.join(f'`{s}`' for s in results['sets'])}."]
+    if not machine["bf16"]:
+        lines += ["", "This processor emulates bf16, so `timm-amp` shows what `--amp` costs here, not what it gains elsewhere."]
+    for number, experiment in results["experiments"].items():
+        lines += ["", f"## Training: {TITLES[number]}", "", *_training(experiment)]
+    lines += ["", "## Input path", "", *_input_path(results["input"]), "", "## How it is measured", "", *_how(results)]
+    return "\n".join(lines) + "\n"
+
+
+def _training(experiment: dict[str, Any]) -> list[str]:
+    rounds, ready = experiment["rounds"], experiment["ready"]
+    rows = []
+    for name, facts in ready.items():
+        speed = Spread.of([r[name]["img_s"] for r in rounds if name in r])
+        faster, per_flop = ("", "")
+        if name != "vitlab":
+            r = ratio(rounds, name)
+            faster, per_flop = r.text(2, "x"), f"{r.median * ready['vitlab']['flops'] / facts['flops']:.2f}x"
+        first, last = losses(experiment, name)
+        rows.append(
+            (name, speed.text(1), faster, per_flop, f"{peak_rss(experiment, name):,.0f}", f"{facts['parameters'] / 1e6:.2f}",
+             f"{facts['flops'] / 1e9:.2f}", f"{first:.3f} → {last:.3f}{'' if last < first else ' (**does not go down**)'}")
+        )  # fmt: skip
+    head = (
+        "",
+        "images per second",
+        "vitlab is faster by",
+        "by FLOPs",
+        "peak memory, MB",
+        "parameters, M",
+        "GFLOPs",
+        "loss, first to last epoch",
+    )
+    return _table(head, rows)
+
+
+def _input_path(recipes: dict[str, dict[str, list[float]]]) -> list[str]:
+    rows = []
+    for number, speeds in recipes.items():
+        ours, theirs = (Spread.of(speeds[name]) for name in ("vitlab", "torchvision"))
+        r = Spread.of([a / b for a, b in zip(speeds["vitlab"], speeds["torchvision"], strict=True)])
+        rows.append((f"{number}: {RECIPES[number]}", ours.text(0), theirs.text(0), r.text(1, "x")))
+    head = ("recipe, batches of 192", "vitlab, images per second of CPU", "torchvision", "vitlab is faster by")
+    return _table(head, rows)
+
+
+def _how(results: dict[str, Any]) -> list[str]:
+    rounds = {number: len(e["rounds"]) for number, e in results["experiments"].items()}
+    threads = sorted({facts["threads"] for e in results["experiments"].values() for facts in e["ready"].values()})
+    return [
+        f"- Every contender is a process of its own; threads: {' or '.join(map(str, threads))}, torch's default. All start, warm up for an epoch,",
+        "  and then take turns: one epoch each in a round, in an order that rotates, while the others wait. A ratio is taken within a round. "
+        f"Rounds: {', '.join(f'{n} of {number}' for number, n in rounds.items())}.",
+        f"- An epoch is the first {results['images']} training images of {results['dataset']} in batches of {results['batch']}; its time holds loading, augmentation",
+        "  and training, and neither evaluation nor checkpoints. Sizes of the profile `full`; AdamW at the experiment's rate, gradients clipped at 1.",
+        *(f"- `{name}`: {what}." for name, what in PEERS.items()),
+        f"- Where `timm-amp` takes more than {SLOW} times vitlab's time, it takes part in the first {SLOW_ROUNDS} rounds only.",
+        "- timm's ViT has no class attention and no relative positions: in 06 it is DeiT's, with twelve full blocks, and does more work an",
+        "  image. *By FLOPs* is the ratio of FLOPs done in a second. In place of padded crops it has its own resized ones; in place of",
+        "  TrivialAugment `rand-m10-n1-p1-mstd101-inc1`, one operation of uniform magnitude an image. EMA is constant for all peers.",
+        "- Peak memory is the process's own peak (`VmHWM`), vitlab's with a validation and a checkpoint an epoch in it, plus what its",
+        "  DataLoader workers hold for themselves at an epoch's end: pages shared with the process count once.",
+        "- The input path is measured in one thread by the processor's time; start-up as the median of five; bookkeeping in a short run of 01",
+        "  in the profile `laptop`, from the run's own journal. A short run bears the same fixed costs as a long one.",
+        f"- Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}.",
+    ]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    align = ["---", *("---:" for _ in head[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in (head, align, *rows)]

@@ -1,0 +1,50 @@
+"""What all contenders train: the experiment's configuration and the same images, handed over in a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vitlab import config
+from vitlab.paths import EXPERIMENTS
+
+# A run so long that its schedules stand still while it is measured: every step has the full learning rate, EMA's first decay and the
+# first phase's augmentation. Without a teacher both heads of 06 learn the labels.
+LONG = ("train.epochs=1000", "optim.warmup=null", "distill=null")
+RECIPES = {  # whose augmentation is measured by itself
+    "01": "crop, flip",
+    "02": "crop, flip, colour jitter, erasing",
+    "06": "crop, flip, TrivialAugment, erasing",
+}
+
+
+def experiment_file(number: str) -> Path:
+    """ "01" -> experiments/01_baseline_vit.yaml"""
+    (path,) = EXPERIMENTS.glob(f"{number}_*.yaml")
+    return path
+
+
+def load(number: str, sets: tuple[str, ...] = ()) -> config.Experiment:
+    return config.load(experiment_file(number), "full", (*LONG, *sets)).config
+
+
+@dataclass(frozen=True)
+class Images:
+    """The first N training images, pixels uint8 (N, 3, 32, 32) and labels int64 (N,), and what is known of their data set."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    classes: int
+    mirror: bool  # whether flips are allowed
+
+    def write(self, path: Path) -> None:
+        np.savez(path, pixels=self.pixels, labels=self.labels, mean=self.mean, std=self.std, classes=self.classes, mirror=self.mirror)
+
+    @classmethod
+    def read(cls, path: Path) -> Images:
+        f = np.load(path)
+        return cls(f["pixels"], f["labels"], tuple(f["mean"].tolist()), tuple(f["std"].tolist()), int(f["classes"]), bool(f["mirror"]))

@@ -1,0 +1,215 @@
+"""The peer comparison: the peers are what they claim to be, the numbers are worked right, and the page says what is missed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import bench, contenders, page, recipe
+from benchmarks.plain import PlainViT
+from vitlab import cost, models
+from vitlab.journal import Journal
+from vitlab.paths import REPOSITORY
+
+TINY = ("model.dim=32", "model.depth=5", "model.heads=4", "model.patch_size=8", "train.batch_size=16")
+NUMBERS = pytest.mark.parametrize("number", ["01", "06"])
+
+
+# ------------------------------------------------------------------------------------------------------- contenders
+
+
+@NUMBERS
+def test_plain_is_our_model(number: str) -> None:
+    cfg = recipe.load(number, TINY).model
+    torch.manual_seed(0)
+    ours, plain = models.build(cfg, 10).eval(), PlainViT(cfg, 10).eval()
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # so that no bias, gamma or table is at its start
+    plain.load_state_dict(ours.state_dict(), strict=True)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(plain(images)), ours.forward_heads(images), atol=1e-5, rtol=1e-5)
+
+
+@NUMBERS
+def test_all_have_our_size_and_the_flops_the_page_gives_them(number: str) -> None:
+    cfg = recipe.load(number).model
+    sizes = {"vitlab": cost.parameters(cfg, 10)}
+
+    def examine(name: str, model: nn.Module, flops: int) -> None:
+        sizes[name] = sum(p.numel() for p in model.parameters())
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.eval()(torch.zeros(1, 3, 32, 32))
+        assert counter.get_total_flops() == pytest.approx(flops, rel=1e-3)
+
+    examine("plain", PlainViT(cfg, 10), cost.forward_flops(cfg, 10))
+    examine("timm", contenders.timm_model(cfg, 10), cost.forward_flops(bench.of_timm(cfg), 10))
+    ready = {name: {"parameters": size} for name, size in sizes.items()}
+    assert all(page.same_size(ready, name) for name in ready), sizes
+    assert not page.same_size(ready | {"other": {"parameters": round(1.02 * sizes["vitlab"])}}, "other")
+
+
+def test_the_page_knows_every_contender() -> None:
+    assert tuple(contenders.CONTENDERS) == bench.NAMES
+
+
+def test_plain_knows_nothing_of_our_models() -> None:
+    code = "import sys, benchmarks.plain; assert 'vitlab.models' not in sys.modules and 'vitlab.trainer' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """32 images of ten classes, in the file that contenders read."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (32, 3, 32, 32), dtype=np.uint8)
+    path = tmp_path / "images.npz"
+    recipe.Images(pixels, np.arange(32) % 10, (0.5,) * 3, (0.25,) * 3, 10, True).write(path)
+    return path
+
+
+def test_images_come_back_from_their_file(images: Path) -> None:
+    data = recipe.Images.read(images)
+    assert data.pixels.shape == (32, 3, 32, 32)
+    assert data.labels.tolist() == [i % 10 for i in range(32)]
+    assert (data.mean, data.std, data.classes, data.mirror) == ((0.5,) * 3, (0.25,) * 3, 10, True)
+
+
+@pytest.mark.parametrize("name", ["vitlab", "plain"])
+def test_a_contender_reports_an_epoch_when_asked_and_ends_with_its_input(name: str, images: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log, bench.Contender(name, "06", images, TINY, log) as contender:
+        ready, row = contender.read(), contender.epoch()
+    assert contender.process.returncode == 0, (tmp_path / "log").read_text()
+    assert ready["ready"] is True
+    assert ready["parameters"] == cost.parameters(recipe.load("06", TINY).model, 10)
+    assert row["img_s"] * row["seconds"] == pytest.approx(32)
+    assert 1 < row["loss"] < 4
+    assert row["peak_rss_mb"] > 100
+
+
+def test_a_contender_that_fails_is_named_with_what_it_said(images: Path, tmp_path: Path) -> None:
+    with (
+        (tmp_path / "log").open("w") as log,
+        bench.Contender("plain", "01", images, ("model.dim=33",), log) as contender,
+        pytest.raises(SystemExit, match=r"(?s)plain has ended:.*multiple of heads"),
+    ):
+        contender.read()
+
+
+def test_a_contender_that_dies_between_epochs_is_named(images: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log, bench.Contender("plain", "01", images, TINY, log) as contender:
+        contender.read()
+        contender.process.kill()
+        contender.process.wait()
+        with pytest.raises(SystemExit, match="plain has ended"):
+            contender.epoch()
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def row(img_s: float, loss: float = 2.0, rss: float = 500.0) -> dict[str, float]:
+    return {"seconds": 384 / img_s, "img_s": img_s, "loss": loss, "peak_rss_mb": rss}
+
+
+def experiment(ours: tuple[float, ...] = (60.0, 70.0, 80.0)) -> dict:
+    """Peers at 20 images per second, timm-amp absent from the last round."""
+    names = ("vitlab", *page.PEERS)
+    facts = {"ready": True, "parameters": 9_500_000, "threads": 2, "flops": 1_200_000_000}
+    ready = {name: facts | row(20.0, loss=2.3) for name in names}
+    ready["timm"] = ready["timm"] | {"flops": 1_800_000_000}
+    rounds = [{name: row(mine if name == "vitlab" else 20.0) for name in names} for mine in ours]
+    del rounds[-1]["timm-amp"]
+    return {"ready": ready, "rounds": rounds}
+
+
+def results() -> dict:
+    """Every target reached."""
+    return {
+        "date": "2026-01-01",
+        "seconds": 600.0,
+        "machine": {"cpu": "A Processor", "cores": 2, "memory_gb": 16.0, "bf16": False},
+        "versions": {"torch": "2.11"},
+        "dataset": "cifar10",
+        "images": 384,
+        "batch": 192,
+        "sets": [],
+        "experiments": {"01": experiment(), "06": experiment()},
+        "input": {n: {"vitlab": [30_000.0, 40_000.0], "torchvision": [2_000.0, 2_000.0]} for n in recipe.RECIPES},
+        "startup": {"help": [0.2] * 5, "plan": [1.0] * 5},
+        "bookkeeping": {"total": 100.0, "checkpoint": 0.3, "tracking": 0.2},
+    }
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    rounds = [{"vitlab": row(30), "a": row(10)}, {"vitlab": row(20), "a": row(10)}, {"vitlab": row(40), "a": row(8), "b": row(16)}]
+    assert page.ratio(rounds, "a") == page.Spread(3.0, 2.0, 5.0)
+    assert page.ratio(rounds, "b") == page.Spread(2.5, 2.5, 2.5)  # of the one round in which it took part
+
+
+def test_page_when_all_is_reached() -> None:
+    text = page.page(results())
+    assert "All targets are reached." in text
+    assert "not reached" not in text
+    assert "| training, 01: images per second against plain | ≥ 2.5x | 3.50x (3.00–4.00) | reached |" in text
+    assert "| training, 01: images per second against timm-amp | ≥ 1.5x | 3.25x (3.00–3.50) | reached |" in text
+    assert "| input path, TrivialAugment: images per second against torchvision | ≥ 10x | 17.5x (15.0–20.0) | reached |" in text
+    assert "share of a run's time | ≤ 1% | 0.50% | reached |" in text
+    # timm does half as many FLOPs again for an image: 3.5 x 1.2 / 1.8
+    assert "| timm | 20.0 (20.0–20.0) | 3.50x (3.00–4.00) | 2.33x | 500 | 9.50 | 1.80 | 2.300 → 2.000 |" in text
+
+
+def test_page_says_what_is_missed() -> None:
+    missed = results()
+    missed["experiments"]["06"] = experiment(ours=(40.0, 50.0, 40.0))  # 2.0x
+    for r in missed["experiments"]["01"]["rounds"]:
+        r["vitlab"]["peak_rss_mb"] = 501.0
+    missed["startup"]["help"] = [0.31] * 5
+    missed["bookkeeping"] = None
+    text = page.page(missed)
+    # 06 against plain, timm and Lightning; memory; --help; bookkeeping
+    assert "**6 of 14 targets are not reached** or not measured." in text
+    assert "| training, 06: images per second against plain | ≥ 2.5x | 2.00x (2.00–2.50) | **not reached** |" in text
+    assert "| peak memory, 01: no more than the leanest peer's | ≤ 500 MB (lightning) | 501 MB | **not reached** |" in text
+    assert "| `runner.py --help` | ≤ 0.3 s | 0.31 s (0.31–0.31) | **not reached** |" in text
+    assert "share of a run's time | ≤ 1% | – | **not measured** |" in text
+
+
+def test_a_contender_that_does_not_learn_is_a_fault() -> None:
+    broken = results()
+    assert page.faults(broken) == []
+    broken["experiments"]["01"]["rounds"][-1]["timm"]["loss"] = 2.4
+    assert page.faults(broken) == ["01: the loss of timm does not go down"]
+    assert "**Fault:** 01: the loss of timm does not go down." in page.page(broken)
+    broken["experiments"]["01"]["rounds"][-1]["timm"]["loss"] = float("nan")
+    assert page.faults(broken)
+
+
+def test_page_is_rendered_from_latest_json_alone(tmp_path: Path) -> None:
+    (tmp_path / "latest.json").write_text(json.dumps(results()))
+    subprocess.run([sys.executable, "-m", "benchmarks.bench", "--page", "--out", str(tmp_path)], cwd=REPOSITORY, check=True)
+    assert (tmp_path / "README.md").read_text() == page.page(results())
+
+
+def test_bookkeeping_is_read_from_the_last_epoch(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append("metrics", step=1, values={"img_s": 1.0})
+    assert bench.bookkeeping_seconds(tmp_path / "journal.jsonl") is None
+    for step in (2, 3):
+        values = {"perf/seconds_total": 100.0 * step, "perf/seconds_checkpoint": 0.1 * step, "perf/seconds_tracking": 0.2}
+        journal.append("metrics", step=step, values=values)
+    journal.append("event", text="finished")
+    journal.close()
+    seconds = bench.bookkeeping_seconds(tmp_path / "journal.jsonl")
+    assert seconds == pytest.approx({"total": 300.0, "checkpoint": 0.3, "tracking": 0.2})
+    assert page.bookkeeping_share(seconds) == pytest.approx(0.5 / 300)
