@@ -33,6 +33,7 @@ NUMBERS = ("01", "06")
 NAMES = ("vitlab", *page.PEERS)
 BATCHES = 2  # of an epoch: enough for a loader to work ahead
 ROUNDS = 5, 2  # at most and at least, for each experiment
+SHORT_RUN = 6000  # images of the run whose bookkeeping is measured
 CLASSES = 10  # of CIFAR-10, and of the digits
 SECONDS = 300  # of time for each experiment; a further round starts only where the longest so far would still fit
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
@@ -45,7 +46,10 @@ class Contender:
         self.name, self.log = name, log
         command = [sys.executable, "-m", "benchmarks.contenders", name, "--experiment", number, "--images", str(images)]
         command += [word for assignment in sets for word in ("--set", assignment)]
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},  # the peers' code here is for a CPU
+        )  # fmt: skip
 
     def __enter__(self) -> Contender:
         return self
@@ -68,9 +72,11 @@ class Contender:
         return self.read()
 
 
-def of_timm(cfg: ViT) -> ViT:
-    """timm has no class attention: its model does the work of ours without."""
-    return cfg.model_copy(update={"class_attention": 0})
+def flops(cfg: ViT, name: str) -> int:
+    """Forward, per image. Of the last block vitlab computes what is read, its peers all, as PyTorch's encoder does; timm has no class attention."""
+    if name != "vitlab":
+        cfg = cfg.model_copy(update={"encoder": "torch"} | ({"class_attention": 0} if name.startswith("timm") else {}))
+    return cost.forward_flops(cfg, CLASSES)
 
 
 def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str, Any]:
@@ -83,7 +89,7 @@ def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str,
         for name in NAMES:
             contenders.append(stack.enter_context(Contender(name, number, images, sets, log)))
             ready[name] = contenders[-1].read()
-            ready[name]["flops"] = cost.forward_flops(of_timm(model) if name.startswith("timm") else model, CLASSES)
+            ready[name]["flops"] = flops(model, name)
             say(f"{number} {name}: ready, {ready[name]['parameters']:,} parameters, {ready[name]['img_s']:.1f} images/s while warming up")
         for name, facts in ready.items():
             if not page.same_size(ready, name) or not math.isfinite(facts["loss"]):
@@ -117,24 +123,31 @@ def startup(source: Source, data_dir: Path) -> dict[str, list[float]]:
     return seconds
 
 
-def bookkeeping(source: Source, data_dir: Path) -> dict[str, float] | None:
-    """Seconds of a short real run of 01, MLflow included: what `bookkeeping_seconds` finds in its journal."""
+def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
+    """Seconds of a short real run of 01, MLflow included: `training`; `checkpoint` and `tracking` within its loop; and `closing`, from
+    its last epoch to the end of the process, less the test split's forward: pictures, record, the model into MLflow. With `images`."""
+    from vitlab import records
+    from vitlab.journal import read_journal
+    from vitlab.meter import TRAINING
+
     with tempfile.TemporaryDirectory() as root:
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"VITLAB_ROOT": root}
         command = [sys.executable, "runner.py", "experiments/01_baseline_vit.yaml", "--profile", "laptop", "--data", source.kind]
-        command += ["--data-dir", str(data_dir), "--set", "data.train_limit=6000", "--set", "train.epochs=2"]
+        command += ["--data-dir", str(data_dir), "--set", f"data.train_limit={SHORT_RUN}", "--set", "train.epochs=2"]
         subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=True)
-        (journal,) = Path(root).glob("runs/*/*/*/journal.jsonl")
-        return bookkeeping_seconds(journal)
-
-
-def bookkeeping_seconds(journal: Path) -> dict[str, float] | None:
-    """{"total", "checkpoint", "tracking"} as the run's last epoch has them; None where the trainer does not measure them."""
-    from vitlab.journal import read_journal
-
-    values = [entry["values"] for _, entry in read_journal(journal) if entry["kind"] == "metrics"][-1]
-    keys = {what: f"perf/seconds_{what}" for what in ("total", "checkpoint", "tracking")}
-    return {what: values[key] for what, key in keys.items()} if all(key in values for key in keys.values()) else None
+        ended = time.time()
+        (folder,) = Path(root).glob("runs/*/*/*/")
+        record = records.read(folder / "record.json")
+        last = max(entry["time"] for _, entry in read_journal(folder / "journal.jsonl") if entry["kind"] == "metrics") / 1000
+    seconds = {key.removeprefix("seconds_"): value for key, value in record.perf.items() if key.startswith("seconds_")}
+    training = sum(seconds.get(phase, 0.0) for phase in TRAINING)
+    return {
+        "training": training,
+        "checkpoint": seconds["checkpoint"],
+        "tracking": seconds["tracking"],
+        "closing": ended - last - seconds["test"],
+        "images": record.img_s * training,
+    }
 
 
 def first_images(source: Source, count: int) -> Images:
@@ -148,8 +161,7 @@ def first_images(source: Source, count: int) -> Images:
 def machine() -> dict[str, Any]:
     import torch
 
-    from vitlab.experiment import device_name
-    from vitlab.trainer import hardware_bf16
+    from vitlab.machine import device_name, hardware_bf16
 
     cpu = torch.device("cpu")
     name, _, cores = device_name(cpu).rpartition(", ")

@@ -18,6 +18,7 @@ TITLES = {"01": "01, the baseline ViT", "06": "06's student, without its teacher
 FASTER, FASTER_BF16, FASTER_INPUT = 2.5, 1.5, 10.0  # times the peer's images per second
 HELP_SECONDS, PLAN_SECONDS, BOOKKEEPING = 0.3, 1.5, 0.01
 SLOW, SLOW_ROUNDS = 3, 2  # a timm-amp slower than so many times vitlab (emulated bf16) sits out all but the first rounds
+LAPTOP_IMAGES = 3 * 47_500  # that 01 trains on in the profile laptop, all of CIFAR-10's but the validation split, three times
 SAME_SIZE = 0.01  # by how much numbers of parameters may differ
 
 
@@ -99,15 +100,21 @@ def targets(results: dict[str, Any]) -> list[Target]:
     for key, what, most in (("help", "`runner.py --help`", HELP_SECONDS), ("plan", "`runner.py experiments --dry-run`", PLAN_SECONDS)):
         r = Spread.of(results["startup"][key])
         found.append(Target(what, f"≤ {most} s", r.text(2, " s"), r.median <= most))
-    share = bookkeeping_share(results["bookkeeping"])
-    measured = "–" if share is None else f"{share:.2%}"
-    reached = None if share is None else share <= BOOKKEEPING
-    found.append(Target("tracking, checkpoints and bookkeeping: share of a run's time", f"≤ {BOOKKEEPING:.0%}", measured, reached))
+    book = results["bookkeeping"]
+    share = bookkeeping_share(book)
+    what = "tracking, checkpoints and bookkeeping: share of 01's time in the profile `laptop`"
+    measured = f"{share:.2%}: {in_loop(book):.2%} while training, then {book['closing']:.1f} s once"
+    found.append(Target(what, f"≤ {BOOKKEEPING:.0%}", measured, share <= BOOKKEEPING))
     return found
 
 
-def bookkeeping_share(seconds: dict[str, float] | None) -> float | None:
-    return None if seconds is None else (seconds["checkpoint"] + seconds["tracking"]) / seconds["total"]
+def in_loop(book: dict[str, float]) -> float:
+    return (book["checkpoint"] + book["tracking"]) / (book["training"] + book["checkpoint"] + book["tracking"])
+
+
+def bookkeeping_share(book: dict[str, float]) -> float:
+    """Of a run of 01 in the profile laptop, at the speed of the short one: what the loop spends on it, and the end's seconds once."""
+    return in_loop(book) + book["closing"] / (LAPTOP_IMAGES * book["training"] / book["images"])
 
 
 def faults(results: dict[str, Any]) -> list[str]:
@@ -197,7 +204,7 @@ def _how(results: dict[str, Any]) -> list[str]:
         "- Peak memory is the process's own peak (`VmHWM`), vitlab's with a validation and a checkpoint an epoch in it, plus what its",
         "  DataLoader workers hold for themselves at an epoch's end: pages shared with the process count once.",
         "- The input path is measured in one thread by the processor's time; start-up as the median of five; bookkeeping in a short run of 01",
-        "  in the profile `laptop`, from the run's own journal. A short run bears the same fixed costs as a long one.",
+        "  in the profile `laptop`, MLflow in sqlite; what its end costs (pictures, record, the model into MLflow) is the same after a long run.",
         f"- Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}.",
     ]
 

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
@@ -137,10 +138,12 @@ def finish(
     """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record."""
     cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
     autocast = machine.autocast_for(cfg.train.precision, where)
+    clock = time.perf_counter()
     weights = {"raw": model} | ({"ema": trained.ema.model} if trained.ema else {})
     heads = {
         kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size, autocast) for kind, m in weights.items()
     }
+    seconds = total(trained.history, trained.after) | {"test": time.perf_counter() - clock}
     headline = "ema" if trained.ema else "raw"
     scores, labels = heads[headline].mean(0), data.test_labels
     evaluate.write_predictions(folder / "predictions.npz", heads, labels, model.head_names, data.classes)
@@ -187,7 +190,7 @@ def finish(
             "peak_tflops": peak / 1e12,
             "mfu": 100 * img_s * run.step_flops / peak,
         }
-        | {f"seconds_{phase}": seconds for phase, seconds in total(trained.history, trained.after).items()},
+        | {f"seconds_{phase}": value for phase, value in seconds.items()},
         device=machine.device_name(where),
         precision=machine.precision(cfg.train.precision, where),
         threads=torch.get_num_threads(),

@@ -73,7 +73,7 @@ class RunRecord(_Frozen):
     train_seconds: float  # of the training loop, evaluation included, over all resumed parts
     img_s: float  # training images per second, evaluation not counted; median over epochs
     # speed at img_s: train_gflops_per_image (a training step's, the teacher's forward included), tflops, peak_tflops (a large
-    # matrix product's on this machine), mfu (their ratio, percent); and seconds_<phase> of train_seconds
+    # matrix product's on this machine), mfu (their ratio, percent); and seconds_<phase>: of train_seconds, and of the test split's forward
     perf: dict[str, float] = {}
     device: str
     precision: str
