@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vitlab
-from vitlab import checkpoint, config, cost, evaluate, figures, machine, models, records, trainer
+from vitlab import checkpoint, config, cost, evaluate, machine, models, records, trainer
 from vitlab.data import Dataset, generator
 from vitlab.journal import Journal, RunInfo
 from vitlab.meter import Meter, total
@@ -136,6 +136,8 @@ def finish(
     git: dict[str, str],
 ) -> RunRecord:
     """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record."""
+    from vitlab import figures  # 150 MB, which nothing needs while training
+
     cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
     autocast = machine.autocast_for(cfg.train.precision, where)
     clock = time.perf_counter()
