@@ -57,3 +57,20 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
     return config.load(experiment_file()).config
+
+
+CORPUS = {"cases": 0, "clear": 0, "tracebacks": 0}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count the corpus of bad input."""
+    if report.when == "call" and "test_bad_input.py::test_case[" in report.nodeid:
+        CORPUS["cases"] += 1
+        CORPUS["clear"] += report.passed
+        CORPUS["tracebacks"] += ("traceback", True) in report.user_properties
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line of all: after pytest's own summary, and not in the processes that pytest-xdist starts."""
+    if CORPUS["cases"] and not hasattr(config, "workerinput"):
+        print("bad input: {cases} cases, {clear} clear, {tracebacks} tracebacks".format_map(CORPUS))

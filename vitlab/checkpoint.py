@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as parse_safetensors
 from torch import nn
 
 from vitlab import config, cost, models
@@ -89,11 +89,12 @@ def _foreign(path: Path, e: Exception) -> ValueError:
 def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
     """The model with the weights in `path`, on the CPU, in eval mode. Raises ValueError where they are missing, damaged or another model's."""
     try:
-        numbers = path.stat().st_size // 4
+        content = path.read_bytes()  # not mapped: a file that another process cuts would kill this one
+        numbers = len(content) // 4
         if cost.parameters(cfg, classes) > numbers:  # before memory is taken for them
             raise ValueError(f"{numbers:,} numbers at most, the model has {cost.parameters(cfg, classes):,}")
         model = models.build(cfg, classes)
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(parse_safetensors(content))
     except (OSError, RuntimeError, ValueError, SafetensorError) as e:
         raise ValueError(f"{path}: cannot be used as the run's weights ({str(e).splitlines()[0]}); train it anew with --force") from None
     return model.eval()

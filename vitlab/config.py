@@ -26,6 +26,7 @@ from vitlab.paths import EXPERIMENTS
 PROFILES = ("quick", "laptop", "full")
 PROFILE_DIR = EXPERIMENTS / "profiles"
 MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
+MAX_KEY = 100  # characters
 MAX_DEPTH = 20  # of sections within sections, and of files that extend one another; the schema has five
 
 
@@ -261,7 +262,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """`path` as the user would type it: relative to the current directory where it lies below it."""
     try:
         return str(Path(os.path.abspath(path)).relative_to(Path.cwd()))
@@ -287,7 +288,7 @@ def _parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Path_, P
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
             if getattr(event, "tag", None) is not None:
-                raise ValueError(f"{place}: tags ({event.tag}) are not allowed; write the value alone")
+                raise ValueError(f"{place}: tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write the value alone")
             if isinstance(event, yaml.ScalarEvent) and (bad := _UNPRINTABLE.search(event.value)):
                 raise ValueError(f"{place}: a character that cannot be shown ({printable(bad[0])}); remove it")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -314,22 +315,22 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, Place]]:
     Raises ValueError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not a mapping, or
     that `_parse` refuses.
     """
-    shown = _shown(path)
+    name = shown(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise ValueError(f"{shown}: not a file; expected an experiment's YAML file")
+            raise ValueError(f"{name}: not a file; expected an experiment's YAML file")
         with path.open("rb") as f:
             content = f.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise ValueError(f"{shown}: larger than {MAX_FILE_BYTES >> 10} KiB; an experiment is a page of YAML")
+            raise ValueError(f"{name}: larger than {MAX_FILE_BYTES >> 10} KiB; an experiment is a page of YAML")
         text = content.decode("utf-8-sig")
     except OSError as e:
-        raise ValueError(f"{shown}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
+        raise ValueError(f"{name}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
     except UnicodeDecodeError as e:
-        raise ValueError(f"{shown}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
-    values, places = _parse(text, lambda line: Place(shown, line))
+        raise ValueError(f"{name}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
+    values, places = _parse(text, lambda line: Place(name, line))
     if values is None:
-        raise ValueError(f"{shown}: empty; expected a mapping such as 'model:', 'train:'")
+        raise ValueError(f"{name}: empty; expected a mapping such as 'model:', 'train:'")
     if not isinstance(values, dict):
         raise ValueError(f"{places[()]}: expected a mapping ('key: value' lines) at the top")
     return values, places
@@ -341,7 +342,7 @@ def _note_places(node: yaml.Node, path: Path_, where: Callable[[int], Place], pl
         seen: set[str] = set()
         for key, value in node.value:
             place = where(key.start_mark.line + 1)
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag != "tag:yaml.org,2002:str" or len(key.value) > MAX_KEY:
                 raise ValueError(f"{place}: keys must be plain words")
             if key.value in seen:
                 raise ValueError(f"{place}: {_dotted((*path, key.value))}: given twice; keep one")
@@ -376,9 +377,9 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
     path = path.resolve()
     if path in chain:
         names = " -> ".join(p.name for p in (*chain, path))
-        raise ValueError(f"{_shown(chain[-1])}: circular 'extends': {names}; let one of them stand alone")
+        raise ValueError(f"{shown(chain[-1])}: circular 'extends': {names}; let one of them stand alone")
     if len(chain) == MAX_DEPTH:
-        raise ValueError(f"{_shown(chain[0])}: extends more than {MAX_DEPTH} files, one by way of the other; extend a nearer one")
+        raise ValueError(f"{shown(chain[0])}: extends more than {MAX_DEPTH} files, one by way of the other; extend a nearer one")
     own, own_places = read_yaml(path)
     distill = own.get("distill")
     if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
@@ -426,7 +427,7 @@ def _set(values: dict[str, Any], places: dict[Path_, Place], assignment: str) ->
     key, eq, text = assignment.partition("=")
     keys = key.strip().split(".")
     place = Place(f"--set {_cut(assignment)}")
-    if not eq or not all(keys) or len(keys) > MAX_DEPTH or _UNPRINTABLE.search(key):
+    if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or _UNPRINTABLE.search(key):
         raise ValueError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
     if keys[0] == "extends":
         raise ValueError(f"{place}: only a file can extend another; write one")
@@ -477,14 +478,19 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     for assignment in sets:
         _set(values, places, assignment)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
-        raise ValueError(f"{_shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
+        raise ValueError(f"{shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
     try:
         config = Experiment.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
-        raise ValueError("\n".join(_explain(err, values, places, _shown(path)) for err in e.errors()[:10])) from None
+        found = e.errors()
+        # a list one of whose entries is wrong is also called too short: what is wrong is the entry
+        found = [
+            err for err in found if err["type"] != "too_short" or all(err is o or o["loc"][: len(err["loc"])] != err["loc"] for o in found)
+        ]
+        raise ValueError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
     if config.distill is not None and not os.path.isfile(config.distill.teacher):
-        place = places.get(("distill", "teacher"), _shown(path))
-        teacher = _cut(_shown(Path(config.distill.teacher)))
+        place = places.get(("distill", "teacher"), shown(path))
+        teacher = _cut(shown(Path(config.distill.teacher)))
         raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to the file that names it")
     return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
 
@@ -512,10 +518,16 @@ def _explain(err: Any, values: Any, places: dict[Path_, Place], file: str) -> st
     if err["type"] == "missing":
         return f"{place}: {_dotted(key)}: missing; add it"
     if err["type"] == "union_tag_not_found":
-        return f"{place}: {_dotted(key)}.name: missing; expected one of {err['ctx']['discriminator']} {_tags(key)}"
+        return f"{place}: {_dotted(key)}.name: missing; expected one of {_tags(key)}"
     if err["type"] == "union_tag_invalid":
         return f"{place}: {_dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
+    if err["type"] in ("too_short", "too_long"):
+        bound = f"at least {err['ctx']['min_length']}" if err["type"] == "too_short" else f"at most {err['ctx']['max_length']}"
+        return f"{place}: {_dotted(key)}: expected a length of {bound}, got {err['ctx']['actual_length']}"
     message = err["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = {"an object": "a section ('key: value' lines)", "a valid array": "a list"}.get(message, message)
+    if not key:  # of the experiment as a whole: the message opens with the section that is at fault
+        place = places.get((message.partition(":")[0],), place)
     got = "" if isinstance(err["input"], dict | list) else f", got {_cut(json.dumps(err['input']))}"
     expected = "expected " if err["msg"].startswith("Input should be ") else ""
     return f"{place}: {_dotted(key) + ': ' if key else ''}{expected}{message}{got}"
