@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_input.build import EXPERIMENTS, GOOD, World, checkpoint_of, cut, enter, flip, template
+from bad_input.build import EXPERIMENTS, GOOD, World, checkpoint_of, cut, flip
 from bad_input.cases import Case, all_cases, plan_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,18 +28,6 @@ from vitlab.journal import read_journal
 from vitlab.paths import REPOSITORY
 
 CASES = all_cases()
-
-
-@pytest.fixture(scope="session")
-def template_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("template")
-    template(folder)
-    return folder
-
-
-@pytest.fixture
-def world(template_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    return enter(tmp_path, template_folder, monkeypatch)
 
 
 def contents(root: Path) -> dict[str, str]:

@@ -240,7 +240,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
 
     first = done[0]
     table = Table(
-        title=f"{first.profile} · {first.dataset.name} · {first.device}",
+        title=printable(f"{first.profile} · {first.dataset.name} · {first.device}"),
         title_justify="left",
         box=None,
         header_style="bold",
@@ -254,7 +254,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
     for name, group in groups.items():
         mean = sum(r.metrics["test_top1"] for r in group) / len(group)
         table.add_row(
-            name, group[0].claim.text if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
+            printable(name), printable(group[0].claim.text) if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
             clock(sum(r.train_seconds for r in group)),
         )  # fmt: skip
     console.print(table)
@@ -309,7 +309,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         place = (folder.parent.parent.name, folder.parent.name, folder.name)
         if (folder / "record.json").exists():
             record = records.read(folder / "record.json")
-            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", record.finished)
+            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", printable(record.finished))
         else:
             table.add_row(*place, "unfinished", "", "")
     if not table.row_count:
@@ -342,7 +342,7 @@ def _sync(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
     outcome = tracking.sync(args.folder, ROOT)
     for label, ok, reason in outcome:
-        print(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}")
+        print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
     if not outcome:
         print(f"nothing outstanding below {_short(args.folder)}")
     return 0 if all(ok for _, ok, _ in outcome) else 1

@@ -185,7 +185,7 @@ class Payload:
     """What a pickle can do to whoever loads it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.putenv, ("VITLAB_TEST_RAN", "1")
+        return os.mkdir, ("it-ran",)  # in the working folder, where the corpus sees it
 
 
 def checkpoint_of(body: bytes, version: int = 1) -> bytes:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save_file
 
-from bad_input.build import EXPERIMENTS, GOOD, World, checkpoint_of, cut, flip, hostile_pickle, png_of
+from bad_input.build import EXPERIMENTS, GOOD, Payload, World, checkpoint_of, cut, flip, hostile_pickle, png_of
 
 Arrange = Callable[[World], list[object]]  # makes the input, returns the command's arguments
 
@@ -357,7 +357,8 @@ def other_weights(path: Path) -> None:
 
 
 def repickled(path: Path) -> None:
-    torch.save(load(path.read_bytes()), path)
+    """As weights were saved for years: with whatever code their author put in."""
+    torch.save({"payload": Payload()} | load(path.read_bytes()), path)
 
 
 RECORDS: dict[str, tuple[Arrange, str]] = {
@@ -497,7 +498,7 @@ RUNS: dict[str, tuple[Arrange, str]] = {
         "predictions.npz: cannot be read",
     ),
     "a teacher's predictions pickled": (
-        going_on("taught", lambda w, folder: np.savez(folder / "predictions.npz", logits_raw=np.array([{}], dtype=object))),
+        going_on("taught", lambda w, folder: np.savez(folder / "predictions.npz", logits_raw=np.array([Payload()], dtype=object))),
         "predictions.npz: cannot be read (Object arrays cannot be loaded when allow_pickle=False)",
     ),
     "a teacher's record cut off": (going_on("taught", lambda w, folder: cut(folder / RECORD)), "record.json: not a readable run record"),
