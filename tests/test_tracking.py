@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -170,9 +171,13 @@ def test_truncate_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "j").write_text('{"kind": "event"}\n{"ki\n{"kind": "event"}\n')
+    (tmp_path / "j").write_text('{"kind": "event", "time": 1}\n{"ki\n{"kind": "event", "time": 2}\n')
     with pytest.raises(ValueError, match="j:2: not a journal's line"):
         read_journal(tmp_path / "j")
+    for line in ("[]", "7", '{"kind": "event"}', '{"kind": "metrics", "time": 1, "values": [1]}', "[" * 9999):
+        (tmp_path / "j").write_text(line + "\n")
+        with pytest.raises(ValueError, match="j:1: not a journal's line"):
+            read_journal(tmp_path / "j")
 
 
 def test_run_info_round_trip_and_damage(tmp_path: Path) -> None:
@@ -275,6 +280,33 @@ def test_ship_is_idempotent_and_needs_no_memory_of_it(root: Path, tmp_path: Path
     join = "inputs i JOIN datasets d ON d.dataset_uuid = i.source_id"
     [(name, digest, profile)] = query(root, f"SELECT d.name, d.digest, d.dataset_profile FROM {join} WHERE i.destination_id = ?", child)
     assert (name, digest, json.loads(profile)) == ("cifar10", "d" * 36, {"train": 30, "validation": 4, "test": 5})
+
+
+def test_hostile_names_reach_mlflow_as_text(root: Path, tmp_path: Path) -> None:
+    """A description is Markdown to MLflow's UI, so its HTML is spelt out; all else is stored as it is, and splits no filter."""
+    evil = "<script>alert(1)</script>|../../x' OR tags.`a` = 'b"
+    for name, variant in (("one", evil), ("two", evil + " ")):
+        start(tmp_path / name, info("evil", variant=variant, title=evil, label=evil, dataset=evil, description=evil, params={"a": evil}))
+        tracking.ship(tmp_path / name, root, None, final=False)
+    first, second = (run_id(tmp_path / name, root) for name in ("one", "two"))
+    assert first != second, "the filter found another run"
+    said = tags(root, first)
+    assert said["mlflow.note.content"] == tags(root, said["mlflow.parentRunId"])["mlflow.note.content"]
+    assert said["mlflow.note.content"].startswith("&lt;script&gt;")
+    assert said["vitlab.title"] == said["vitlab.variant"] == said["vitlab.dataset"] == evil
+    assert query(root, "SELECT value FROM params WHERE run_uuid = ?", first) == [(evil,)]
+    for (uri,) in query(root, "SELECT artifact_uri FROM runs WHERE run_uuid IN (?, ?)", first, second):
+        assert ".." not in uri
+
+
+def test_telemetry_is_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.delenv(name, raising=False)
+    tracking._Store(tracking.tracking_uri(root), root)
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
+    assert is_telemetry_disabled()
 
 
 def test_crash_between_logging_and_remembering_adds_nothing(root: Path, tmp_path: Path) -> None:

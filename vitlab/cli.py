@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from vitlab.config import printable
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
 if TYPE_CHECKING:
@@ -29,17 +30,19 @@ def _guard(command: Callable[[], int]) -> NoReturn:
     """Run a command; a user's mistake becomes one clear message and exit code 2."""
     try:
         sys.exit(command())
-    except ValueError as e:
-        if os.environ.get("VITLAB_DEBUG"):
-            raise
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (ValueError, OSError) as e:
+        if os.environ.get("VITLAB_DEBUG"):
+            raise
+        file = isinstance(e, OSError) and e.filename
+        text = f"{os.fsdecode(file)}: {e.strerror}; check the path, its permissions and the disk's space" if file else str(e)
+        print(f"error: {printable(text)}", file=sys.stderr)
+        sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------------------- runner.py
@@ -86,7 +89,8 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # a log file has no edge to wrap at
+    # No markup: what is printed names titles, variations and folders, which may hold brackets. A log file has no edge to wrap at.
+    return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -99,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
     named = {p.resolve() for p in plan.expand(args.experiments)}
     if source.note:
         _banner(console, source.note)
-    console.print(f"profile [bold]{profile}[/] · data [bold]{source.name}[/] · seeds {', '.join(map(str, args.seeds))} · {len(runs)} runs")
+    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, args.seeds))} · {len(runs)} runs")
     if args.dry_run:
         return _print_plan(console, runs)
     return _train(console, runs, named if args.force else set(), source)
@@ -153,27 +157,28 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
-    from vitlab import data, experiment, machine, records, tracking, trainer
+    from vitlab import data, experiment, machine, tracking, trainer
     from vitlab.progress import RunBar
 
     stop = trainer.Stop()
     _catch_signals(stop, console)
     where = machine.device()
     console.print(f"device {machine.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
+    # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
+    before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
+    wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
+    loaded = {cfg: data.load(source, cfg, where) for cfg in wanted}
     tracking.prepare_store(ROOT)
-    loaded: dict[object, data.Dataset] = {}
     done: list[RunRecord] = []
     for i, run in enumerate(runs, 1):
         label = f"{i}/{len(runs)} {run.label}"
-        if run.resolved.path in forced:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        if run.finished:
-            done.append(records.read(run.folder / "record.json"))
+        if run.folder in before:
+            done.append(before[run.folder])
             _print_result(console, f"{label}  finished before, skipped:", done[-1])
             continue
+        if run.resolved.path in forced:
+            shutil.rmtree(run.folder, ignore_errors=True)
         cfg = run.resolved.config
-        if cfg.data not in loaded:
-            loaded[cfg.data] = data.load(source, cfg.data, where)
 
         def bar(images: int, label: str = label, epochs: int = cfg.train.epochs) -> RunBar:
             return RunBar(console, label, epochs, images)
@@ -184,7 +189,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
             console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
             return 128 + e.args[0]
         except trainer.Diverged as e:
-            console.print(f"[red]failed[/] {run.label}: {e}")
+            console.print(f"failed {run.label}: {e}", style="red")
             return 1
         done.append(record)
         _print_result(console, label, record)
@@ -213,12 +218,19 @@ def _short(path: Path) -> str:
 
 
 def _print_result(console: Console, label: str, record: RunRecord) -> None:
+    from rich.text import Text
+
     from vitlab.progress import clock
 
     student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
+    share = f", {record.perf['mfu']:.0f} % of peak" if record.perf else ""
+    speed = f"{clock(record.train_seconds)}  {record.img_s:,.0f} img/s{share}{student}"
     console.print(
-        f"{label}  [bold]test top-1 {record.metrics['test_top1']:.2f} %[/]  top-5 {record.metrics['test_top5']:.2f} %"
-        f"  {clock(record.train_seconds)}  {record.img_s:,.0f} img/s, {record.perf['mfu']:.0f} % of peak{student}"
+        Text.assemble(
+            f"{label}  ",
+            (f"test top-1 {record.metrics['test_top1']:.2f} %", "bold"),
+            f"  top-5 {record.metrics['test_top5']:.2f} %  {speed}",
+        )
     )
 
 
@@ -229,7 +241,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
 
     first = done[0]
     table = Table(
-        title=f"{first.profile} · {first.dataset.name} · {first.device}",
+        title=printable(f"{first.profile} · {first.dataset.name} · {first.device}"),
         title_justify="left",
         box=None,
         header_style="bold",
@@ -243,7 +255,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
     for name, group in groups.items():
         mean = sum(r.metrics["test_top1"] for r in group) / len(group)
         table.add_row(
-            name, group[0].claim.text if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
+            printable(name), printable(group[0].claim.text) if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
             clock(sum(r.train_seconds for r in group)),
         )  # fmt: skip
     console.print(table)
@@ -298,7 +310,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         place = (folder.parent.parent.name, folder.parent.name, folder.name)
         if (folder / "record.json").exists():
             record = records.read(folder / "record.json")
-            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", record.finished)
+            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", printable(record.finished))
         else:
             table.add_row(*place, "unfinished", "", "")
     if not table.row_count:
@@ -312,7 +324,7 @@ def _predict(args: argparse.Namespace) -> int:
     from vitlab import predict
 
     for line in predict.classify(args.images, args.folder, RUNS):
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -331,7 +343,7 @@ def _sync(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
     outcome = tracking.sync(args.folder, ROOT)
     for label, ok, reason in outcome:
-        print(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}")
+        print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
     if not outcome:
         print(f"nothing outstanding below {_short(args.folder)}")
     return 0 if all(ok for _, ok, _ in outcome) else 1

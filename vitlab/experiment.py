@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 import vitlab
@@ -52,14 +52,18 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
     """The finished run's model in eval mode. Raises ValueError where its weights are missing or of another model."""
-    path = run.folder / "weights.safetensors"
-    model = models.build(run.resolved.config.model, len(run.source.classes))
+    return checkpoint.load_model(run.folder / "weights.safetensors", run.resolved.config.model, len(run.source.classes)).to(where)
+
+
+def predicted(run: Run) -> torch.Tensor:
+    """(N,): the classes that the finished run's headline weights gave the test images. Raises ValueError where they are missing or damaged."""
+    path = run.folder / "predictions.npz"
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(f"{path}: cannot be used as {run.resolved.id}'s weights ({reason}); train it anew with --force") from None
-    return model.to(where).eval()
+        with np.load(path, allow_pickle=False) as stored:
+            logits = stored["logits_ema" if "logits_ema" in stored else "logits_raw"]  # (H, N, C)
+        return torch.from_numpy(logits).mean(0).argmax(-1)
+    except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
+        raise ValueError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -77,8 +81,13 @@ def execute(
 
     `make_bar(images_per_epoch)` gives the trainer its progress display. Raises trainer.Interrupted and trainer.Diverged.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
     cfg, where = run.resolved.config, data.train_images.device
+    teacher = teacher_validation = None
+    if run.teacher is not None:  # all that is wanted of it, before anything is written and hours are spent
+        teacher = load_weights(run.teacher, where)
+        run.teacher.record()
+        predicted(run.teacher)
+    run.folder.mkdir(parents=True, exist_ok=True)
     classes = len(data.classes)
     model = build_model(cfg, classes, run.seed, where)
     assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -91,9 +100,7 @@ def execute(
     shipper = Shipper(ROOT, run.folder)
 
     objective: CrossEntropy | Distillation = CrossEntropy()
-    teacher = teacher_validation = None
-    if run.teacher is not None and cfg.distill is not None:
-        teacher = load_weights(run.teacher, where)
+    if run.teacher is not None and teacher is not None and cfg.distill is not None:
         autocast = machine.autocast_for(cfg.train.precision, where)
         scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
         teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
@@ -214,10 +221,7 @@ def finish(
 
 def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
     """scores (N, C): the student's test logits. The teacher's stored predictions are read, not computed again."""
-    record = records.read(teacher.folder / "record.json")
-    stored = np.load(teacher.folder / "predictions.npz")
-    logits = stored["logits_ema"] if "logits_ema" in stored else stored["logits_raw"]
-    predicted = torch.from_numpy(logits).mean(0).argmax(-1)
+    record = teacher.record()
     return TeacherFacts(
         experiment=teacher.resolved.id,
         fingerprint=teacher.fingerprint,
@@ -225,7 +229,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         weights_sha256=file_sha256(teacher.folder / "weights.safetensors"),
         validation_top1=validation_top1,
         test_top1=record.metrics["test_top1"],
-        agreement=(predicted == scores.argmax(-1).cpu()).float().mean().item() * 100,
+        agreement=(predicted(teacher) == scores.argmax(-1).cpu()).float().mean().item() * 100,
         gain=top1 - record.metrics["test_top1"],
     )
 

@@ -67,10 +67,11 @@ def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
         end += len(line)
         try:
             entry = json.loads(line)
-        except ValueError:
+            if entry["kind"] == "metrics":
+                entry["values"] = {k: float(v) for k, v in entry["values"].items()}
+            int(entry["time"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{path}:{number}: not a journal's line; delete it, or train the run anew with --force") from None
-        if "values" in entry:
-            entry["values"] = {k: float(v) for k, v in entry["values"].items()}
         entries.append((end, entry))
     return entries
 
@@ -124,7 +125,9 @@ class RunInfo:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as e:
-            raise ValueError(f"{path}: not a readable description of a run ({e}); 'vitlab run' writes it anew") from None
+            raise ValueError(
+                f"{path}: not a readable description of a run ({e}); the command that trained the run writes it anew"
+            ) from None
 
 
 @functools.lru_cache(maxsize=1)

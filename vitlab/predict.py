@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file
 
-from vitlab import config, models, records
+from vitlab import checkpoint, config, records
 from vitlab.augment import normalize
 from vitlab.data import decode
 
@@ -33,16 +32,16 @@ def classify(images: list[Path], folder: Path | None, runs_dir: Path) -> list[st
     record = records.read(folder / "record.json")
     pixels = torch.stack([torch.from_numpy(decode(path).copy()) for path in images])  # (N, 3, 32, 32)
     try:
-        cfg = TypeAdapter(config.Model).validate_json(json.dumps(record.config["model"]), strict=True)
-        model = models.build(cfg, len(record.dataset.classes))
-        model.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (OSError, RuntimeError, KeyError, ValidationError) as e:
+        cfg = TypeAdapter(config.Model).validate_json(json.dumps(record.config.get("model")), strict=True)
+    except ValidationError as e:
+        reason = e.errors()[0]["msg"]
         raise ValueError(
-            f"{folder}/weights.safetensors: cannot be used ({str(e).splitlines()[0]}); train the run anew with --force"
+            f"{folder / 'record.json'}: config.model: {reason}; restore the record or train the run anew with --force"
         ) from None
+    model = checkpoint.load_model(folder / "weights.safetensors", cfg, len(record.dataset.classes))
     with torch.inference_mode():
         inputs = normalize(pixels, torch.tensor(record.dataset.mean), torch.tensor(record.dataset.std))
-        top = model.eval()(inputs).softmax(-1).topk(min(3, len(record.dataset.classes)))
+        top = model(inputs).softmax(-1).topk(min(3, len(record.dataset.classes)))
     lines = [
         f"{record.title} ({record.experiment}, {record.profile}, {record.dataset.name}, test top-1 {record.metrics['test_top1']:.2f} %)"
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import html
 import json
 import logging
 import math
@@ -340,8 +341,13 @@ def _attempts(info: RunInfo) -> dict[str, str]:
 
 
 def _parent(store: _Store, info: RunInfo) -> str:
-    more = {"vitlab.dataset_digest": info.dataset_digest, "mlflow.note.content": info.description}
+    more = {"vitlab.dataset_digest": info.dataset_digest, "mlflow.note.content": _note_text(info)}
     return store.find_or_create(_group(info) | {"vitlab.kind": "parent"}, info.group, int(time.time() * 1000), more)
+
+
+def _note_text(info: RunInfo) -> str:
+    """MLflow's UI reads a description as Markdown, HTML included; all else it shows as it is."""
+    return html.escape(info.description, quote=False)
 
 
 def _describe(store: _Store, run_id: str, info: RunInfo) -> None:
@@ -350,7 +356,7 @@ def _describe(store: _Store, run_id: str, info: RunInfo) -> None:
 
     tags = {
         "mlflow.parentRunId": _parent(store, info),
-        "mlflow.note.content": info.description,
+        "mlflow.note.content": _note_text(info),
         "vitlab.title": info.title,
         "vitlab.dataset_digest": info.dataset_digest,
         "vitlab.device": info.device,

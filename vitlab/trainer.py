@@ -89,14 +89,15 @@ def train(
         journal.truncate(0)  # of an attempt that was killed before its first checkpoint
         journal.append("event", text=f"started on {device}")
     else:
-        model.load_state_dict(state["model"])
-        if out.ema:
-            out.ema.model.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        _set_rng(state["rng"], device)
-        first, sums, counted = state["step"], state["sums"], state["counted"]
-        out.history, out.seconds = state["history"], state["seconds"]
-        journal.truncate(state["journal"])
+        with checkpoint.restoring(folder):
+            model.load_state_dict(state["model"])
+            if out.ema:
+                out.ema.model.load_state_dict(state["ema"])
+            optimizer.load_state_dict(state["optimizer"])
+            _set_rng(state["rng"], device)
+            first, sums, counted = state["step"], state["sums"], state["counted"]
+            out.history, out.seconds, covers = state["history"], state["seconds"], state["journal"]
+        journal.truncate(covers)
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)
