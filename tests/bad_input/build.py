@@ -188,10 +188,10 @@ class Payload:
         return os.mkdir, ("it-ran",)  # in the working folder, where the corpus sees it
 
 
-def checkpoint_of(body: bytes, version: int = 1) -> bytes:
+def checkpoint_of(body: bytes, version: int = 2) -> bytes:
     """A checkpoint with a checksum that is right, whatever its body is."""
-    magic = checkpoint.MAGIC.replace(b"1", str(version).encode())
-    return magic + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    magic = checkpoint.MAGIC.replace(b"2", str(version).encode())
+    return magic + body + hashlib.sha256(body).digest()
 
 
 def hostile_pickle() -> bytes:

@@ -472,7 +472,7 @@ RUNS: dict[str, tuple[Arrange, str]] = {
     ),
     "a record of another seed": (going_on("tiny", lambda w, folder: w.change("tiny", seed=7)), "seed 7), not of this folder's; restore it"),
     "a newer record": (going_on("tiny", lambda w, folder: w.change("tiny", version=2)), "record.json: run record of version 2"),
-    "a newer checkpoint": (checkpoint(checkpoint_of(b"", 2)), "checkpoint.pt: checkpoint of version 2, this vitlab reads 1; update it"),
+    "a newer checkpoint": (checkpoint(checkpoint_of(b"", 3)), "checkpoint.pt: checkpoint of version 3, this vitlab reads 2; update it"),
     "a checkpoint of code": (
         checkpoint(checkpoint_of(hostile_pickle())),
         "checkpoint.pt: not a checkpoint of this run (Weights only load failed",
