@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import nn
 
-from vitlab import config, cost, models
+from vitlab import config, cost, files, models
 
 MAGIC = b"vitlab-checkpoint-2\n"  # then what torch.save wrote, then its SHA-256
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
@@ -42,22 +41,11 @@ class _Hashing:
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write, fsync, rename, fsync the folder: whatever happens, the previous checkpoint or this one is there whole."""
     newest, previous = (folder / name for name in NAMES)
-    tmp = newest.with_suffix(".tmp")
-    with tmp.open("wb") as f:
+    with files.replacing(newest, previous) as f:
         f.write(MAGIC)
         body = _Hashing(f)
         torch.save(state, body)
         f.write(body.sha256.digest())
-        f.flush()
-        os.fsync(f.fileno())
-    if newest.exists():
-        os.replace(newest, previous)
-    os.replace(tmp, newest)
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
@@ -114,5 +102,6 @@ def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.
 
 
 def remove(folder: Path) -> None:
-    for name in NAMES:
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / name for name in NAMES):
+        path.unlink(missing_ok=True)
+        files.temporary(path).unlink(missing_ok=True)

@@ -1,41 +1,49 @@
 """The commands. Heavy modules are imported where they are needed: `--help` and `--dry-run` start at once.
 
-Exit codes: 0; 1 where training failed; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
+Exit codes: 0; 1 where training failed or the disk is full; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vitlab.config import printable
+from vitlab.files import DiskFull, writing
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vitlab.data import Dataset
     from vitlab.plan import Run
     from vitlab.records import RunRecord
     from vitlab.sources import Source
+    from vitlab.trainer import Stop
+
+SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the terminal has sent already
 
 
 def _guard(command: Callable[[], int]) -> NoReturn:
     """Run a command; a user's mistake becomes one clear message and exit code 2."""
     try:
-        sys.exit(command())
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        with _on_signals(_stop_at_once):
+            sys.exit(command())
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except DiskFull as e:
+        print(f"error: {printable(str(e))}", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as e:
         if os.environ.get("VITLAB_DEBUG"):
             raise
@@ -43,6 +51,26 @@ def _guard(command: Callable[[], int]) -> NoReturn:
         text = f"{os.fsdecode(file)}: {e.strerror}; check the path, its permissions and the disk's space" if file else str(e)
         print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM do this meanwhile."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _stop_at_once(number: int, _frame: object) -> None:
+    """As a kill would, which loses nothing: no exception that a library on the way could turn into another, and no traceback."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    show_cursor = b"\x1b[?25h" if sys.stdout.isatty() else b""
+    os.write(2, show_cursor + b"stopped at once\n")
+    os._exit(128 + number)
 
 
 # ------------------------------------------------------------------------------------------------------- runner.py
@@ -157,60 +185,98 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
-    from vitlab import data, experiment, machine, tracking, trainer
-    from vitlab.progress import RunBar
+    from vitlab import checkpoint, data, lock, machine, store, trainer
 
-    stop = trainer.Stop()
-    _catch_signals(stop, console)
     where = machine.device()
-    console.print(f"device {machine.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
+    console.print(f"device {machine.device_name(where)} · MLflow {store.shown_uri(ROOT)}")
     # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
     before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
     wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
     loaded = {cfg: data.load(source, cfg, where) for cfg in wanted}
-    tracking.prepare_store(ROOT)
+    if reason := store.prepare_store(ROOT):
+        console.print(f"MLflow cannot be reached ({reason}); training goes on, and its journals keep everything", style="yellow")
     done: list[RunRecord] = []
+    stop = trainer.Stop()
     for i, run in enumerate(runs, 1):
         label = f"{i}/{len(runs)} {run.label}"
         if run.folder in before:
+            checkpoint.remove(run.folder)  # of a process that was killed between the record and this
             done.append(before[run.folder])
             _print_result(console, f"{label}  finished before, skipped:", done[-1])
             continue
-        if run.resolved.path in forced:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        cfg = run.resolved.config
-
-        def bar(images: int, label: str = label, epochs: int = cfg.train.epochs) -> RunBar:
-            return RunBar(console, label, epochs, images)
-
-        try:
-            record = experiment.execute(run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"))
-        except trainer.Interrupted as e:
-            console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
-            return 128 + e.args[0]
-        except trainer.Diverged as e:
-            console.print(f"failed {run.label}: {e}", style="red")
-            return 1
-        done.append(record)
-        _print_result(console, label, record)
+        with lock.held(run.lock, _waiting(console, label)):
+            if run.finished and run.resolved.path not in forced:
+                done.append(run.record())
+                _print_result(console, f"{label}  finished meanwhile, skipped:", done[-1])
+                continue
+            if run.resolved.path in forced:
+                shutil.rmtree(run.folder, ignore_errors=True)
+            try:
+                with _on_signals(_stop_after_step(stop)):
+                    done.append(_execute(console, label, run, loaded[run.resolved.config.data], stop))
+            except trainer.Interrupted as e:
+                console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
+                return 128 + e.args[0]
+            except trainer.Diverged as e:
+                console.print(f"failed {run.label}: {e}", style="red")
+                return 1
+        _print_result(console, label, done[-1])
         if stop.signal is not None:
             console.print("stopped between two runs; the same command goes on from there")
             return 128 + stop.signal
+    _ship_outstanding(console, runs)
     _print_summary(console, done)
     return 0
 
 
-def _catch_signals(stop: object, console: Console) -> None:
+def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop) -> RunRecord:
+    from vitlab import experiment
+    from vitlab.progress import RunBar
+
+    def bar(images: int) -> RunBar:
+        return RunBar(console, label, run.resolved.config.train.epochs, images)
+
+    return experiment.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
+
+
+def _waiting(console: Console, label: str) -> Callable[[str], None]:
+    """Says who trains the run, once."""
+    told: set[str] = set()
+
+    def busy(holder: str) -> None:
+        if holder not in told:
+            console.print(f"{label}  is being trained by {printable(holder)}; waiting")
+        told.add(holder)
+
+    return busy
+
+
+def _stop_after_step(stop: Stop) -> Callable[[int, object], None]:
     """The first signal lets the step in hand finish and saves; a second one stops at once."""
+    first = 0.0
 
-    def handle(number: int, _frame: object) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-        console.print("stopping: the step in hand is finished and saved; once more stops at once")
+    def handle(number: int, frame: object) -> None:
+        nonlocal first
+        if stop.signal is None:
+            stop.signal, first = number, time.monotonic()
+            # Not through the console: the signal may have come amid its own printing.
+            os.write(2, b"stopping: the step in hand is finished and saved; once more stops at once\n")
+        elif time.monotonic() - first > SAME_SIGNAL:
+            _stop_at_once(number, frame)
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
+    return handle
+
+
+def _ship_outstanding(console: Console, runs: list[Run]) -> None:
+    """What a kill after the last checkpoint, or a server that was down, has kept from MLflow."""
+    from vitlab import predict, tracking
+
+    for run in runs:
+        if tracking.outstanding(run.folder, ROOT):
+            for label, ok, reason in tracking.sync(run.folder, ROOT, predict.model_to_log):
+                if not ok:
+                    console.print(f"not all has reached MLflow ({label}: {reason}); everything is kept: run 'vitlab sync' later")
+                    return
 
 
 def _short(path: Path) -> str:
@@ -293,8 +359,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _report(args: argparse.Namespace) -> int:
     from vitlab import report
 
-    for path in report.publish(ROOT, RESULTS):
-        print(_short(path))
+    with writing(RESULTS):
+        for path in report.publish(ROOT, RESULTS):
+            print(_short(path))
     return 0
 
 
@@ -337,11 +404,11 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    from vitlab import tracking
+    from vitlab import predict, tracking
 
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
-    outcome = tracking.sync(args.folder, ROOT)
+    outcome = tracking.sync(args.folder, ROOT, predict.model_to_log)
     for label, ok, reason in outcome:
         print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
     if not outcome:

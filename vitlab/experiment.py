@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import vitlab
-from vitlab import checkpoint, config, cost, evaluate, machine, models, records, trainer
+from vitlab import checkpoint, config, cost, evaluate, files, machine, models, records, trainer
 from vitlab.data import Dataset, generator
 from vitlab.journal import Journal, RunInfo
 from vitlab.meter import Meter, total
@@ -29,6 +29,7 @@ from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.tracking import Shipper
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
+STOP_SECONDS = 5  # how long one that is to stop does
 
 
 def git_state() -> dict[str, str]:
@@ -92,7 +93,7 @@ def execute(
     model = build_model(cfg, classes, run.seed, where)
     assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    (run.folder / "config.yaml").write_text(config.to_yaml(cfg), encoding="utf-8")
+    files.write(run.folder / "config.yaml", config.to_yaml(cfg))
     git, name = git_state(), machine.device_name(where)
     run_info(run, data, git, name).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
@@ -109,25 +110,25 @@ def execute(
 
     peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
     meter = Meter(where, run.step_flops, peak)
-    with make_bar(len(data.train_labels)) as bar:
-        try:
+    try:
+        with make_bar(len(data.train_labels)) as bar:
             trained = trainer.train(
                 cfg, data, model, objective,
                 seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
             )  # fmt: skip
-        except trainer.Interrupted:
-            shipper.close("KILLED", timeout_s=5)
-            raise
-        except trainer.Diverged as e:
-            journal.append("event", text=f"failed: {e}")
-            shipper.close("FAILED", timeout_s=5)
-            raise
-
-    record = finish(run, data, model, trained, peak, teacher_validation, started, git)
-    journal.append("event", text="finished")
+        record = finish(run, data, model, trained, peak, teacher_validation, started, git)
+        journal.append("event", text="finished")
+    except (trainer.Interrupted, files.DiskFull):
+        shipper.close("KILLED", STOP_SECONDS)
+        raise
+    except trainer.Diverged as e:
+        journal.append("event", text=f"failed: {e}")
+        shipper.close("FAILED", STOP_SECONDS)
+        raise
     journal.close()
     best = trained.ema.model if trained.ema else model
-    if not shipper.finish(SHIP_SECONDS, model=best, example=data.test_images[:2].cpu().numpy()):
+    example = data.test_images[:2].cpu().numpy()
+    if not shipper.finish(lambda: STOP_SECONDS if stop.signal else SHIP_SECONDS, model=best, example=example):
         say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
     return record
 
@@ -209,11 +210,13 @@ def finish(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teacher,
     )  # fmt: skip
-    save_file({k: v.contiguous() for k, v in weights[headline].state_dict().items()}, folder / "weights.safetensors")
-    (folder / "report.txt").write_text(evaluate.classification_report(facts, metrics["test_top1"]), encoding="utf-8")
+    kept = {k: v.contiguous() for k, v in weights[headline].state_dict().items()}
+    files.write(folder / "weights.safetensors", to_safetensors(kept))
+    files.write(folder / "report.txt", evaluate.classification_report(facts, metrics["test_top1"]))
     rows, shown = evaluate.sample_grid(scores, labels)
     pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
-    figures.run_figures(record, folder / "figures", pictures, shown)
+    with files.writing(folder / "figures"):
+        figures.run_figures(record, folder / "figures", pictures, shown)
     records.write(record, folder / "record.json")  # last: its presence says that the run is finished
     checkpoint.remove(folder)
     return record

@@ -25,6 +25,11 @@ class Run:
         return f"{self.resolved.label} · seed {self.seed}"
 
     @property
+    def lock(self) -> Path:
+        """Beside the folder, which --force removes."""
+        return self.folder.with_name(self.folder.name + ".lock")
+
+    @property
     def finished(self) -> bool:
         return (self.folder / "record.json").is_file()
 

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vitlab import figures, records, tables, tracking
+from vitlab import figures, files, records, tables, tracking
 from vitlab.config import PROFILES
 from vitlab.records import RunRecord
 
@@ -50,7 +50,7 @@ def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, in
     entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
     if entries:
-        (out_dir / LEFT_OUT).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        files.write(out_dir / LEFT_OUT, json.dumps(entries, indent=1) + "\n")
     for shown in (rung.runs[0] for rung in tables.ladder(kept)):
         source = pictures.get((shown.experiment, shown.seed))
         if source is not None and (source / "predictions.png").is_file():
@@ -198,4 +198,4 @@ def _data_uri(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     tidy = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"
-    path.write_text(tidy, encoding="utf-8", newline="\n")
+    files.write(path, tidy)

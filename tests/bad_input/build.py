@@ -207,7 +207,7 @@ def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World
         patch.setattr(cli, name, value)
     patch.setattr(experiment, "ROOT", root)
     patch.setattr(experiment, "Shipper", NoShipper)
-    patch.setattr("vitlab.tracking.prepare_store", lambda root: None)
+    patch.setattr("vitlab.store.prepare_store", lambda root: "")
     patch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody listens there
     for name in ("http_proxy", "https_proxy", "all_proxy", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)
