@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from test_files import no_file_above
 
-from vitlab import checkpoint, cli, config, experiment, records, tracking
+from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking
+from vitlab.objective import CrossEntropy
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
 LADDER = {
@@ -137,6 +140,74 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     code, _, err = run(capsys, "predict", small_world / "no.png", main=cli.main)
     assert code == 2
     assert "no.png" in err
+
+
+ONE = (EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits", "--set", "train.epochs=2")
+
+
+def test_numbers_gone_wrong_fail_the_run_and_the_same_command_goes_on(
+    small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poisoned(CrossEntropy):
+        calls = 0
+
+        def __call__(self, *args: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            return {k: v * float("nan") for k, v in super().__call__(*args).items()} if self.calls == 5 else super().__call__(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "CrossEntropy", Poisoned)
+        code, out, _ = run(capsys, *ONE)
+    assert code == 1
+    for part in ("failed", "between steps", "loss nan", "last good checkpoint is kept", "Try a lower optim.lr"):
+        assert part in out
+    [(run_id, status)] = seed_runs(small_world)
+    assert status == "FAILED"
+    code, out, _ = run(capsys, *ONE)
+    assert (code, "epoch 1/2" in out, "epoch 2/2" in out) == (0, False, True)
+    assert seed_runs(small_world) == [(run_id, "FINISHED")]
+
+
+def test_a_full_disk_exits_1_and_the_same_command_goes_on_to_the_same_bits(
+    small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full when the second checkpoint is written; then, anew, when the predictions are."""
+    save, write, saves = checkpoint.save, evaluate.write_predictions, 0
+
+    def full_at_the_second(folder: Path, state: dict) -> None:
+        nonlocal saves
+        saves += 1
+        with no_file_above(50_000) if saves == 2 else contextlib.nullcontext():
+            save(folder, state)
+
+    def full(*args: object) -> None:
+        with no_file_above(5_000):
+            write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full_at_the_second)
+        code, out, err = run(capsys, *ONE)
+        assert (code, "epoch 2/2" in out) == (1, True)
+        assert "checkpoint.pt: cannot be written (File too large" in err
+        assert seed_runs(small_world)[0][1] == "KILLED"
+        patch.setattr(evaluate, "write_predictions", full)
+        code, out, err = run(capsys, *ONE)
+        assert (code, "epoch 1/2" in out, "epoch 2/2" in out) == (1, False, True)
+        assert "predictions.npz: cannot be written (File too large" in err
+    assert run(capsys, *ONE)[0] == 0
+    assert [status for _, status in seed_runs(small_world)] == ["FINISHED"]
+    (path,) = (small_world / "runs").glob("*/*/*/predictions.npz")
+    resumed = path.read_bytes()
+    assert run(capsys, *ONE, "--force")[0] == 0
+    assert path.read_bytes() == resumed
+
+
+def test_a_full_disk_while_results_are_compiled(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, *ONE[:-2])[0] == 0
+    with no_file_above(20_000):
+        code, _, err = run(capsys, "report", main=cli.main)
+    assert (code, "cannot be written (File too large" in err) == (1, True), err
+    assert run(capsys, "report", main=cli.main)[0] == 0
 
 
 def test_force_trains_anew(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
