@@ -18,7 +18,7 @@ from pathlib import Path
 from vitlab import lock
 with lock.held(Path(sys.argv[1]), lambda who: None):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(20)
 """
 
 
