@@ -11,7 +11,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test bench bad-input lint report ui data clean
+.PHONY: help setup reproduce-all test bench bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minut
 
 bad-input: setup ## run the corpus of bad input alone; its last line counts the cases
 	$(BIN)/python -m pytest tests/test_bad_input.py
+
+chaos: setup ## kill small runs at every awkward moment and compare what they come to: at most 10 minutes
+	$(BIN)/python -m tests.chaos --kills 60
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .
