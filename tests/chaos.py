@@ -397,11 +397,12 @@ def main() -> None:
                     raise SystemExit("chaos: the reference was killed")
                 warm_up(references[kind].root / "modules")
             victim = World(Path(tmp) / f"{kind}-{round_}", kind)
-            # Every other kill of a round is at a point that was not met yet, in the order in which a run comes to them.
+            # Points that were not met yet, in the order in which a run comes to them; between them kills at random, early, since
+            # a run that is far has passed its points.
             left = left or list(POINTS)
             chosen = [name for name in POINTS if name in r.sample(left, min(10, len(left)))]
             for name in chosen:
-                if r.random() < 0.4 and count.kills < args.kills and victim.live(seconds=r.uniform(0.05, references[kind].seconds)):
+                if r.random() < 0.4 and count.kills < args.kills and victim.live(seconds=r.uniform(0.05, references[kind].seconds / 3)):
                     count.kills += 1
                     count.where["at random"] += 1
                 left.remove(name)

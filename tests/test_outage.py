@@ -84,7 +84,7 @@ class Proxy:
                     client.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                     return
                 if self.mode == "slow":
-                    time.sleep(2)
+                    time.sleep(1)
                 server.sendall(data)
 
     def _back(self, server: socket.socket, client: socket.socket) -> None:
@@ -100,6 +100,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.fixture
@@ -119,7 +124,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     monkeypatch.setattr(experiment, "SHIP_SECONDS", 3)
     monkeypatch.setattr(machine, "measured_peak", lambda *_: 1e11)
     monkeypatch.setattr(trainer, "SAVING_SHARE", 1e9)  # a checkpoint each epoch, and so something to ship
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-")
     (tmp_path / f"{name}.yaml").write_text(TINY.replace("epochs: 1", f"epochs: {EPOCHS}"))
     return tmp_path
@@ -142,6 +146,13 @@ def sync(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
     out, err = capsys.readouterr()
     assert e.value.code == 0, out + err
     return out
+
+
+def wait_for_shippers() -> None:
+    """Until they have given up: as in a process that has ended."""
+    for thread in threading.enumerate():
+        if thread.name == "mlflow-shipper":
+            thread.join(60)
 
 
 def assert_all_is_there_once(root: Path) -> None:
@@ -168,6 +179,7 @@ def test_a_server_out_of_order_is_caught_up_with_by_sync(mode: str, proxy: Proxy
     out = train(root, capsys)
     assert "not all of it has reached MLflow" in out
     assert "run 'vitlab sync' later" in out
+    wait_for_shippers()
     proxy.mode = "pass"
     assert "shipped" in sync(root, capsys)
     assert_all_is_there_once(root)
@@ -175,7 +187,7 @@ def test_a_server_out_of_order_is_caught_up_with_by_sync(mode: str, proxy: Proxy
 
 
 def test_a_slow_server_holds_nothing_up(proxy: Proxy, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    proxy.mode = "slow"  # two seconds an answer, of some fifty
+    proxy.mode = "slow"  # a second an answer, of some fifty
     out = train(root, capsys)
     assert "still on its way after 3 s" in out
     proxy.mode = "pass"
@@ -198,6 +210,7 @@ def test_a_server_killed_amid_a_run_and_restarted(
 
     monkeypatch.setattr(checkpoint, "save", killing)
     assert "not all of it has reached MLflow" in train(root, capsys)
+    wait_for_shippers()
     server.start()
     out = train(root, capsys)  # the same command trains nothing, and ships
     assert "finished before, skipped" in out
@@ -217,6 +230,7 @@ def test_trouble_with_the_database_stops_no_training(trouble: str, root: Path, c
         else:
             stack.enter_context(no_file_above(300_000))
         assert "not all" in train(root, capsys)
+        wait_for_shippers()
     if trouble == "read-only":
         (root / "mlflow.db-journal").rmdir()
     sync(root, capsys)
