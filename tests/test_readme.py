@@ -48,7 +48,7 @@ def test_the_file_tree_names_every_module() -> None:
 
 def test_make_has_the_targets_of_the_contract() -> None:
     done = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    for target in ("setup", "reproduce-all", "test", "bad-input", "lint", "report", "ui", "data", "clean"):
+    for target in ("setup", "reproduce-all", "test", "bad-input", "chaos", "lint", "report", "ui", "data", "clean"):
         assert f"make {target} " in done.stdout
 
 

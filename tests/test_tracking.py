@@ -249,6 +249,11 @@ def test_damaged_database_is_named(tmp_path: Path) -> None:
         store.prepare_store(tmp_path)
 
 
+def test_a_database_that_cannot_be_opened_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    assert store.prepare_store(tmp_path) == "unable to open database file"
+
+
 def test_names_that_are_url_syntax_lead_to_the_file(tmp_path: Path) -> None:
     from sqlalchemy.engine import make_url
 
