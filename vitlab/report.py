@@ -47,7 +47,8 @@ def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, in
     for stale in set(folder.glob("*.json")) - {folder / name for name in names}:
         stale.unlink()
     for name, run in names.items():
-        records.write(run, folder / name)
+        if not (folder / name).exists() or records.read(folder / name) != run:  # writing, and waiting for the disk, takes ten times as long
+            records.write(run, folder / name)
     entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
     if entries:
