@@ -11,7 +11,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test bench bench-growth lint report ui data clean
+.PHONY: help setup reproduce-all test bench bench-growth bad-input lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minut
 bench-growth: setup ## time against tokens, batch, depth and number of runs: at most 6 minutes on two idle cores
 	$(BIN)/python -m benchmarks.growth
 
+bad-input: setup ## run the corpus of bad input alone; its last line counts the cases
+	$(BIN)/python -m pytest tests/test_bad_input.py
+
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,8 +49,9 @@ report: setup ## compile results/ from the finished runs
 	$(BIN)/vitlab report
 
 ui: setup ## compare the runs in MLflow's UI on http://127.0.0.1:5000
-	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $(PORT) --workers 1
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE=false \
+	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --workers 1 \
+	  --host 127.0.0.1 --port $(PORT) --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
 data: setup ## make CIFAR-10 available under DATA_DIR and check it
 	$(BIN)/vitlab data --data-dir $(DATA_DIR)

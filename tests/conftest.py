@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytest runs two processes on two cores
 
@@ -13,6 +14,9 @@ import torch
 
 from vitlab import config, data
 from vitlab.data import Dataset
+
+if TYPE_CHECKING:
+    from bad_input.build import World
 
 
 @pytest.fixture
@@ -57,3 +61,37 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
     return config.load(experiment_file()).config
+
+
+@pytest.fixture(scope="session")
+def template_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from bad_input.build import template  # late: it imports all of vitlab
+
+    folder = tmp_path_factory.mktemp("template")
+    template(folder)
+    return folder
+
+
+@pytest.fixture
+def world(template_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A folder to work in, with a finished and an interrupted run; see bad_input.build.World."""
+    from bad_input.build import enter
+
+    return enter(tmp_path, template_folder, monkeypatch)
+
+
+CORPUS = {"cases": 0, "clear": 0, "tracebacks": 0}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count the corpus of bad input."""
+    if report.when == "call" and "test_bad_input.py::test_case[" in report.nodeid:
+        CORPUS["cases"] += 1
+        CORPUS["clear"] += report.passed
+        CORPUS["tracebacks"] += ("traceback", True) in report.user_properties
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line of all: after pytest's own summary, and not in the processes that pytest-xdist starts."""
+    if CORPUS["cases"] and not hasattr(config, "workerinput"):
+        print("bad input: {cases} cases, {clear} clear, {tracebacks} tracebacks".format_map(CORPUS))

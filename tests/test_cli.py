@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
+from test_files import no_file_above
 
-from vitlab import cli, config, experiment, records, tracking
+from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking
+from vitlab.objective import CrossEntropy
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
 LADDER = {
@@ -137,6 +142,74 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     assert "no.png" in err
 
 
+ONE = (EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits", "--set", "train.epochs=2")
+
+
+def test_numbers_gone_wrong_fail_the_run_and_the_same_command_goes_on(
+    small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Poisoned(CrossEntropy):
+        calls = 0
+
+        def __call__(self, *args: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            return {k: v * float("nan") for k, v in super().__call__(*args).items()} if self.calls == 5 else super().__call__(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "CrossEntropy", Poisoned)
+        code, out, _ = run(capsys, *ONE)
+    assert code == 1
+    for part in ("failed", "between steps", "loss nan", "last good checkpoint is kept", "Try a lower optim.lr"):
+        assert part in out
+    [(run_id, status)] = seed_runs(small_world)
+    assert status == "FAILED"
+    code, out, _ = run(capsys, *ONE)
+    assert (code, "epoch 1/2" in out, "epoch 2/2" in out) == (0, False, True)
+    assert seed_runs(small_world) == [(run_id, "FINISHED")]
+
+
+def test_a_full_disk_exits_1_and_the_same_command_goes_on_to_the_same_bits(
+    small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full when the second checkpoint is written; then, anew, when the predictions are."""
+    save, write, saves = checkpoint.save, evaluate.write_predictions, 0
+
+    def full_at_the_second(folder: Path, state: dict) -> None:
+        nonlocal saves
+        saves += 1
+        with no_file_above(50_000) if saves == 2 else contextlib.nullcontext():
+            save(folder, state)
+
+    def full(*args: object) -> None:
+        with no_file_above(5_000):
+            write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full_at_the_second)
+        code, out, err = run(capsys, *ONE)
+        assert (code, "epoch 2/2" in out) == (1, True)
+        assert "checkpoint.pt: cannot be written (File too large" in err
+        assert seed_runs(small_world)[0][1] == "KILLED"
+        patch.setattr(evaluate, "write_predictions", full)
+        code, out, err = run(capsys, *ONE)
+        assert (code, "epoch 1/2" in out, "epoch 2/2" in out) == (1, False, True)
+        assert "predictions.npz: cannot be written (File too large" in err
+    assert run(capsys, *ONE)[0] == 0
+    assert [status for _, status in seed_runs(small_world)] == ["FINISHED"]
+    (path,) = (small_world / "runs").glob("*/*/*/predictions.npz")
+    resumed = path.read_bytes()
+    assert run(capsys, *ONE, "--force")[0] == 0
+    assert path.read_bytes() == resumed
+
+
+def test_a_full_disk_while_results_are_compiled(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, *ONE[:-2])[0] == 0
+    with no_file_above(20_000):
+        code, _, err = run(capsys, "report", main=cli.main)
+    assert (code, "cannot be written (File too large" in err) == (1, True), err
+    assert run(capsys, "report", main=cli.main)[0] == 0
+
+
 def test_force_trains_anew(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = (EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits", "--set", "train.epochs=1")
     assert run(capsys, *argv)[0] == 0
@@ -147,25 +220,98 @@ def test_force_trains_anew(small_world: Path, capsys: pytest.CaptureFixture[str]
     assert path.read_bytes() == before, "the same seed gives the same bits"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    env = os.environ | {"VITLAB_ROOT": str(tmp_path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable, REPOSITORY / "runner.py", EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "quick", "--data", "digits",
-        "--set", "train.epochs=3", "--set", "data.train_limit=150",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+SMALL = (
+    EXPERIMENTS / "01_baseline_vit.yaml",
+    "--profile",
+    "quick",
+    "--data",
+    "digits",
+    "--set",
+    "train.epochs=3",
+    "--set",
+    "data.train_limit=150",
+)
+
+
+def start(root: Path, patch: str = "") -> subprocess.Popen[str]:
+    """The runner in a process of its own, in which `patch` is done first."""
+    env = os.environ | {"VITLAB_ROOT": str(root), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", f"from vitlab import cli\n{patch}\ncli.run_main()", *SMALL]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Its output up to the line that has `text` in it; all of it where none has."""
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "epoch 1/3" in line:
-            process.send_signal(number)
-    assert process.wait() == 128 + number, "".join(lines)
-    assert "goes on from there" in lines[-1]
+        if text in line:
+            break
+    return "".join(lines)
+
+
+def seed_runs(root: Path) -> list[tuple[str, str]]:
+    """(id, status) of the seeds' runs in MLflow."""
+    client = MlflowClient(tracking_uri=tracking.tracking_uri(root))
+    experiment_id = client.get_experiment_by_name("vitlab").experiment_id
+    return [(run.info.run_id, run.info.status) for run in client.search_runs([experiment_id], "tags.`vitlab.kind` = 'seed'")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    out = read_until(process, "epoch 1/3")
+    for _ in range(2):  # twice at once: `make` passes on what the terminal, or a scheduler, has sent to all
+        process.send_signal(number)
+    rest, _ = process.communicate()
+    assert process.returncode == 128 + number, out + rest
+    assert "goes on from there" in rest.splitlines()[-1]
     assert not list(tmp_path.glob("runs/*/*/*/record.json"))
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "epoch 1/3" not in done.stdout
-    assert "epoch 3/3" in done.stdout
+    [(run_id, status)] = seed_runs(tmp_path)
+    assert status == "KILLED"
+    process = start(tmp_path)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "epoch 1/3" not in out
+    assert "epoch 3/3" in out
     (path,) = tmp_path.glob("runs/*/*/*/record.json")
     assert [row["epoch"] for row in records.read(path).history] == [1, 2, 3]
+    assert records.read(path).threads == 1
+    assert seed_runs(tmp_path) == [(run_id, "FINISHED")]
+
+
+def test_a_second_signal_stops_at_once_and_loses_no_checkpoint(tmp_path: Path) -> None:
+    process = start(tmp_path, "from vitlab import experiment; import time; experiment.finish = lambda *_: time.sleep(600)")
+    out = read_until(process, "epoch 3/3")
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)  # amid what follows the last epoch
+    out += read_until(process, "stopping")
+    time.sleep(cli.SAME_SIGNAL + 0.1)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=10)
+    assert (process.returncode, rest) == (128 + signal.SIGINT, "stopped at once\n"), out
+    (folder,) = tmp_path.glob("runs/*/*/*/")
+    state, damaged = checkpoint.load(folder, torch.device("cpu"))
+    assert ([row["epoch"] for row in state["history"]], damaged) == ([1, 2, 3], [])
+
+
+def test_a_signal_before_training_stops_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, "from vitlab import data; import time; data.load = lambda *_: time.sleep(600)")
+    out = read_until(process, "device")
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=10)
+    assert (process.returncode, rest) == (128 + signal.SIGTERM, "stopped at once\n"), out
+
+
+def test_two_at_once_share_the_runs_and_the_new_database(tmp_path: Path) -> None:
+    """Two ladders in one checkout: each run is trained by one of them, and the other waits for it."""
+    both = [start(tmp_path, "from vitlab import lock; lock.PAUSE = 0.05") for _ in range(2)]
+    outs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outs
+    (waited,) = [out for out in outs if "waiting" in out]
+    (trained,) = [out for out in outs if "waiting" not in out]
+    assert trained.count("epoch ") == 3
+    assert "epoch " not in waited
+    assert waited.count("is being trained by process") == 1
+    assert "finished meanwhile, skipped" in waited
+    assert [status for _, status in seed_runs(tmp_path)] == ["FINISHED"]

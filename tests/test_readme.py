@@ -6,6 +6,7 @@ import re
 import subprocess
 
 import pytest
+from bad_input.cases import all_cases
 
 from vitlab.paths import REPOSITORY
 
@@ -30,7 +31,7 @@ def test_the_result_table_is_the_published_one() -> None:
     assert set(shown) <= published
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_links_and_pictures_lead_somewhere(file: str) -> None:
     text = (REPOSITORY / file).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text):
@@ -47,5 +48,9 @@ def test_the_file_tree_names_every_module() -> None:
 
 def test_make_has_the_targets_of_the_contract() -> None:
     done = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    for target in ("setup", "reproduce-all", "test", "lint", "report", "ui", "data", "clean"):
+    for target in ("setup", "reproduce-all", "test", "bad-input", "lint", "report", "ui", "data", "clean"):
         assert f"make {target} " in done.stdout
+
+
+def test_the_corpus_has_as_many_cases_as_it_says() -> None:
+    assert set(re.findall(r"(\d+) cases", README)) == {str(len(all_cases()))}

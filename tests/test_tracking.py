@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import socket
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ import pytest
 from scipy import stats
 
 import vitlab.journal
-from vitlab import records, tracking
+from vitlab import records, store, tracking
 from vitlab.journal import Journal, RunInfo, read_journal
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 from vitlab.tracking import Shipper
@@ -39,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a root of 100% ü")  # what is special in a URL
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.prepare_store(folder)
+        store.prepare_store(folder)
     return folder
 
 
@@ -170,9 +172,13 @@ def test_truncate_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "j").write_text('{"kind": "event"}\n{"ki\n{"kind": "event"}\n')
+    (tmp_path / "j").write_text('{"kind": "event", "time": 1}\n{"ki\n{"kind": "event", "time": 2}\n')
     with pytest.raises(ValueError, match="j:2: not a journal's line"):
         read_journal(tmp_path / "j")
+    for line in ("[]", "7", '{"kind": "event"}', '{"kind": "metrics", "time": 1, "values": [1]}', "[" * 9999):
+        (tmp_path / "j").write_text(line + "\n")
+        with pytest.raises(ValueError, match="j:1: not a journal's line"):
+            read_journal(tmp_path / "j")
 
 
 def test_run_info_round_trip_and_damage(tmp_path: Path) -> None:
@@ -226,7 +232,7 @@ def test_system_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mlflow_is_imported_late_and_a_prepared_store_needs_no_import(root: Path) -> None:
-    code = f"import sys; from pathlib import Path; from vitlab import tracking; tracking.prepare_store(Path({str(root)!r}))"
+    code = f"import sys; from pathlib import Path; from vitlab import store; store.prepare_store(Path({str(root)!r}))"
     code += "; print([m for m in ('mlflow', 'torch', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
@@ -240,7 +246,7 @@ def test_store_lies_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("what a disk may leave of a database " * 100)
     with pytest.raises(ValueError, match=r"mlflow\.db: not a readable database"):
-        tracking.prepare_store(tmp_path)
+        store.prepare_store(tmp_path)
 
 
 def test_names_that_are_url_syntax_lead_to_the_file(tmp_path: Path) -> None:
@@ -277,6 +283,33 @@ def test_ship_is_idempotent_and_needs_no_memory_of_it(root: Path, tmp_path: Path
     assert (name, digest, json.loads(profile)) == ("cifar10", "d" * 36, {"train": 30, "validation": 4, "test": 5})
 
 
+def test_hostile_names_reach_mlflow_as_text(root: Path, tmp_path: Path) -> None:
+    """A description is Markdown to MLflow's UI, so its HTML is spelt out; all else is stored as it is, and splits no filter."""
+    evil = "<script>alert(1)</script>|../../x' OR tags.`a` = 'b"
+    for name, variant in (("one", evil), ("two", evil + " ")):
+        start(tmp_path / name, info("evil", variant=variant, title=evil, label=evil, dataset=evil, description=evil, params={"a": evil}))
+        tracking.ship(tmp_path / name, root, None, final=False)
+    first, second = (run_id(tmp_path / name, root) for name in ("one", "two"))
+    assert first != second, "the filter found another run"
+    said = tags(root, first)
+    assert said["mlflow.note.content"] == tags(root, said["mlflow.parentRunId"])["mlflow.note.content"]
+    assert said["mlflow.note.content"].startswith("&lt;script&gt;")
+    assert said["vitlab.title"] == said["vitlab.variant"] == said["vitlab.dataset"] == evil
+    assert query(root, "SELECT value FROM params WHERE run_uuid = ?", first) == [(evil,)]
+    for (uri,) in query(root, "SELECT artifact_uri FROM runs WHERE run_uuid IN (?, ?)", first, second):
+        assert ".." not in uri
+
+
+def test_telemetry_is_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.delenv(name, raising=False)
+    store.Store(tracking.tracking_uri(root), root)
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
+    assert is_telemetry_disabled()
+
+
 def test_crash_between_logging_and_remembering_adds_nothing(root: Path, tmp_path: Path) -> None:
     journal = start(tmp_path, info("crash"), epochs=1)
     tracking.ship(tmp_path, root, journal.size(), final=False)
@@ -304,16 +337,19 @@ def test_only_what_a_checkpoint_covers_is_shipped_so_a_resume_repeats_nothing(ro
     assert [row[3] for row in metric_rows(root, run_id(tmp_path, root)) if row[:2] == ("train/loss", 2)] == [0.25]
 
 
-def test_lines_in_the_place_of_others_are_shipped(root: Path, tmp_path: Path) -> None:
-    """The last checkpoint was damaged, so the resume is from the one before, after more than that was shipped."""
+def test_lines_in_the_place_of_others_are_shipped_once(root: Path, tmp_path: Path) -> None:
+    """The last checkpoint was damaged, so the resume is from the one before, after more than that was shipped; the bits are the same."""
     journal = start(tmp_path, info("fallback"), epochs=1)
     earlier = journal.size()
     journal.append("metrics", step=2, values={"train/loss": 0.5})
     tracking.ship(tmp_path, root, None, final=False)
     journal.truncate(earlier)
-    journal.append("metrics", step=2, values={"train/loss": 0.7})  # as long as the line that was there
+    time.sleep(0.002)  # another timestamp
+    journal.append("metrics", step=2, values={"train/loss": 0.5})
+    journal.append("metrics", step=3, values={"train/loss": 0.3})
     tracking.ship(tmp_path, root, None, final=False)
-    assert set(expected_rows(tmp_path)) < set(metric_rows(root, run_id(tmp_path, root)))
+    rows = [(row[0], row[1], row[3]) for row in metric_rows(root, run_id(tmp_path, root))]
+    assert rows == [("lr", 1, 0.1), ("train/loss", 1, 1.0), ("train/loss", 2, 0.5), ("train/loss", 3, 0.3)]
 
 
 def test_journal_begun_anew_is_another_run(root: Path, tmp_path: Path) -> None:
@@ -350,7 +386,7 @@ def test_params_are_immutable_and_tags_are_not(root: Path, tmp_path: Path) -> No
 
 
 def test_final_ship(root: Path, tmp_path: Path) -> None:
-    start(tmp_path, info("it's final"))  # a name that the search language has no escape for
+    start(tmp_path, info("final", variant="it's"))  # a name that the search language has no escape for
     finish(tmp_path, teacher=True)
     tracking.ship(tmp_path, root, None, final=True)
     child = run_id(tmp_path, root)
@@ -361,11 +397,11 @@ def test_final_ship(root: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     end = read_journal(tmp_path / "journal.jsonl")[-1][1]["time"]
     assert query(root, "SELECT status, end_time FROM runs WHERE run_uuid = ?", child) == [("FINISHED", end)]
-    [parent] = runs_of(root, "it's final", "parent")
+    [parent] = runs_of(root, "final", "parent")
     assert "final/test_top1_sd" not in latest(root, parent)  # of one seed there is none
     assert latest(root, parent)["final/test_top1"] == 72
 
-    [run] = tracking.finished_runs(root, experiment="it's final")
+    [run] = tracking.finished_runs(root, experiment="final")
     assert (run.run_id, run.parent_id, run.tags["vitlab.finished"]) == (child, parent, "true")
     for name in ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt", "figures/confusion.png"):
         assert run.fetch(name, tmp_path / "unused").read_bytes() == (tmp_path / name).read_bytes()
@@ -439,7 +475,7 @@ def test_run_deleted_in_mlflow_is_made_again(root: Path, tmp_path: Path) -> None
     finish(tmp_path)
     tracking.ship(tmp_path, root, None, final=True)
     for kind in ("seed", "parent"):
-        tracking._connect(root).client.delete_run(runs_of(root, "deleted", kind)[0])
+        store.connect(root).client.delete_run(runs_of(root, "deleted", kind)[0])
     assert tracking.sync(tmp_path, root) == [("deleted · laptop · cifar10 · s0", True, "")]
     [child], [parent] = runs_of(root, "deleted", "seed"), runs_of(root, "deleted", "parent")
     assert tags(root, child)["mlflow.parentRunId"] == parent
@@ -463,7 +499,7 @@ def test_finished_runs_are_selected_by_tags(root: Path, tmp_path: Path) -> None:
     assert len(runs_of(root, "selected", "parent")) == 3
     assert tracking.finished_runs(tmp_path / "no store") == []
 
-    through_mlflow = tracking._connect(root).find({"vitlab.kind": "seed", "vitlab.finished": "true"})
+    through_mlflow = store.connect(root).find({"vitlab.kind": "seed", "vitlab.finished": "true"})
     both = tracking.finished_runs(root), [(run.info.run_id, run.data.tags) for run in through_mlflow]
     assert [(run.run_id, run.tags) for run in both[0]] == both[1]
 
@@ -500,7 +536,7 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
         f"report.txt of fan-out · laptop · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
     ]
     assert all(run.folder is not None and run.folder.is_relative_to(new) for run in runs)
-    tracking.prepare_store(new)
+    store.prepare_store(new)
     assert [run.folder for run in tracking.finished_runs(new)] == [run.folder for run in runs]
     start(new / "runs" / "2", info("fan-out", 2))
     finish(new / "runs" / "2", 72.0)
@@ -527,7 +563,7 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
     finish(tmp_path)
     shipper.notify(journal.size())
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
-    assert shipper.finish(60, model=model, example=images), shipper.outstanding
+    assert shipper.finish(lambda: 60, model=model, example=images), shipper.outstanding
     child = run_id(tmp_path, root)
     assert status(root, child) == "FINISHED"
     assert [row for row in metric_rows(root, child) if not row[0].startswith("final/")] == expected_rows(tmp_path)
@@ -559,10 +595,10 @@ def test_server_that_is_down_costs_nothing_and_sync_ships_later(root: Path, tmp_
     half.notify(journals[1].size())
     journals[1].append("metrics", step=2, values={"train/loss": 0.5})  # no checkpoint covers it
     finish(tmp_path / "done")
-    assert not done.finish(30)
+    assert not done.finish(lambda: 30)
     assert not half.close("KILLED", 30)
     assert done.outstanding == "[Errno 111] Connection refused"
-    assert tracking._reason(ValueError("http://user:secret@example.org:5000/api: 403\nand more")) == "http://example.org:5000/api: 403"
+    assert store.reason(ValueError("http://user:secret@example.org:5000/api: 403\nand more")) == "http://example.org:5000/api: 403"
     assert [ok for _, ok, _ in tracking.sync(tmp_path, root)] == [False, False]
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -583,7 +619,7 @@ def test_server_that_never_answers_holds_nobody_up(root: Path, tmp_path: Path, m
         start(tmp_path, info("silent"))
         finish(tmp_path)
         shipper = Shipper(root, tmp_path)
-        assert not shipper.finish(0.2)
+        assert not shipper.finish(lambda: 0.2)
         assert shipper.outstanding == "still on its way after 0.2 s"
         shipper._thread.join(30)
         assert not shipper._thread.is_alive()

@@ -192,6 +192,59 @@ def test_divergence_stops_with_the_window_and_keeps_the_checkpoint(tiny: config.
     assert all(v.isfinite().all() for v in state["model"].values())
 
 
+def test_a_signal_amid_a_window_never_saves_what_has_diverged(tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path) -> None:
+    """The loss is looked at every few steps; the signal comes with the very step whose loss is infinite, the second of an epoch."""
+
+    class Poisoned(CrossEntropy):
+        calls = 0
+
+        def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
+            self.calls += 1
+            terms = super().__call__(images, heads, targets)
+            return {k: v * float("inf") for k, v in terms.items()} if self.calls == 5 else terms
+
+    with pytest.raises(trainer.Diverged, match=r"between steps 3 and 4 .*loss inf"):
+        train(tiny, tiny_data, tmp_path / "run", stop_after=5, objective=Poisoned())
+    assert checkpoint.load(tmp_path / "run", torch.device("cpu"))[0]["step"] == 3
+
+
+def test_infinite_weights_are_never_saved_however_good_the_loss(
+    tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step, after which there is always a checkpoint, is too large: its loss and gradients, taken before it, are finite."""
+    step, calls = torch.optim.AdamW.step, 0
+
+    def too_far(self: torch.optim.AdamW, *args: object) -> None:
+        nonlocal calls
+        calls += 1
+        step(self, *args)
+        if calls == 12:
+            self.param_groups[0]["params"][0].data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
+    with pytest.raises(trainer.Diverged, match=r"weights are no longer finite.* between steps 9 and 11"):
+        train(tiny, tiny_data, tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run", torch.device("cpu"))[0]["step"] == 3
+
+
+def test_how_often_it_is_looked_at_evaluated_and_saved_changes_no_bit(
+    tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda folder, state: (saved.append(state["step"]), save(folder, state)))
+    monkeypatch.setattr(trainer, "SAVING_SHARE", 1e9)
+    train(tiny, tiny_data, tmp_path / "often")
+    monkeypatch.setattr(trainer, "SAVING_SHARE", 0.0)
+    monkeypatch.setitem(trainer.WINDOW, "cpu", 1)
+    other = tiny.model_copy(update={"train": tiny.train.model_copy(update={"eval_batch_size": 5})})
+    train(other, tiny_data, tmp_path / "seldom")
+    assert saved == [3, 6, 9, 12, 3, 12]
+    one, two = (checkpoint.load(tmp_path / name, torch.device("cpu"))[0] for name in ("often", "seldom"))
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, two[part][name]) for name, value in one[part].items())
+    assert torch.equal(one["rng"][0], two["rng"][0])
+
+
 def test_checkpoints_take_a_hundredth_of_the_time(
     tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,24 @@
-"""Checkpoints: written atomically with a checksum, the last two kept, restored in full or not at all."""
+"""Checkpoints: written atomically with a checksum, the last two kept, restored in full or not at all. And a finished run's weights.
+
+Neither is ever unpickled freely: a checkpoint is read with torch's `weights_only`, weights are safetensors.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from torch import nn
+
+from vitlab import config, cost, files, models
 
 MAGIC = b"vitlab-checkpoint-2\n"  # then what torch.save wrote, then its SHA-256
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
@@ -31,26 +41,18 @@ class _Hashing:
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write, fsync, rename, fsync the folder: whatever happens, the previous checkpoint or this one is there whole."""
     newest, previous = (folder / name for name in NAMES)
-    tmp = newest.with_suffix(".tmp")
-    with tmp.open("wb") as f:
+    with files.replacing(newest, previous) as f:
         f.write(MAGIC)
         body = _Hashing(f)
         torch.save(state, body)
         f.write(body.sha256.digest())
-        f.flush()
-        os.fsync(f.fileno())
-    if newest.exists():
-        os.replace(newest, previous)
-    os.replace(tmp, newest)
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a line for each damaged one passed over."""
+    """The newest checkpoint that is whole, or None; and a line for each damaged one passed over.
+
+    Raises ValueError for one that is whole and not this program's: of another version, or holding more than numbers.
+    """
     damaged = []
     for name in NAMES:
         path = folder / name
@@ -58,14 +60,48 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, lis
             data = path.read_bytes()
         except FileNotFoundError:
             continue
+        if (version := re.match(rb"vitlab-checkpoint-(\d+)\n", data)) and version[0] != MAGIC:
+            raise ValueError(f"{path}: checkpoint of version {int(version[1])}, this vitlab reads 2; update it, or train anew with --force")
         head, body, checksum = data[: len(MAGIC)], memoryview(data)[len(MAGIC) : -32], data[-32:]
         if head != MAGIC or hashlib.sha256(body).digest() != checksum:
             damaged.append(f"{path}: damaged (checksum differs), passed over")
             continue
-        return torch.load(io.BytesIO(body), map_location=device, weights_only=True), damaged
+        try:
+            return torch.load(io.BytesIO(body), map_location=device, weights_only=True), damaged
+        except Exception as e:  # the unpickler raises nearly anything on what is not a checkpoint
+            raise _foreign(path, e) from None
     return None, damaged
 
 
+@contextlib.contextmanager
+def restoring(folder: Path) -> Iterator[None]:
+    """What a checkpoint that is whole can still be: another model's. Raises ValueError for whatever its parts do not fit."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        raise _foreign(folder / NAMES[0], e) from None
+
+
+def _foreign(path: Path, e: Exception) -> ValueError:
+    reason = (str(e).splitlines() or [type(e).__name__])[0]
+    return ValueError(f"{path}: not a checkpoint of this run ({reason}); delete it and the one before it, or train anew with --force")
+
+
+def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
+    """The model with the weights in `path`, on the CPU, in eval mode. Raises ValueError where they are missing, damaged or another model's."""
+    try:
+        content = path.read_bytes()  # not mapped: a file that another process cuts would kill this one
+        numbers = len(content) // 4
+        if cost.parameters(cfg, classes) > numbers:  # before memory is taken for them
+            raise ValueError(f"{numbers:,} numbers at most, the model has {cost.parameters(cfg, classes):,}")
+        model = models.build(cfg, classes)
+        model.load_state_dict(parse_safetensors(content))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as e:
+        raise ValueError(f"{path}: cannot be used as the run's weights ({str(e).splitlines()[0]}); train it anew with --force") from None
+    return model.eval()
+
+
 def remove(folder: Path) -> None:
-    for name in NAMES:
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / name for name in NAMES):
+        path.unlink(missing_ok=True)
+        files.temporary(path).unlink(missing_ok=True)

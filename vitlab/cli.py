@@ -1,45 +1,76 @@
 """The commands. Heavy modules are imported where they are needed: `--help` and `--dry-run` start at once.
 
-Exit codes: 0; 1 where training failed; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
+Exit codes: 0; 1 where training failed or the disk is full; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from vitlab.config import printable
+from vitlab.files import DiskFull, writing
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vitlab.data import Dataset
     from vitlab.plan import Run
     from vitlab.records import RunRecord
     from vitlab.sources import Source
+    from vitlab.trainer import Stop
+
+SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the terminal has sent already
 
 
 def _guard(command: Callable[[], int]) -> NoReturn:
     """Run a command; a user's mistake becomes one clear message and exit code 2."""
     try:
-        sys.exit(command())
-    except ValueError as e:
-        if os.environ.get("VITLAB_DEBUG"):
-            raise
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        with _on_signals(_stop_at_once):
+            sys.exit(command())
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except DiskFull as e:
+        print(f"error: {printable(str(e))}", file=sys.stderr)
+        sys.exit(1)
+    except (ValueError, OSError) as e:
+        if os.environ.get("VITLAB_DEBUG"):
+            raise
+        file = isinstance(e, OSError) and e.filename
+        text = f"{os.fsdecode(file)}: {e.strerror}; check the path, its permissions and the disk's space" if file else str(e)
+        print(f"error: {printable(text)}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM do this meanwhile."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _stop_at_once(number: int, _frame: object) -> None:
+    """As a kill would, which loses nothing: no exception that a library on the way could turn into another, and no traceback."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    show_cursor = b"\x1b[?25h" if sys.stdout.isatty() else b""
+    os.write(2, show_cursor + b"stopped at once\n")
+    os._exit(128 + number)
 
 
 # ------------------------------------------------------------------------------------------------------- runner.py
@@ -86,7 +117,8 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)  # a log file has no edge to wrap at
+    # No markup: what is printed names titles, variations and folders, which may hold brackets. A log file has no edge to wrap at.
+    return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -99,7 +131,7 @@ def _run(args: argparse.Namespace) -> int:
     named = {p.resolve() for p in plan.expand(args.experiments)}
     if source.note:
         _banner(console, source.note)
-    console.print(f"profile [bold]{profile}[/] · data [bold]{source.name}[/] · seeds {', '.join(map(str, args.seeds))} · {len(runs)} runs")
+    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, args.seeds))} · {len(runs)} runs")
     if args.dry_run:
         return _print_plan(console, runs)
     return _train(console, runs, named if args.force else set(), source)
@@ -153,59 +185,98 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
-    from vitlab import data, experiment, machine, records, tracking, trainer
-    from vitlab.progress import RunBar
+    from vitlab import checkpoint, data, lock, machine, store, trainer
 
-    stop = trainer.Stop()
-    _catch_signals(stop, console)
     where = machine.device()
-    console.print(f"device {machine.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
-    tracking.prepare_store(ROOT)
-    loaded: dict[object, data.Dataset] = {}
+    console.print(f"device {machine.device_name(where)} · MLflow {store.shown_uri(ROOT)}")
+    # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
+    before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
+    wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
+    loaded = {cfg: data.load(source, cfg, where) for cfg in wanted}
+    if reason := store.prepare_store(ROOT):
+        console.print(f"MLflow cannot be reached ({reason}); training goes on, and its journals keep everything", style="yellow")
     done: list[RunRecord] = []
+    stop = trainer.Stop()
     for i, run in enumerate(runs, 1):
         label = f"{i}/{len(runs)} {run.label}"
-        if run.resolved.path in forced:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        if run.finished:
-            done.append(records.read(run.folder / "record.json"))
+        if run.folder in before:
+            checkpoint.remove(run.folder)  # of a process that was killed between the record and this
+            done.append(before[run.folder])
             _print_result(console, f"{label}  finished before, skipped:", done[-1])
             continue
-        cfg = run.resolved.config
-        if cfg.data not in loaded:
-            loaded[cfg.data] = data.load(source, cfg.data, where)
-
-        def bar(images: int, label: str = label, epochs: int = cfg.train.epochs) -> RunBar:
-            return RunBar(console, label, epochs, images)
-
-        try:
-            record = experiment.execute(run, loaded[cfg.data], bar, stop, lambda text, label=label: console.print(f"{label}  {text}"))
-        except trainer.Interrupted as e:
-            console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
-            return 128 + e.args[0]
-        except trainer.Diverged as e:
-            console.print(f"[red]failed[/] {run.label}: {e}")
-            return 1
-        done.append(record)
-        _print_result(console, label, record)
+        with lock.held(run.lock, _waiting(console, label)):
+            if run.finished and run.resolved.path not in forced:
+                done.append(run.record())
+                _print_result(console, f"{label}  finished meanwhile, skipped:", done[-1])
+                continue
+            if run.resolved.path in forced:
+                shutil.rmtree(run.folder, ignore_errors=True)
+            try:
+                with _on_signals(_stop_after_step(stop)):
+                    done.append(_execute(console, label, run, loaded[run.resolved.config.data], stop))
+            except trainer.Interrupted as e:
+                console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
+                return 128 + e.args[0]
+            except trainer.Diverged as e:
+                console.print(f"failed {run.label}: {e}", style="red")
+                return 1
+        _print_result(console, label, done[-1])
         if stop.signal is not None:
             console.print("stopped between two runs; the same command goes on from there")
             return 128 + stop.signal
+    _ship_outstanding(console, runs)
     _print_summary(console, done)
     return 0
 
 
-def _catch_signals(stop: object, console: Console) -> None:
+def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop) -> RunRecord:
+    from vitlab import experiment
+    from vitlab.progress import RunBar
+
+    def bar(images: int) -> RunBar:
+        return RunBar(console, label, run.resolved.config.train.epochs, images)
+
+    return experiment.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
+
+
+def _waiting(console: Console, label: str) -> Callable[[str], None]:
+    """Says who trains the run, once."""
+    told: set[str] = set()
+
+    def busy(holder: str) -> None:
+        if holder not in told:
+            console.print(f"{label}  is being trained by {printable(holder)}; waiting")
+        told.add(holder)
+
+    return busy
+
+
+def _stop_after_step(stop: Stop) -> Callable[[int, object], None]:
     """The first signal lets the step in hand finish and saves; a second one stops at once."""
+    first = 0.0
 
-    def handle(number: int, _frame: object) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-        console.print("stopping: the step in hand is finished and saved; once more stops at once")
+    def handle(number: int, frame: object) -> None:
+        nonlocal first
+        if stop.signal is None:
+            stop.signal, first = number, time.monotonic()
+            # Not through the console: the signal may have come amid its own printing.
+            os.write(2, b"stopping: the step in hand is finished and saved; once more stops at once\n")
+        elif time.monotonic() - first > SAME_SIGNAL:
+            _stop_at_once(number, frame)
 
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
+    return handle
+
+
+def _ship_outstanding(console: Console, runs: list[Run]) -> None:
+    """What a kill after the last checkpoint, or a server that was down, has kept from MLflow."""
+    from vitlab import predict, tracking
+
+    for run in runs:
+        if tracking.outstanding(run.folder, ROOT):
+            for label, ok, reason in tracking.sync(run.folder, ROOT, predict.model_to_log):
+                if not ok:
+                    console.print(f"not all has reached MLflow ({label}: {reason}); everything is kept: run 'vitlab sync' later")
+                    return
 
 
 def _short(path: Path) -> str:
@@ -213,12 +284,19 @@ def _short(path: Path) -> str:
 
 
 def _print_result(console: Console, label: str, record: RunRecord) -> None:
+    from rich.text import Text
+
     from vitlab.progress import clock
 
     student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
+    share = f", {record.perf['mfu']:.0f} % of peak" if record.perf else ""
+    speed = f"{clock(record.train_seconds)}  {record.img_s:,.0f} img/s{share}{student}"
     console.print(
-        f"{label}  [bold]test top-1 {record.metrics['test_top1']:.2f} %[/]  top-5 {record.metrics['test_top5']:.2f} %"
-        f"  {clock(record.train_seconds)}  {record.img_s:,.0f} img/s, {record.perf['mfu']:.0f} % of peak{student}"
+        Text.assemble(
+            f"{label}  ",
+            (f"test top-1 {record.metrics['test_top1']:.2f} %", "bold"),
+            f"  top-5 {record.metrics['test_top5']:.2f} %  {speed}",
+        )
     )
 
 
@@ -229,7 +307,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
 
     first = done[0]
     table = Table(
-        title=f"{first.profile} · {first.dataset.name} · {first.device}",
+        title=printable(f"{first.profile} · {first.dataset.name} · {first.device}"),
         title_justify="left",
         box=None,
         header_style="bold",
@@ -243,7 +321,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
     for name, group in groups.items():
         mean = sum(r.metrics["test_top1"] for r in group) / len(group)
         table.add_row(
-            name, group[0].claim.text if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
+            printable(name), printable(group[0].claim.text) if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
             clock(sum(r.train_seconds for r in group)),
         )  # fmt: skip
     console.print(table)
@@ -281,8 +359,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _report(args: argparse.Namespace) -> int:
     from vitlab import report
 
-    for path in report.publish(ROOT, RESULTS):
-        print(_short(path))
+    with writing(RESULTS):
+        for path in report.publish(ROOT, RESULTS):
+            print(_short(path))
     return 0
 
 
@@ -298,7 +377,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         place = (folder.parent.parent.name, folder.parent.name, folder.name)
         if (folder / "record.json").exists():
             record = records.read(folder / "record.json")
-            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", record.finished)
+            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", printable(record.finished))
         else:
             table.add_row(*place, "unfinished", "", "")
     if not table.row_count:
@@ -312,7 +391,7 @@ def _predict(args: argparse.Namespace) -> int:
     from vitlab import predict
 
     for line in predict.classify(args.images, args.folder, RUNS):
-        print(line)
+        print(printable(line))
     return 0
 
 
@@ -325,13 +404,13 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    from vitlab import tracking
+    from vitlab import predict, tracking
 
     if not args.folder.is_dir():
         raise ValueError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
-    outcome = tracking.sync(args.folder, ROOT)
+    outcome = tracking.sync(args.folder, ROOT, predict.model_to_log)
     for label, ok, reason in outcome:
-        print(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}")
+        print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
     if not outcome:
         print(f"nothing outstanding below {_short(args.folder)}")
     return 0 if all(ok for _, ok, _ in outcome) else 1

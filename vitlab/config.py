@@ -10,7 +10,10 @@ import copy
 import difflib
 import hashlib
 import json
+import os
 import re
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +25,9 @@ from vitlab.paths import EXPERIMENTS
 
 PROFILES = ("quick", "laptop", "full")
 PROFILE_DIR = EXPERIMENTS / "profiles"
-MAX_FILE_BYTES = 1 << 20  # an experiment is a page of YAML; anything larger is a mistake
+MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
+MAX_KEY = 100  # characters
+MAX_DEPTH = 20  # of sections within sections, and of files that extend one another; the schema has five
 
 
 class Schema(BaseModel):
@@ -234,9 +239,12 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, rx) for tag, rx in rules if tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:null")]
+    first: [(tag, rx) for tag, rx in rules if tag == "tag:yaml.org,2002:null"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(  # not 010, which is 8 to YAML 1.1, nor 1:30, which is 90
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -245,70 +253,105 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _shown(path: Path) -> str:
+# What settings have no use for and no editor shows: control characters, and halves of a character.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` for a screen: what could move its cursor, or cannot be encoded at all, is spelt out as \\x1b."""
+    return _UNPRINTABLE.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
+
+
+def shown(path: Path) -> str:
     """`path` as the user would type it: relative to the current directory where it lies below it."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return str(Path(os.path.abspath(path)).relative_to(Path.cwd()))
     except ValueError:
         return str(path)
 
 
-def parse_scalar(text: str) -> Any:
-    """One YAML value from the command line: `1e-3` -> 0.001, `null` -> None, `[1, 2]` -> [1, 2]."""
-    return _Loader(text).get_single_data()
+def _cut(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Path_, Place]]:
+    """The value that `text` spells, and for each of its keys where it stands; `where` makes a place of a line's number.
+
+    Raises ValueError, with the place, for what is not YAML, and for what settings need not and what can do harm: aliases
+    (which multiply without bound), tags (which ask for other types), control characters, deep nesting, keys that are no
+    words or are given twice.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            place = where(event.start_mark.line + 1)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
+            if getattr(event, "tag", None) is not None:
+                raise ValueError(f"{place}: tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write the value alone")
+            if isinstance(event, yaml.ScalarEvent) and (bad := _UNPRINTABLE.search(event.value)):
+                raise ValueError(f"{place}: a character that cannot be shown ({printable(bad[0])}); remove it")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"{place}: more than {MAX_DEPTH} levels deep; an experiment has five")
+        node = _Loader(text).get_single_node()
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        what = ", ".join(said for said in (e.context, e.problem) if said)
+        raise ValueError(f"{where(line)}: not valid YAML: {what}; mend the line, and indent with spaces") from None
+    except yaml.reader.ReaderError as e:
+        line = text.count("\n", 0, e.position) + 1
+        raise ValueError(f"{where(line)}: not valid YAML: a character that cannot be shown (\\x{e.character:02x}); remove it") from None
+    places: dict[Path_, Place] = {}
+    if node is None:
+        return None, places
+    _note_places(node, (), where, places)
+    return _Loader("").construct_document(node), places
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, Place]]:
     """The mapping in `path`, and for each of its keys where it stands.
 
-    Raises ValueError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not YAML, not
-    a mapping, or has duplicate keys or aliases.
+    Raises ValueError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not a mapping, or
+    that `_parse` refuses.
     """
-    shown = _shown(path)
+    name = shown(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{shown}: larger than 1 MiB; an experiment is a page of YAML")
-        text = path.read_bytes().decode("utf-8-sig")
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise ValueError(f"{name}: not a file; expected an experiment's YAML file")
+        with path.open("rb") as f:
+            content = f.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"{name}: larger than {MAX_FILE_BYTES >> 10} KiB; an experiment is a page of YAML")
+        text = content.decode("utf-8-sig")
     except OSError as e:
-        raise ValueError(f"{shown}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
+        raise ValueError(f"{name}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
     except UnicodeDecodeError as e:
-        raise ValueError(f"{shown}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
-    try:
-        loader = _Loader(text)
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{shown}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not allowed; use 'extends'")
-        node = loader.get_single_node()
-        if node is None:
-            raise ValueError(f"{shown}: empty; expected a mapping such as 'model:', 'train:'")
-        if not isinstance(node, yaml.MappingNode):
-            raise ValueError(f"{shown}:{node.start_mark.line + 1}: expected a mapping ('key: value' lines) at the top")
-        places: dict[Path_, Place] = {}
-        _note_places(node, (), shown, places)
-        return loader.construct_document(node), places
-    except yaml.MarkedYAMLError as e:
-        line = e.problem_mark.line + 1 if e.problem_mark else 1
-        raise ValueError(f"{shown}:{line}: not valid YAML: {e.problem or e.context}") from None
-    except (yaml.YAMLError, RecursionError) as e:
-        raise ValueError(f"{shown}: not valid YAML: {str(e).splitlines()[0]}") from None
+        raise ValueError(f"{name}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
+    values, places = _parse(text, lambda line: Place(name, line))
+    if values is None:
+        raise ValueError(f"{name}: empty; expected a mapping such as 'model:', 'train:'")
+    if not isinstance(values, dict):
+        raise ValueError(f"{places[()]}: expected a mapping ('key: value' lines) at the top")
+    return values, places
 
 
-def _note_places(node: yaml.Node, path: Path_, file: str, places: dict[Path_, Place]) -> None:
-    places[path] = Place(file, node.start_mark.line + 1)
+def _note_places(node: yaml.Node, path: Path_, where: Callable[[int], Place], places: dict[Path_, Place]) -> None:
+    places[path] = where(node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str":
-                raise ValueError(f"{file}:{line}: keys must be plain words")
+            place = where(key.start_mark.line + 1)
+            if key.tag != "tag:yaml.org,2002:str" or len(key.value) > MAX_KEY:
+                raise ValueError(f"{place}: keys must be plain words")
             if key.value in seen:
-                raise ValueError(f"{file}:{line}: {_dotted((*path, key.value))}: given twice; keep one")
+                raise ValueError(f"{place}: {_dotted((*path, key.value))}: given twice; keep one")
             seen.add(key.value)
-            _note_places(value, (*path, key.value), file, places)
-            places[(*path, key.value)] = Place(file, line)
+            _note_places(value, (*path, key.value), where, places)
+            places[(*path, key.value)] = place
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            _note_places(value, (*path, i), file, places)
+            _note_places(value, (*path, i), where, places)
 
 
 def _dotted(path: Path_) -> str:
@@ -333,11 +376,14 @@ def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Path_, Place
 def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Path_, Place]]:
     path = path.resolve()
     if path in chain:
-        raise ValueError(f"{_shown(chain[-1])}: circular 'extends': {' -> '.join(p.name for p in (*chain, path))}")
+        names = " -> ".join(p.name for p in (*chain, path))
+        raise ValueError(f"{shown(chain[-1])}: circular 'extends': {names}; let one of them stand alone")
+    if len(chain) == MAX_DEPTH:
+        raise ValueError(f"{shown(chain[0])}: extends more than {MAX_DEPTH} files, one by way of the other; extend a nearer one")
     own, own_places = read_yaml(path)
     distill = own.get("distill")
     if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
-        distill["teacher"] = str((path.parent / distill["teacher"]).resolve())  # relative to the file that names it
+        distill["teacher"] = os.path.abspath(path.parent / distill["teacher"])  # relative to the file that names it
     parent = own.pop("extends", None)
     if parent is None:
         return own, own_places
@@ -345,8 +391,8 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
     if not isinstance(parent, str):
         raise ValueError(f"{place}: extends: expected another experiment's file name")
     target = path.parent / parent
-    if not target.is_file():
-        raise ValueError(f"{place}: extends: {parent}: no such file")
+    if not os.path.isfile(target):
+        raise ValueError(f"{place}: extends: {_cut(parent)}: no such file; name it relative to the file that extends it")
     values, places = _read_extended(target, (*chain, path))
     for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
         values.pop(inherited, None)
@@ -366,7 +412,8 @@ def _overlay(values: dict[str, Any], places: dict[Path_, Place], profile: str) -
     for section in ("all", name):
         part = over.get(section) if isinstance(section, str) else None
         if isinstance(part, dict):
-            part = {k: v for k, v in part.items() if k in ("data", "train") or values.get(k) is not None}
+            # what is no section, though it should be, stays for the validation to name
+            part = {k: v for k, v in part.items() if isinstance(values.get(k, {} if k in ("data", "train") else None), dict)}
             if "model" in part:
                 kind = ViT if name == "vit" else ResNet
                 part["model"] = {k: v for k, v in part["model"].items() if model.get(k, kind.model_fields[k].default)}
@@ -379,30 +426,28 @@ def _overlay(values: dict[str, Any], places: dict[Path_, Place], profile: str) -
 def _set(values: dict[str, Any], places: dict[Path_, Place], assignment: str) -> None:
     key, eq, text = assignment.partition("=")
     keys = key.strip().split(".")
-    place = Place(f"--set {assignment}")
-    if not eq or not all(keys):
+    place = Place(f"--set {_cut(assignment)}")
+    if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or _UNPRINTABLE.search(key):
         raise ValueError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
-    try:
-        value = parse_scalar(text)
-    except yaml.YAMLError:
-        raise ValueError(f"{place}: '{text}' is not a valid YAML value") from None
+    if keys[0] == "extends":
+        raise ValueError(f"{place}: only a file can extend another; write one")
+    value, inner = _parse(text, lambda _: place)
+    path = tuple(int(k) if re.fullmatch("[0-9]{1,4}", k) else k for k in keys)
     node: Any = values
-    for i, k in enumerate(keys):
-        here = tuple(int(x) if x.isdigit() else x for x in keys[:i])
+    for i, (k, part) in enumerate(zip(keys, path, strict=True)):
         if isinstance(node, list):
-            if not k.isdigit() or int(k) >= len(node):
-                raise ValueError(f"{place}: {_dotted(here)} has {len(node)} entries, counted from 0; '{k}' is not one")
+            if not isinstance(part, int) or part >= len(node):
+                raise ValueError(f"{place}: {_dotted(path[:i])} has {len(node)} entries, counted from 0; '{k}' is not one")
         elif not isinstance(node, dict):
-            raise ValueError(f"{place}: {_dotted(here)} is not a section, so it has no '{k}'")
-        index = int(k) if isinstance(node, list) else k
+            raise ValueError(f"{place}: {_dotted(path[:i])} is not a section, so it has no '{k}'")
+        index = part if isinstance(node, list) else k
         if i + 1 < len(keys):
             if isinstance(node, dict) and node.get(k) is None:
                 node[k] = {}
             node = node[index]
         else:
             node[index] = value
-    path = tuple(int(x) if x.isdigit() else x for x in keys)
-    places.update({path[: i + 1]: place for i in range(len(path))})
+    places.update({path[: i + 1]: place for i in range(len(path))} | {(*path, *below): at for below, at in inner.items()})
 
 
 # ------------------------------------------------------------------------------------------------------ resolving
@@ -433,18 +478,20 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     for assignment in sets:
         _set(values, places, assignment)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
-        raise ValueError(f"{_shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
+        raise ValueError(f"{shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
     try:
-        text = json.dumps(values)
-        values = json.loads(text)  # --set may have brought keys that are no texts
-        config = Experiment.model_validate_json(text, strict=True)
+        config = Experiment.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
-        raise ValueError("\n".join(_explain(err, values, places, _shown(path)) for err in e.errors()[:10])) from None
-    except (TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f"{_shown(path)}: holds a value that is neither a number, a text, a list nor a mapping ({e})") from None
-    if config.distill is not None and not Path(config.distill.teacher).is_file():
-        place = places.get(("distill", "teacher"), _shown(path))
-        raise ValueError(f"{place}: distill.teacher: {_shown(Path(config.distill.teacher))}: no such file")
+        found = e.errors()
+        # a list one of whose entries is wrong is also called too short: what is wrong is the entry
+        found = [
+            err for err in found if err["type"] != "too_short" or all(err is o or o["loc"][: len(err["loc"])] != err["loc"] for o in found)
+        ]
+        raise ValueError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
+    if config.distill is not None and not os.path.isfile(config.distill.teacher):
+        place = places.get(("distill", "teacher"), shown(path))
+        teacher = _cut(shown(Path(config.distill.teacher)))
+        raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to the file that names it")
     return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
 
 
@@ -471,11 +518,17 @@ def _explain(err: Any, values: Any, places: dict[Path_, Place], file: str) -> st
     if err["type"] == "missing":
         return f"{place}: {_dotted(key)}: missing; add it"
     if err["type"] == "union_tag_not_found":
-        return f"{place}: {_dotted(key)}.name: missing; expected one of {err['ctx']['discriminator']} {_tags(key)}"
+        return f"{place}: {_dotted(key)}.name: missing; expected one of {_tags(key)}"
     if err["type"] == "union_tag_invalid":
         return f"{place}: {_dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
+    if err["type"] in ("too_short", "too_long"):
+        bound = f"at least {err['ctx']['min_length']}" if err["type"] == "too_short" else f"at most {err['ctx']['max_length']}"
+        return f"{place}: {_dotted(key)}: expected a length of {bound}, got {err['ctx']['actual_length']}"
     message = err["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    got = "" if isinstance(err["input"], dict | list) else f", got {json.dumps(err['input'])}"
+    message = {"an object": "a section ('key: value' lines)", "a valid array": "a list"}.get(message, message)
+    if not key:  # of the experiment as a whole: the message opens with the section that is at fault
+        place = places.get((message.partition(":")[0],), place)
+    got = "" if isinstance(err["input"], dict | list) else f", got {_cut(json.dumps(err['input']))}"
     expected = "expected " if err["msg"].startswith("Input should be ") else ""
     return f"{place}: {_dotted(key) + ': ' if key else ''}{expected}{message}{got}"
 

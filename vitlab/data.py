@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,10 +231,14 @@ def decode(path: Path) -> np.ndarray:
     ValueError, with the file, for what is no image, is cut, has more than 50 million pixels or is not 8 or 16 bits deep.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a file" if path.exists() else "no such file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, which are not read, and of size, which is refused here
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
+                rgb = _to_rgb(ImageOps.exif_transpose(image))
     except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
         reason = "no image in a format that is read here" if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
         raise ValueError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlab import files
 from vitlab.augment import normalize
 from vitlab.records import ClassFacts
 
@@ -74,4 +75,5 @@ def sample_grid(scores: Tensor, labels: Tensor, count: int = 36) -> tuple[list[i
 def write_predictions(path: Path, weights: dict[str, Tensor], labels: Tensor, heads: tuple[str, ...], classes: tuple[str, ...]) -> None:
     """`weights` maps "raw" and, where there is one, "ema" to logits (heads, N, C); stored as logits_raw, logits_ema in float32."""
     arrays = {f"logits_{name}": z.cpu().numpy() for name, z in weights.items()}
-    np.savez_compressed(path, labels=labels.cpu().numpy(), heads=np.array(heads), classes=np.array(classes), **arrays)
+    with files.replacing(path) as f:
+        np.savez_compressed(f, labels=labels.cpu().numpy(), heads=np.array(heads), classes=np.array(classes), **arrays)

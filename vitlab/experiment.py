@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import vitlab
-from vitlab import checkpoint, config, cost, evaluate, machine, models, records, trainer
+from vitlab import checkpoint, config, cost, evaluate, files, machine, models, records, trainer
 from vitlab.data import Dataset, generator
 from vitlab.journal import Journal, RunInfo
 from vitlab.meter import Meter, total
@@ -29,6 +29,7 @@ from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.tracking import Shipper
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
+STOP_SECONDS = 5  # how long one that is to stop does
 
 
 def git_state() -> dict[str, str]:
@@ -52,14 +53,18 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
     """The finished run's model in eval mode. Raises ValueError where its weights are missing or of another model."""
-    path = run.folder / "weights.safetensors"
-    model = models.build(run.resolved.config.model, len(run.source.classes))
+    return checkpoint.load_model(run.folder / "weights.safetensors", run.resolved.config.model, len(run.source.classes)).to(where)
+
+
+def predicted(run: Run) -> torch.Tensor:
+    """(N,): the classes that the finished run's headline weights gave the test images. Raises ValueError where they are missing or damaged."""
+    path = run.folder / "predictions.npz"
     try:
-        model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as e:
-        reason = str(e).splitlines()[0]
-        raise ValueError(f"{path}: cannot be used as {run.resolved.id}'s weights ({reason}); train it anew with --force") from None
-    return model.to(where).eval()
+        with np.load(path, allow_pickle=False) as stored:
+            logits = stored["logits_ema" if "logits_ema" in stored else "logits_raw"]  # (H, N, C)
+        return torch.from_numpy(logits).mean(0).argmax(-1)
+    except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
+        raise ValueError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -77,13 +82,18 @@ def execute(
 
     `make_bar(images_per_epoch)` gives the trainer its progress display. Raises trainer.Interrupted and trainer.Diverged.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
     cfg, where = run.resolved.config, data.train_images.device
+    teacher = teacher_validation = None
+    if run.teacher is not None:  # all that is wanted of it, before anything is written and hours are spent
+        teacher = load_weights(run.teacher, where)
+        run.teacher.record()
+        predicted(run.teacher)
+    run.folder.mkdir(parents=True, exist_ok=True)
     classes = len(data.classes)
     model = build_model(cfg, classes, run.seed, where)
     assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-    (run.folder / "config.yaml").write_text(config.to_yaml(cfg), encoding="utf-8")
+    files.write(run.folder / "config.yaml", config.to_yaml(cfg))
     git, name = git_state(), machine.device_name(where)
     run_info(run, data, git, name).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
@@ -91,9 +101,7 @@ def execute(
     shipper = Shipper(ROOT, run.folder)
 
     objective: CrossEntropy | Distillation = CrossEntropy()
-    teacher = teacher_validation = None
-    if run.teacher is not None and cfg.distill is not None:
-        teacher = load_weights(run.teacher, where)
+    if run.teacher is not None and teacher is not None and cfg.distill is not None:
         autocast = machine.autocast_for(cfg.train.precision, where)
         scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
         teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
@@ -102,25 +110,25 @@ def execute(
 
     peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
     meter = Meter(where, run.step_flops, peak)
-    with make_bar(len(data.train_labels)) as bar:
-        try:
+    try:
+        with make_bar(len(data.train_labels)) as bar:
             trained = trainer.train(
                 cfg, data, model, objective,
                 seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
             )  # fmt: skip
-        except trainer.Interrupted:
-            shipper.close("KILLED", timeout_s=5)
-            raise
-        except trainer.Diverged as e:
-            journal.append("event", text=f"failed: {e}")
-            shipper.close("FAILED", timeout_s=5)
-            raise
-
-    record = finish(run, data, model, trained, peak, teacher_validation, started, git)
-    journal.append("event", text="finished")
+        record = finish(run, data, model, trained, peak, teacher_validation, started, git)
+        journal.append("event", text="finished")
+    except (trainer.Interrupted, files.DiskFull):
+        shipper.close("KILLED", STOP_SECONDS)
+        raise
+    except trainer.Diverged as e:
+        journal.append("event", text=f"failed: {e}")
+        shipper.close("FAILED", STOP_SECONDS)
+        raise
     journal.close()
     best = trained.ema.model if trained.ema else model
-    if not shipper.finish(SHIP_SECONDS, model=best, example=data.test_images[:2].cpu().numpy()):
+    example = data.test_images[:2].cpu().numpy()
+    if not shipper.finish(lambda: STOP_SECONDS if stop.signal else SHIP_SECONDS, model=best, example=example):
         say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
     return record
 
@@ -202,11 +210,13 @@ def finish(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teacher,
     )  # fmt: skip
-    save_file({k: v.contiguous() for k, v in weights[headline].state_dict().items()}, folder / "weights.safetensors")
-    (folder / "report.txt").write_text(evaluate.classification_report(facts, metrics["test_top1"]), encoding="utf-8")
+    kept = {k: v.contiguous() for k, v in weights[headline].state_dict().items()}
+    files.write(folder / "weights.safetensors", to_safetensors(kept))
+    files.write(folder / "report.txt", evaluate.classification_report(facts, metrics["test_top1"]))
     rows, shown = evaluate.sample_grid(scores, labels)
     pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
-    figures.run_figures(record, folder / "figures", pictures, shown)
+    with files.writing(folder / "figures"):
+        figures.run_figures(record, folder / "figures", pictures, shown)
     records.write(record, folder / "record.json")  # last: its presence says that the run is finished
     checkpoint.remove(folder)
     return record
@@ -214,10 +224,7 @@ def finish(
 
 def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
     """scores (N, C): the student's test logits. The teacher's stored predictions are read, not computed again."""
-    record = records.read(teacher.folder / "record.json")
-    stored = np.load(teacher.folder / "predictions.npz")
-    logits = stored["logits_ema"] if "logits_ema" in stored else stored["logits_raw"]
-    predicted = torch.from_numpy(logits).mean(0).argmax(-1)
+    record = teacher.record()
     return TeacherFacts(
         experiment=teacher.resolved.id,
         fingerprint=teacher.fingerprint,
@@ -225,7 +232,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         weights_sha256=file_sha256(teacher.folder / "weights.safetensors"),
         validation_top1=validation_top1,
         test_top1=record.metrics["test_top1"],
-        agreement=(predicted == scores.argmax(-1).cpu()).float().mean().item() * 100,
+        agreement=(predicted(teacher) == scores.argmax(-1).cpu()).float().mean().item() * 100,
         gain=top1 - record.metrics["test_top1"],
     )
 

@@ -18,11 +18,14 @@ from typing import Any
 
 import psutil
 
+from vitlab import files
+
 
 class Journal:
     """Append-only JSON lines `{"kind", "time" (ms since the epoch), ...}`; a line that a kill left half-written is dropped when opened."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._file = path.open("ab", buffering=0)
         whole = path.read_bytes().rfind(b"\n") + 1
         if whole < self.size():
@@ -34,16 +37,18 @@ class Journal:
             fields["values"] = {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in fields["values"].items()}
         line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **fields}, allow_nan=False).encode() + b"\n"
         size = self.size()
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError:  # a full disk: no half line for the next one to be glued to
-            os.ftruncate(self._file.fileno(), size)
-            raise
+        with files.writing(self.path):
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:  # a full disk: no half line for the next one to be glued to
+                os.ftruncate(self._file.fileno(), size)
+                raise
 
     def sync(self) -> None:
         """Wait until all of it is on the disk. Wanted before a checkpoint that refers to the journal's size."""
-        os.fsync(self._file.fileno())
+        with files.writing(self.path):
+            os.fsync(self._file.fileno())
 
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size  # bytes
@@ -51,7 +56,7 @@ class Journal:
     def truncate(self, size: int) -> None:
         """Cut off what was written after `size` bytes. Raises ValueError where the journal is shorter than that."""
         if size > self.size():
-            raise ValueError(f"{self._file.name}: {self.size()} bytes, the checkpoint speaks of {size}; train the run anew with --force")
+            raise ValueError(f"{self.path}: {self.size()} bytes, the checkpoint speaks of {size}; train the run anew with --force")
         os.ftruncate(self._file.fileno(), size)
 
     def close(self) -> None:
@@ -67,18 +72,17 @@ def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
         end += len(line)
         try:
             entry = json.loads(line)
-        except ValueError:
+            if entry["kind"] == "metrics":
+                entry["values"] = {k: float(v) for k, v in entry["values"].items()}
+            int(entry["time"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{path}:{number}: not a journal's line; delete it, or train the run anew with --force") from None
-        if "values" in entry:
-            entry["values"] = {k: float(v) for k, v in entry["values"].items()}
         entries.append((end, entry))
     return entries
 
 
 def write_json(path: Path, value: Any) -> None:
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(tmp, path)
+    files.write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,9 @@ class RunInfo:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as e:
-            raise ValueError(f"{path}: not a readable description of a run ({e}); 'vitlab run' writes it anew") from None
+            raise ValueError(
+                f"{path}: not a readable description of a run ({e}); the command that trained the run writes it anew"
+            ) from None
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from vitlab import lock
 from vitlab.journal import write_json
 from vitlab.paths import RUNS
 
@@ -79,11 +80,11 @@ def measured_peak(where: torch.device, dtype: str) -> float:
     """
     key = f"{device_name(where)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}"
     path = RUNS / "machine.json"
-    known = _read_peaks(path)
-    if key not in known:
-        known[key] = _matrix_product(where, torch.bfloat16 if dtype == "bf16" else torch.float32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, known)
+    with lock.held(path.with_suffix(".lock"), lambda holder: None):  # two that measure together would see half each
+        known = _read_peaks(path)
+        if key not in known:
+            known[key] = _matrix_product(where, torch.bfloat16 if dtype == "bf16" else torch.float32)
+            write_json(path, known)
     return known[key]
 
 

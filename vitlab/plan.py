@@ -25,8 +25,22 @@ class Run:
         return f"{self.resolved.label} · seed {self.seed}"
 
     @property
+    def lock(self) -> Path:
+        """Beside the folder, which --force removes."""
+        return self.folder.with_name(self.folder.name + ".lock")
+
+    @property
     def finished(self) -> bool:
         return (self.folder / "record.json").is_file()
+
+    def record(self) -> records.RunRecord:
+        """Of the finished run. Raises ValueError where it is damaged, or another run's."""
+        path = self.folder / "record.json"
+        record = records.read(path)
+        if (record.fingerprint, record.seed) != (self.fingerprint, self.seed):
+            other = f"{record.fingerprint}, seed {record.seed}"
+            raise ValueError(f"{path}: of another run ({other}), not of this folder's; restore it or train the run anew with --force")
+        return record
 
     @property
     def params(self) -> int:
@@ -85,10 +99,13 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
     ordered: dict[Path, Run] = {}
     root = runs_dir / f"{profile}-{source.name}"
 
-    def add(path: Path, seed: int, overrides: tuple[str, ...]) -> Run:
+    def add(path: Path, seed: int, overrides: tuple[str, ...], students: tuple[Path, ...] = ()) -> Run:
         resolved = config.load(path, profile, overrides)
+        if resolved.path in students:
+            names = " -> ".join(p.name for p in (*students, resolved.path))
+            raise ValueError(f"{config.shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
         distill = resolved.config.distill
-        teacher = add(Path(distill.teacher), seed, ()) if distill else None
+        teacher = add(Path(distill.teacher), seed, (), (*students, resolved.path)) if distill else None
         digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)
         folder = root / resolved.id / f"{digest}-s{seed}"
         return ordered.setdefault(folder, Run(resolved, seed, source, digest, folder, teacher))

@@ -26,7 +26,7 @@ class RunBar:
         self.validation = ""
         self.started: tuple[float, int] | None = None  # time and steps done at the first call, for the time left
         columns = (
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
             TextColumn("epoch {task.fields[epoch]}  loss {task.fields[loss]}  train {task.fields[top1]} %{task.fields[validation]}"),
             TextColumn("[dim]{task.fields[rate]} img/s  {task.fields[left]} left"),

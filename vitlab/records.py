@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitlab import files
 from vitlab.config import Claim
 
 VERSION = 1
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]  # names folders and files, so it must not lead out of them
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetFacts(_Frozen):
-    name: str  # cifar10, digits, or the folder's name
+    name: Name  # cifar10, digits, or the folder's name
     digest: str
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
     train: int  # images trained on, the validation split taken off
     validation: int
     test: int
-    mean: tuple[float, ...]  # per channel in [0, 1], what images are normalised with
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]  # per channel in [0, 1], what images are normalised with
+    std: tuple[float, float, float]
 
 
 class TeacherFacts(_Frozen):
@@ -53,14 +54,14 @@ class ClassFacts(_Frozen):
 
 class RunRecord(_Frozen):
     version: int = VERSION
-    experiment: str
+    experiment: Name
     variant: str = ""  # the --set overrides, "" for the experiment as it stands
     title: str
     claim: Claim | None = None
-    profile: str
+    profile: Name
     dataset: DatasetFacts
-    seed: int
-    fingerprint: str
+    seed: Annotated[int, Field(ge=0)]
+    fingerprint: Name
     config: dict[str, Any]  # resolved
     # percent, but for *loss: test_top1/test_top5/test_loss are the headline (EMA where the experiment has one, all heads
     # averaged); test_raw_top1, test_ema_top1, test_<head>_top1, validation_top1, best_test_top1 ... as measured
@@ -84,22 +85,23 @@ class RunRecord(_Frozen):
     finished: str
     teacher: TeacherFacts | None = None
 
+    @model_validator(mode="after")
+    def _measured(self) -> RunRecord:
+        if missing := {"test_top1", "test_top5", "validation_top1"} - self.metrics.keys():
+            raise ValueError(f"metrics have no {', '.join(sorted(missing))}")
+        return self
+
 
 def write(record: RunRecord, path: Path) -> None:
     """Write atomically: a record is there whole or not at all."""
-    tmp = path.with_name(path.name + ".tmp")
-    with tmp.open("w", encoding="utf-8") as f:
-        f.write(json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
+    files.write(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> RunRecord:
     """Raises ValueError naming the file where it is damaged or of another version."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (OSError, ValueError, RecursionError) as e:  # neither UTF-8 nor JSON, or a number of a thousand digits
         raise ValueError(f"{path}: not a readable run record ({e}); restore it or train the run anew with --force") from None
     if isinstance(values, dict) and values.get("version") != VERSION:
         raise ValueError(f"{path}: run record of version {values.get('version')!r}, this vitlab reads {VERSION}; update one of the two")
@@ -107,8 +109,9 @@ def read(path: Path) -> RunRecord:
         return RunRecord.model_validate(values)
     except ValidationError as e:
         first = e.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {where}: {first['msg']}; restore the record or train the run anew with --force") from None
+        where = ".".join(map(str, first["loc"])) or "record"
+        what = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{path}: {where}: {what}; restore the record or train the run anew with --force") from None
 
 
 def read_all(folder: Path) -> list[RunRecord]:

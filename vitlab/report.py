@@ -23,13 +23,12 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vitlab import figures, records, tables, tracking
+from vitlab import figures, files, records, tables, tracking
 from vitlab.config import PROFILES
 from vitlab.records import RunRecord
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.json")
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -40,8 +39,8 @@ def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, in
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` names the folder
     where a run, `(experiment, seed)`, left its predictions.png. Of several configurations of one experiment the one finished last
-    is taken, and the report says how many runs were left out. Raises ValueError for no runs, runs of more than one
-    profile or data set, and names that cannot name a file.
+    is taken, and the report says how many runs were left out. Raises ValueError for no runs, and for runs of more than
+    one profile or data set.
     """
     _check(runs, out_dir)
     kept, left_out = tables.newest(runs)
@@ -56,7 +55,7 @@ def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, in
     entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
     if entries:
-        (out_dir / LEFT_OUT).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+        files.write(out_dir / LEFT_OUT, json.dumps(entries, indent=1) + "\n")
     for shown in (rung.runs[0] for rung in tables.ladder(kept)):
         source = pictures.get((shown.experiment, shown.seed))
         if source is not None and (source / "predictions.png").is_file():
@@ -174,11 +173,6 @@ def _check(runs: Sequence[RunRecord], where: Path) -> None:
     sets = sorted({f"{r.profile}-{r.dataset.name}" for r in runs})
     if len(sets) > 1:
         raise ValueError(f"{where}: a report is of one profile and one data set, got {', '.join(sets)}; build one for each")
-    for run in runs:
-        if not SAFE_NAME.fullmatch(records.file_name(run)):
-            raise ValueError(f"{where}: '{records.file_name(run)}' cannot name a file; use letters, digits, '.', '_' and '-' only")
-        if "test_top1" not in run.metrics:
-            raise ValueError(f"{where}: {records.file_name(run)}: metrics have no test_top1; train the run anew with --force")
 
 
 def _rank(run: RunRecord, name: str) -> tuple[Any, ...]:
@@ -226,4 +220,4 @@ def _data_uri(path: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     tidy = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"
-    path.write_text(tidy, encoding="utf-8", newline="\n")
+    files.write(path, tidy)

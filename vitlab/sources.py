@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.client
 import importlib.util
+import os
 import re
 import socket
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitlab.config import read_yaml
+from vitlab.config import printable, read_yaml
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_ARCHIVE = ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a")  # name, bytes, md5
@@ -62,7 +63,7 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
     if data == "digits":
         return _digits()
     if data != "auto":
-        return _folder(Path(data).expanduser(), data_dir)
+        return _folder(Path(os.path.expanduser(data)), data_dir)
     try:
         source = _cifar10(data_dir, download)
     except Unavailable as e:
@@ -276,6 +277,8 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
         for path in files:
             if not path.is_file():
                 raise ValueError(f"{path}: not a file; a class folder holds images alone, so move or remove it")
+        if printable(class_folder.name) != class_folder.name:
+            raise ValueError(f"{class_folder}: rename the folder: a class's name is readable text")
         if not files:
             raise ValueError(f"{class_folder}: no images; add some or remove the folder")
         by_class[class_folder.name] = files
@@ -307,7 +310,7 @@ def _folder(folder: Path, data_dir: Path) -> Source:
         raise ValueError(f"--data {folder}: no such folder; expected auto, cifar10, digits, or a folder of images")
     folder = folder.resolve()
     found, mirror = scan(folder), _mirror(folder / "dataset.yaml")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-.") or "folder"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-.")[:80] or "folder"
     if name in ("cifar10", "digits"):  # those names are taken, and reports tell data sets apart by name
         name += "-folder"
     digest = folder_digest(folder, found, mirror)

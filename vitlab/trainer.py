@@ -21,6 +21,7 @@ from vitlab.meter import Meter
 from vitlab.step import Step
 
 SAVING_SHARE = 0.01  # of the time, at most, goes into checkpoints
+WINDOW = {"cpu": 10, "cuda": 50}  # steps between two looks at the loss: each makes a GPU wait
 
 
 class Interrupted(Exception):
@@ -76,7 +77,7 @@ def train(
     total = cfg.train.epochs * per_epoch
     warmup = schedule.steps(cfg.optim.warmup, total, per_epoch)
     phase_ends = schedule.phase_ends(cfg.phases, total, per_epoch)
-    window = min(per_epoch, 50 if device.type == "cuda" else 10)  # steps between two looks at the loss: each makes a GPU wait
+    window = min(per_epoch, WINDOW[device.type])
 
     optimizer = optim.build(cfg.optim, model)
     out = Trained(ema=optim.EMA(model) if cfg.ema else None)
@@ -89,14 +90,15 @@ def train(
         journal.truncate(0)  # of an attempt that was killed before its first checkpoint
         journal.append("event", text=f"started on {device}")
     else:
-        model.load_state_dict(state["model"])
-        if out.ema:
-            out.ema.model.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        _set_rng(state["rng"], device)
-        first, sums, counted = state["step"], state["sums"], state["counted"]
-        out.history, out.seconds = state["history"], state["seconds"]
-        journal.truncate(state["journal"])
+        with checkpoint.restoring(folder):
+            model.load_state_dict(state["model"])
+            if out.ema:
+                out.ema.model.load_state_dict(state["ema"])
+            optimizer.load_state_dict(state["optimizer"])
+            _set_rng(state["rng"], device)
+            first, sums, counted = state["step"], state["sums"], state["counted"]
+            out.history, out.seconds, covers = state["history"], state["seconds"], state["journal"]
+        journal.truncate(covers)
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)
@@ -116,7 +118,8 @@ def train(
         decay = schedule.ema_decay(step, total, cfg.ema) if cfg.ema else 0.0
         one_step(order[at * batch : (at + 1) * batch], phase, seed_for(seed, "augment", step), lr, decay)
 
-        if (at + 1) % window == 0 or at + 1 == per_epoch:
+        stopping = stop.signal is not None  # asked once a step: whatever is saved below, its loss is looked at first
+        if (at + 1) % window == 0 or at + 1 == per_epoch or stopping:
             means = {name: float(value) / (at + 1) for name, value in one_step.sums.items()}
             if not all(map(math.isfinite, means.values())):
                 raise Diverged(_divergence(means, step, at % window, lr))
@@ -141,8 +144,10 @@ def train(
 
         now = time.perf_counter()
         due = at + 1 == per_epoch and (step + 1 == total or (now - saved) * SAVING_SHARE >= saving)
-        if due or stop.signal is not None:
+        if due or stopping:
             out.seconds, clock = out.seconds + now - clock, now
+            if not _finite(model):
+                raise Diverged(_divergence(means, step, at % window, lr))
             journal.sync()  # the checkpoint speaks of its size
             checkpoint.save(
                 folder,
@@ -163,7 +168,7 @@ def train(
             saving = saved - now
             meter.lap("checkpoint")
             covered(journal.size())
-        if stop.signal is not None:
+        if stopping:
             raise Interrupted(stop.signal)
     out.after = meter.read()
     return out
@@ -174,6 +179,11 @@ def _validate(model: nn.Module, data: Dataset, cfg: Experiment, prefix: str) -> 
     heads = evaluate.logits(model, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
     scores = evaluate.accuracy(heads.mean(0), data.validation_labels)
     return {f"{prefix}top1": scores["top1"], f"{prefix}loss": scores["loss"]}
+
+
+def _finite(model: nn.Module) -> bool:
+    """A step that is too large leaves weights of infinity behind a loss and gradients that were finite."""
+    return all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def _get_rng(device: torch.device) -> list[Tensor]:
@@ -189,6 +199,6 @@ def _set_rng(states: list[Tensor], device: torch.device) -> None:
 def _divergence(means: dict[str, Any], step: int, back: int, lr: float) -> str:
     terms = ", ".join(f"{name} {value:g}" for name, value in means.items())
     return (
-        f"the loss is no longer finite: first seen between steps {step - back} and {step} (epoch's means: {terms}; lr {lr:g}). "
+        f"the loss, its gradient or the weights are no longer finite: first seen between steps {step - back} and {step} (epoch's means: {terms}; lr {lr:g}). "
         "The last good checkpoint is kept. Try a lower optim.lr, a longer optim.warmup, optim.grad_clip=1.0 or train.precision=fp32"
     )

@@ -1,0 +1,101 @@
+"""A file is there whole or not at all, and a full disk is told as one."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from vitlab import checkpoint, evaluate, files, journal
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """As a full disk, but for errno. Python ignores SIGXFSZ, so that a write beyond fails."""
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+NOISE = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+WRITERS = {
+    "checkpoint": ("checkpoint.pt", lambda folder: checkpoint.save(folder, {"w": NOISE})),
+    "predictions": ("predictions.npz", lambda folder: evaluate.write_predictions(
+        folder / "predictions.npz", {"raw": NOISE.reshape(1, -1, 10)}, torch.zeros(10_000), ("cls",), tuple("0123456789"))),
+    "weights": ("weights.safetensors", lambda folder: files.write(folder / "weights.safetensors", save({"w": NOISE}))),
+    "json": ("run.json", lambda folder: journal.write_json(folder / "run.json", "x" * 400_000)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_is_told_and_what_was_there_stays(kind: str, tmp_path: Path) -> None:
+    name, write = WRITERS[kind]
+    write(tmp_path)
+    before = (tmp_path / name).read_bytes()
+    with no_file_above(100_000), pytest.raises(files.DiskFull) as e:
+        write(tmp_path)
+    for part in (str(tmp_path / name), "File too large", f"MB free in {tmp_path}", "Make room", "goes on from the last checkpoint"):
+        assert part in str(e.value)
+    assert [p.name for p in tmp_path.iterdir()] == [name], "the half-written file is taken away, since room is what is wanted"
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_journal(tmp_path: Path) -> None:
+    book = journal.Journal(tmp_path / "journal.jsonl")
+    book.append("event", text="one")
+    with no_file_above(book.size() + 20), pytest.raises(files.DiskFull, match=r"journal\.jsonl: cannot be written"):
+        book.append("event", text="two")
+    book.append("event", text="three")
+    assert [entry["text"] for _, entry in journal.read_journal(tmp_path / "journal.jsonl")] == ["one", "three"]
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), files.writing(tmp_path):
+        raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(ZeroDivisionError), files.replacing(tmp_path / "a"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vitlab import files
+real, calls = getattr(os, sys.argv[2]), 0
+def dying(*args):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+setattr(os, sys.argv[2], dying)
+with files.replacing(Path(sys.argv[1]) / "new", Path(sys.argv[1]) / "old") as f:
+    f.write(b"second")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "nth", "left"), [("fsync", 1, "first"), ("replace", 1, "first"), ("replace", 2, None), ("fsync", 2, "second")]
+)
+def test_killed_at_any_of_its_steps_one_of_the_two_is_whole(call: str, nth: int, left: str | None, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("first")
+    command = [sys.executable, "-c", KILLED, str(tmp_path), call, str(nth)]
+    assert subprocess.run(command, cwd=Path(files.__file__).parent.parent, check=False).returncode == -signal.SIGKILL
+    if left is None:  # between the two renamings
+        assert (tmp_path / "old").read_text() == "first"
+        assert not (tmp_path / "new").exists()
+    else:
+        assert (tmp_path / "new").read_text() == left

@@ -1,0 +1,80 @@
+"""Files that are there whole or not at all, and what is said where the disk is full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on the file's size
+
+
+class DiskFull(Exception):
+    """Says what could not be written, how much is free there, and what to do."""
+
+    def __init__(self, path: Path, reason: OSError) -> None:
+        folder = next(p for p in path.absolute().parents if p.is_dir())
+        free = shutil.disk_usage(folder).free / 1e6
+        super().__init__(
+            f"{path}: cannot be written ({os.strerror(reason.errno)}; {free:,.0f} MB free in {folder}); what was there before is kept. "
+            "Make room, then the same command goes on from the last checkpoint"
+        )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises DiskFull where what is done within fails for want of space, in whatever torch or NumPy wrapped that."""
+    try:
+        yield
+    except Exception as e:
+        inner: BaseException | None = e
+        while inner is not None and not isinstance(e, DiskFull):
+            if isinstance(inner, OSError) and inner.errno in FULL:
+                raise DiskFull(path, inner) from e
+            inner = inner.__cause__ or inner.__context__
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write to that takes `path`'s place once all of it is on the disk; before that, or if anything fails, nothing changes.
+
+    What was at `path` is kept as `previous`, where that is given.
+    """
+    tmp = temporary(path)
+    try:
+        with writing(path):
+            with tmp.open("wb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(tmp, path)
+            _sync_folder(path.parent)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def temporary(path: Path) -> Path:
+    """Where `path` is written to first; a kill may leave it."""
+    return path.with_name(path.name + ".tmp")
+
+
+def write(path: Path, content: bytes | str) -> None:
+    with replacing(path) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Until a folder is on the disk itself, a power cut may undo a renaming in it."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
