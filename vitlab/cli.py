@@ -161,7 +161,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
     from vitlab.progress import RunBar
 
     stop = trainer.Stop()
-    _catch_signals(stop, console)
+    _catch_signals(stop)
     where = experiment.device()
     console.print(f"device {experiment.device_name(where)} · MLflow {tracking.shown_uri(ROOT)}")
     # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
@@ -200,14 +200,15 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
     return 0
 
 
-def _catch_signals(stop: object, console: Console) -> None:
+def _catch_signals(stop: object) -> None:
     """The first signal lets the step in hand finish and saves; a second one stops at once."""
 
     def handle(number: int, _frame: object) -> None:
         if stop.signal is not None:
             raise KeyboardInterrupt
         stop.signal = number
-        console.print("stopping: the step in hand is finished and saved; once more stops at once")
+        # straight to the file: a print that the signal has interrupted would be made twice by the console
+        os.write(sys.stderr.fileno(), b"stopping: the step in hand is finished and saved; once more stops at once\n")
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
