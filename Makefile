@@ -11,7 +11,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test bench bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all test bench bench-growth bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: setup ## run the tests
 
 bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minutes on two idle cores
 	$(BIN)/python -m benchmarks.bench --data $(DATA) --data-dir $(DATA_DIR)
+
+bench-growth: setup ## time against tokens, batch, depth and number of runs: at most 6 minutes on two idle cores
+	$(BIN)/python -m benchmarks.growth
 
 bad-input: setup ## run the corpus of bad input alone; its last line counts the cases
 	$(BIN)/python -m pytest tests/test_bad_input.py

@@ -30,12 +30,11 @@ from vitlab.sources import Source, resolve
 
 HERE = Path(__file__).parent
 NUMBERS = ("01", "06")
-NAMES = ("vitlab", *page.PEERS)
 BATCHES = 2  # of an epoch: enough for a loader to work ahead
-ROUNDS = 5, 2  # at most and at least, for each experiment
+ROUNDS = 4, 2  # at most and at least, with each peer
 SHORT_RUN = 6000  # images of the run whose bookkeeping is measured
 CLASSES = 10  # of CIFAR-10, and of the digits
-SECONDS = 300  # of time for each experiment; a further round starts only where the longest so far would still fit
+SECONDS = 65  # for each peer; a further round starts only where the longest so far would still fit
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
 
@@ -80,34 +79,35 @@ def flops(cfg: ViT, name: str) -> int:
 
 
 def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str, Any]:
-    """{"ready": {name: facts}, "rounds": [{name: row}, ...]} of one experiment; contenders run one at a time, in turn."""
-    start = time.perf_counter()
+    """{"ready": {name: facts}, "rounds": [{name: row}, ...]} of one experiment: ours and one peer in turn, then the next peer.
+
+    Two processes at a time: all five together want more memory than a laptop has.
+    """
     model = load(number, sets).model
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".log"))
-        contenders, ready = [], {}
-        for name in NAMES:
-            contenders.append(stack.enter_context(Contender(name, number, images, sets, log)))
-            ready[name] = contenders[-1].read()
-            ready[name]["flops"] = flops(model, name)
-            say(f"{number} {name}: ready, {ready[name]['parameters']:,} parameters, {ready[name]['img_s']:.1f} images/s while warming up")
-        for name, facts in ready.items():
-            if not page.same_size(ready, name) or not math.isfinite(facts["loss"]):
-                raise SystemExit(
-                    f"{number}: {name} has {facts['parameters']:,} parameters and a loss of {facts['loss']}: nothing to compare with"
-                )
-        slow = ready["timm-amp"]["seconds"] > page.SLOW * ready["vitlab"]["seconds"]
+        ready: dict[str, Any] = {}
+        rounds: list[dict[str, Any]] = []
 
-        rounds, longest = [], 0.0
-        most, least = ROUNDS
-        while len(rounds) < most and (len(rounds) < least or time.perf_counter() - start + longest < SECONDS):
-            began, turn, row = time.perf_counter(), len(rounds), {}
-            for contender in contenders[turn % len(NAMES) :] + contenders[: turn % len(NAMES)]:
-                if not (slow and contender.name == "timm-amp" and turn >= page.SLOW_ROUNDS):
-                    row[contender.name] = contender.epoch()
-            rounds.append(row)
-            longest = max(longest, time.perf_counter() - began)
-            say(f"{number} round {turn + 1}: " + ", ".join(f"{name} {r['img_s']:.1f}" for name, r in row.items()) + " images/s")
+        def begin(name: str) -> Contender:
+            contender = Contender(name, number, images, sets, log)
+            ready[name] = contender.read() | {"flops": flops(model, name)}
+            if not page.same_size(ready, name) or not math.isfinite(ready[name]["loss"]):
+                raise SystemExit(
+                    f"{number}: {name} has {ready[name]['parameters']:,} parameters and a loss of {ready[name]['loss']}: nothing to compare with"
+                )
+            return contender
+
+        ours = stack.enter_context(begin("vitlab"))
+        for name in page.PEERS:
+            start, longest, turn = time.perf_counter(), 0.0, 0
+            with begin(name) as peer:
+                most, least = ROUNDS
+                while turn < most and (turn < least or time.perf_counter() - start + longest < SECONDS):
+                    began = time.perf_counter()
+                    rounds.append({c.name: c.epoch() for c in ((ours, peer), (peer, ours))[turn % 2]})
+                    longest, turn = max(longest, time.perf_counter() - began), turn + 1
+                    say(f"{number} " + ", ".join(f"{name} {r['img_s']:.1f}" for name, r in rounds[-1].items()) + " images/s")
     return {"ready": ready, "rounds": rounds}
 
 

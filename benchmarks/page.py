@@ -17,7 +17,6 @@ PEERS = {  # what each is, for the page
 TITLES = {"01": "01, the baseline ViT", "06": "06's student, without its teacher"}
 FASTER, FASTER_BF16, FASTER_INPUT = 2.5, 1.5, 10.0  # times the peer's images per second
 HELP_SECONDS, PLAN_SECONDS, BOOKKEEPING = 0.3, 1.5, 0.01
-SLOW, SLOW_ROUNDS = 3, 2  # a timm-amp slower than so many times vitlab (emulated bf16) sits out all but the first rounds
 LAPTOP_IMAGES = 3 * 47_500  # that 01 trains on in the profile laptop, all of CIFAR-10's but the validation split, three times
 SAME_SIZE = 0.01  # by how much numbers of parameters may differ
 
@@ -191,13 +190,12 @@ def _how(results: dict[str, Any]) -> list[str]:
     rounds = {number: len(e["rounds"]) for number, e in results["experiments"].items()}
     threads = sorted({facts["threads"] for e in results["experiments"].values() for facts in e["ready"].values()})
     return [
-        f"- Every contender is a process of its own; threads: {' or '.join(map(str, threads))}, torch's default. All start, warm up for an epoch,",
-        "  and then take turns: one epoch each in a round, in an order that rotates, while the others wait. A ratio is taken within a round. "
+        f"- Every contender is a process of its own, with {' or '.join(map(str, threads))} threads, torch's default. vitlab and one peer warm up for an epoch, then take turns,",
+        "  one epoch each while the other waits, first one and then the other first; then comes the next peer. A ratio is taken within a round. "
         f"Rounds: {', '.join(f'{n} of {number}' for number, n in rounds.items())}.",
         f"- An epoch is the first {results['images']} training images of {results['dataset']} in batches of {results['batch']}; its time holds loading, augmentation",
         "  and training, and neither evaluation nor checkpoints. Sizes of the profile `full`; AdamW at the experiment's rate, gradients clipped at 1.",
         *(f"- `{name}`: {what}." for name, what in PEERS.items()),
-        f"- Where `timm-amp` takes more than {SLOW} times vitlab's time, it takes part in the first {SLOW_ROUNDS} rounds only.",
         "- timm's ViT has no class attention and no relative positions: in 06 it is DeiT's, with twelve full blocks, and does more work an",
         "  image. *By FLOPs* is the ratio of FLOPs done in a second. In place of padded crops it has its own resized ones; in place of",
         "  TrivialAugment `rand-m10-n1-p1-mstd101-inc1`, one operation of uniform magnitude an image. EMA is constant for all peers.",

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bench, contenders, page, recipe
+from benchmarks import accuracy, bench, contenders, page, recipe
 from benchmarks.plain import PlainViT
 from vitlab import cost, models
 from vitlab.paths import REPOSITORY
@@ -59,7 +59,7 @@ def test_all_have_our_size_and_the_flops_the_page_gives_them(number: str) -> Non
 
 
 def test_the_page_knows_every_contender() -> None:
-    assert tuple(contenders.CONTENDERS) == bench.NAMES
+    assert tuple(contenders.CONTENDERS) == ("vitlab", *page.PEERS)
 
 
 def test_plain_knows_nothing_of_our_models() -> None:
@@ -199,3 +199,14 @@ def test_page_is_rendered_from_latest_json_alone(tmp_path: Path) -> None:
     (tmp_path / "latest.json").write_text(json.dumps(results()))
     subprocess.run([sys.executable, "-m", "benchmarks.bench", "--page", "--out", str(tmp_path)], cwd=REPOSITORY, check=True)
     assert (tmp_path / "README.md").read_text() == page.page(results())
+
+
+def test_accuracy_is_compared_seed_by_seed() -> None:
+    """Differences 1, 2 and 3: mean 2, standard deviation 1, and t(0.975, 2) = 4.3027 over the root of 3."""
+    assert accuracy.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.30265 / 3**0.5), rel=1e-5)
+    facts = {"experiment": "01", "variant": "x=1", "profile": "laptop", "dataset": "cifar10", "train": 7600, "epochs": 6, "device": "a CPU"}
+    facts |= {"threads": 1, "commit": "abc"}
+    before = [facts | {"seed": s, "top1": 40.0 + s} for s in (0, 1, 2)]
+    after = [facts | {"seed": s, "top1": 41.0 + 2 * s, "commit": "def"} for s in (2, 1, 0)]
+    text = accuracy.page({"before": before, "after": after})
+    assert "| 01 | 0, 1, 2 | 40.00, 41.00, 42.00 | 41.00, 43.00, 45.00 | +2.00 ± 2.48 |" in text

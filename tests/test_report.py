@@ -57,7 +57,7 @@ def fake_record(
         seen = measured * (1 - np.exp(-4 * t)) / (1 - np.exp(-4)) + float(rng.normal(0, 1.2 * (1 - t) + 0.1))
         entry = {
             "epoch": e, "train/loss": 2.2 - 1.2 * t, "train/ce": 2.1 - 1.1 * t, "train/top1": 0.8 * seen, "validation/top1": seen,
-            "validation/loss": 2.0 - 1.3 * t, "lr": 6e-4 * 0.5 * (1 + np.cos(np.pi * t)), "img_s": 9000.0,
+            "validation/loss": 2.0 - 1.3 * t, "lr": 6e-4 * 0.5 * (1 + np.cos(np.pi * t)), "perf/img_s": 9000.0,
         }  # fmt: skip
         if student:
             entry["train/kd"] = 1.8 - 1.0 * t
@@ -537,3 +537,19 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
     assert {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")} == before
     with pytest.raises(ValueError, match="no finished runs to report"):
         report.publish(tmp_path, tmp_path / "nothing")
+
+
+def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
+    perf = {
+        "tflops": 2.0,
+        "peak_tflops": 8.0,
+        "mfu": 25.0,
+        "train_gflops_per_image": 3.0,
+        "seconds_data": 1.0,
+        "seconds_forward_backward": 98.0,
+    }
+    runs = fake_set(2, ("01_baseline_vit",), perf=perf | {"seconds_checkpoint": 1.0})
+    (rung,) = tables.ladder(runs)
+    assert tables._speed(rung) == "2.00 TFLOP/s, 25 % of the machine's peak; forward and backward 98.0%, data 1.0%, checkpoint 1.0%"
+    (old,) = tables.ladder(fake_set(1, ("01_baseline_vit",)))
+    assert tables._speed(old) == tables.NONE

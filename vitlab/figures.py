@@ -143,7 +143,8 @@ def _lay_out(fig: Figure, title: str, about: str, margins: tuple[float, float, f
 
     `margins` are the axes' own, left, bottom and between, in inches, where their labels' sizes are known; else they are measured.
 
-    The layout is made once and then fixed: left on, it would be made anew three times in each save, most of a figure's cost.
+    The layout is made once, by an engine that the figure never has: a figure with one, even with one that was switched off, makes
+    its layout or draws itself once more in each save.
     """
     width, height = fig.get_size_inches()
     _headline(fig, title, about)
@@ -153,10 +154,7 @@ def _lay_out(fig: Figure, title: str, about: str, margins: tuple[float, float, f
         axes = width / len(fig.axes) - between
         fig.subplots_adjust(left / width, bottom / height, 1 - 0.12 / width, room - 0.3 / height, wspace=between / axes)
         return
-    engine = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, rect=(0, 0, 1, room))
-    fig.set_layout_engine(engine)
-    engine.execute(fig)
-    fig.set_layout_engine("none")
+    ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, rect=(0, 0, 1, room)).execute(fig)
 
 
 def _save(fig: Figure, path: Path) -> None:

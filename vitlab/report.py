@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,7 +50,8 @@ def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, in
     for stale in set(folder.glob("*.json")) - {folder / name for name in names}:
         stale.unlink()
     for name, run in names.items():
-        records.write(run, folder / name)
+        if not (folder / name).exists() or records.read(folder / name) != run:  # writing, and waiting for the disk, takes ten times as long
+            records.write(run, folder / name)
     entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
     if entries:
@@ -71,14 +76,31 @@ def rebuild(out_dir: Path) -> None:
     for stale in drawn.iterdir():
         if stale.is_dir() and re.fullmatch(r".+-s\d+-[0-9a-f]+", stale.name) and stale.name not in wanted:
             shutil.rmtree(stale)
-    figures.set_figures(rungs, drawn)
-    for rung in rungs:
-        figures.run_figures(rung.runs[0], drawn / tables.picture_folder(rung.runs[0]))
+    _draw(rungs, drawn)
     left_out = json.loads((out_dir / LEFT_OUT).read_text(encoding="utf-8")) if (out_dir / LEFT_OUT).is_file() else []
     page = tables.page(rungs, tables.variants(runs), left_out, out_dir)
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
     inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
+
+
+def _draw(rungs: list[figures.Rung], drawn: Path) -> None:
+    """The set's charts and each rung's pictures: most of a report's time, so in as many processes as there are cores."""
+    jobs = [(rung.runs[0], drawn / tables.picture_folder(rung.runs[0])) for rung in rungs]
+    if sys.platform != "linux":  # elsewhere a forked process may not touch the system's libraries, and another kind loads all anew
+        figures.set_figures(rungs, drawn)
+        for record, folder in jobs:
+            figures.run_figures(record, folder)
+        return
+    with ProcessPoolExecutor(min(len(jobs) + 1, len(os.sched_getaffinity(0))), get_context("fork")) as pool:
+        pending = [pool.submit(_run_figures, *job) for job in jobs]
+        figures.set_figures(rungs, drawn)
+        for result in pending:
+            result.result()
+
+
+def _run_figures(record: RunRecord, folder: Path) -> None:
+    figures.run_figures(record, folder)
 
 
 def index(results_dir: Path) -> None:

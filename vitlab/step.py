@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -105,7 +106,8 @@ class Step:
             if self.warm[phase] <= WARM_UP:
                 side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
+                with torch.cuda.stream(side), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*capturable")  # that a step runs uncaptured is meant
                     self._run(phase)
                 torch.cuda.current_stream().wait_stream(side)
                 return

@@ -347,6 +347,7 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
         ("Parameters", f"{run.params:,}"),
         ("Forward cost", f"{_sig(run.flops / 1e9)} GFLOPs per image"),
         ("Training", f"{_duration(rung.seconds)}, {np.mean([r.img_s for r in rung.runs]):,.0f} images/s"),
+        ("Speed", _speed(rung)),
         ("Device", f"{devices(rung.runs)}, {', '.join(sorted({r.precision for r in rung.runs}))}"),
     ]
     keys = ("stem", "encoder", "patch_size", "dim", "depth", "heads", "width", "class_attention")
@@ -356,6 +357,17 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
     if train.get("epochs") is not None:
         pairs.append(("Schedule", f"{train['epochs']} epochs, batch {train.get('batch_size')}, {optim.get('name')}, lr {optim.get('lr')}"))
     return [(name, value) for name, value in pairs if value != NONE]
+
+
+def _speed(rung: Rung) -> str:
+    """Achieved against the machine's own large matrix product, mean over the runs that measured it; and where the time went."""
+    perfs = [r.perf for r in rung.runs if r.perf]
+    if not perfs:
+        return NONE
+    tflops, mfu = (float(np.mean([p[key] for p in perfs])) for key in ("tflops", "mfu"))
+    spent = {key.removeprefix("seconds_"): sum(p.get(key, 0.0) for p in perfs) for p in perfs for key in p if key.startswith("seconds_")}
+    shares = sorted(((seconds / sum(spent.values()), phase.replace("_", " and ")) for phase, seconds in spent.items()), reverse=True)
+    return f"{_sig(tflops)} TFLOP/s, {mfu:.0f} % of the machine's peak; " + ", ".join(f"{phase} {share:.1%}" for share, phase in shares)
 
 
 def _per_class(rung: Rung) -> Table:

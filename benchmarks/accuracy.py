@@ -1,0 +1,81 @@
+"""Does speed cost accuracy? `python -m benchmarks.accuracy BEFORE AFTER` compares the runs of two versions, seed by seed.
+
+BEFORE and AFTER are folders of runs, of the same experiments and seeds by the code before a change and after it. Writes accuracy.json and
+ACCURACY.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from scipy import stats
+
+from vitlab import records
+from vitlab.records import RunRecord
+
+HERE = Path(__file__).parent
+
+
+def facts(folder: Path) -> list[dict[str, Any]]:
+    found = [records.read(path) for path in sorted(folder.glob("*/*/*/record.json"))]
+    if not found:
+        raise SystemExit(f"{folder}: no finished runs below it; expected a folder such as runs/")
+    return [_facts(r) for r in found]
+
+
+def _facts(r: RunRecord) -> dict[str, Any]:
+    return {
+        "experiment": r.experiment, "variant": r.variant, "profile": r.profile, "dataset": r.dataset.name, "train": r.dataset.train,
+        "test": r.dataset.test, "seed": r.seed, "top1": r.metrics["test_top1"], "epochs": r.config["train"]["epochs"],
+        "commit": r.git["commit"][:10], "dirty": r.git["dirty"], "device": r.device, "threads": r.threads, "finished": r.finished,
+    }  # fmt: skip
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of Student's 95 % interval."""
+    n = len(differences)
+    return mean(differences), float(stats.t.ppf(0.975, n - 1)) * stdev(differences) / math.sqrt(n)
+
+
+def page(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The table in Markdown; a function of accuracy.json alone."""
+    before, after = ({(r["experiment"], r["seed"]): r for r in results[side]} for side in ("before", "after"))
+    one, other = results["before"][0], results["after"][0]
+    lines = [
+        "# Accuracy before and after the speed work",
+        "",
+        f"Test top-1 in percent, last weights, {one['dataset']}: {one['train']:,} training images, {one['epochs']} epochs, the models of the profile "
+        f"`{one['profile']}`",
+        f"(`{one['variant']}`); before: commit {one['commit']}, after: {other['commit']}; {one['device']}, {one['threads']} thread.",
+        "The seeds are paired: the same order of images and the same draws of the augmentation on both sides.",
+        "",
+        "| experiment | seeds | before | after | difference, points (95 % interval, paired t) |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted({experiment for experiment, _ in before}):
+        seeds = sorted(seed for experiment, seed in before if experiment == name and (name, seed) in after)
+        pairs = [(before[name, s]["top1"], after[name, s]["top1"]) for s in seeds]
+        difference, half = interval([b - a for a, b in pairs])
+        old, new = (", ".join(f"{x:.2f}" for x in side) for side in zip(*pairs, strict=True))
+        lines.append(f"| {name} | {', '.join(map(str, seeds))} | {old} | {new} | {difference:+.2f} ± {half:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0])
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    args = parser.parse_args()
+    results = {"before": facts(args.before), "after": facts(args.after)}
+    (HERE / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (HERE / "ACCURACY.md").write_text(page(results), encoding="utf-8")
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Cost as work grows: `python -m benchmarks.growth` writes growth.json, GROWTH.md and its plots beside this file.
+
+Training by tokens, batch and depth; listing, reporting and shipping by the number of runs in MLflow. At most 6 minutes on two idle
+cores; `--page` draws and writes again from growth.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import growth_page
+from benchmarks.growth_page import series
+from benchmarks.recipe import experiment_file
+from vitlab import config, cost, experiment, machine, optim, records, tracking
+from vitlab.data import Dataset, generator, seed_for
+from vitlab.journal import Journal, RunInfo
+from vitlab.meter import Meter
+from vitlab.objective import CrossEntropy
+from vitlab.paths import REPOSITORY
+from vitlab.records import RunRecord
+from vitlab.step import WARM_UP, Step
+
+HERE = Path(__file__).parent
+CLASSES = 10
+ROUNDS = 7
+TURN_SECONDS = 0.3  # a point's turn in a round: as many steps as fit, and at least one
+PUBLISHED = REPOSITORY / "results" / "laptop-cifar10"
+COUNTS = 10, 100, 1000
+EPOCHS = 100  # of a synthetic run: what 01 to 05 have at full size, and most of what a record's size comes from
+PACKAGES = ("torch", "numpy", "mlflow", "pydantic", "matplotlib")
+
+
+def seconds_of(what: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    what()
+    return time.perf_counter() - start
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class Size:
+    """A ViT of 01 in the profile laptop, and its batch; what is given is what differs."""
+
+    patch: int = 4
+    depth: int = 4
+    batch: int = 128
+
+    @property
+    def tokens(self) -> int:
+        return (cost.IMAGE_SIZE // self.patch) ** 2
+
+    def load(self) -> config.Experiment:
+        sets = f"model.patch_size={self.patch}", f"model.depth={self.depth}", f"train.batch_size={self.batch}"
+        return config.load(experiment_file("01"), "laptop", sets).config
+
+
+SIZES = {
+    "tokens": [Size(patch=p) for p in (8, 4, 2)],
+    "batch": [Size(batch=b) for b in (32, 64, 128, 256, 512)],
+    "depth": [Size(depth=d) for d in (2, 4, 8, 16)],
+}
+
+
+def random_images(count: int, where: torch.device) -> Dataset:
+    """Only time is measured, and it does not depend on what the images show."""
+    g = generator(0, "growth", 0, where)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=g, device=where)
+    labels = torch.randint(0, CLASSES, (count,), generator=g, device=where)
+    half, few = torch.full((3,), 0.5, device=where), (images[:1], labels[:1])
+    return Dataset("random", "", tuple(map(str, range(CLASSES))), True, half, half / 2, images, labels, *few, *few)
+
+
+class Trainee:
+    """One size, warmed up; `turn()` takes its steps in a round."""
+
+    def __init__(self, size: Size, where: torch.device, turn_seconds: float) -> None:
+        self.cfg, self.batch = size.load(), size.batch
+        self.flops = cost.training_flops(self.cfg.model, CLASSES)
+        self.data = random_images(self.batch, where)
+        model = experiment.build_model(self.cfg, CLASSES, 0, where).train()
+        self.meter = Meter(where, self.flops, 1.0)
+        optimizer = optim.build(self.cfg.optim, model)
+        # total=1: a run so short that nothing is compiled, which no size here would gain from on a CPU
+        self.step = Step(self.cfg, self.data, model, CrossEntropy(), optimizer, None, self.meter, self.batch, total=1)
+        self.taken = 0
+        self.steps = 1 if where.type == "cpu" else WARM_UP + 1  # on a GPU the step after these captures its graph
+        self.turn()
+        self.steps = 1
+        self.steps = max(1, int(turn_seconds / (self.turn() * self.batch)))
+
+    def turn(self) -> float:
+        """Seconds per image, augmentation to update, as the trainer's own meter has them."""
+        self.meter.start({})
+        for _ in range(self.steps):
+            rows = torch.arange(self.batch, device=self.data.train_labels.device)
+            self.step(rows, self.cfg.phases[0], seed_for(0, "augment", self.taken), self.cfg.optim.lr, 0.0)
+            self.taken += 1
+        return sum(self.meter.read().values()) / (self.steps * self.batch)
+
+
+def training(
+    sizes: dict[str, list[Size]], rounds: int, turn_seconds: float, where: torch.device, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """{name: series}: seconds per image against training FLOPs per image. All sizes take their turns in each round."""
+    trainees = {size: Trainee(size, where, turn_seconds) for of_one in sizes.values() for size in of_one}
+    say(f"{len(trainees)} sizes are warm")
+    seconds: dict[Size, list[float]] = {size: [] for size in trainees}
+    for i in range(rounds):
+        for size, trainee in trainees.items():
+            seconds[size].append(trainee.turn())
+        say(f"round {i + 1} of {rounds}")
+    return {name: series([(getattr(size, name), trainees[size].flops, seconds[size]) for size in of_one]) for name, of_one in sizes.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- many runs
+
+
+class Store:
+    """A root with finished runs, in MLflow and in folders, that can be given more of them.
+
+    They are the published runs with other seeds and a history of EPOCHS: ten groups of seeds, the eight experiments and two
+    variations. Run i is seed i // 10 of group i % 10, so that however many runs there are, they are of as many groups.
+
+    The first of each group is shipped as any run. The others are copied from it inside the database, row by row: shipping a thousand
+    runs, or making them through MLflow's client, takes ten minutes and gives the same rows.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.count = root, 0
+        tracking.prepare_store(root)
+        groups = records.read_all(PUBLISHED)
+        groups += [r.model_copy(update={"variant": f"optim.lr={lr}", "fingerprint": lr * 12}) for r, lr in zip(groups, "12")]
+        self.groups = [stretched(r) for r in groups]
+
+    def folder(self, record: RunRecord) -> Path:
+        return self.root / "runs" / PUBLISHED.name / record.experiment / f"{record.fingerprint}-s{record.seed}"
+
+    def write(self) -> Path:
+        """The next run's folder, as training leaves it; predictions, weights and pictures only where the report shows them: nobody reads them."""
+        seed, group = divmod(self.count, len(self.groups))
+        self.count += 1
+        record = self.groups[group].model_copy(update={"seed": seed})
+        folder = self.folder(record)
+        folder.mkdir(parents=True)
+        records.write(record, folder / "record.json")
+        if seed == 0:
+            (folder / "figures").mkdir()
+            for picture in PUBLISHED.glob(f"figures/{record.experiment}-s0-*/predictions.png"):
+                shutil.copy(picture, folder / "figures")
+        return folder
+
+    def ship(self, folder: Path) -> None:
+        """As a run is shipped at its end."""
+        record = records.read(folder / "record.json")
+        about = RunInfo(
+            experiment=record.experiment, variant=record.variant, label=f"{record.experiment} {record.variant}".strip(), title=record.title,
+            profile=record.profile, dataset=record.dataset.name, dataset_digest=record.dataset.digest, seed=record.seed,
+            fingerprint=record.fingerprint, git_commit="", git_dirty="", device=record.device,
+            params=config.flatten(config.load(experiment_file("01"), "laptop").config), description="", params_count=record.params,
+            flops=record.flops, train=record.dataset.train, validation=record.dataset.validation, test=record.dataset.test,
+        )  # fmt: skip
+        about.write(folder)
+        journal = Journal(folder / "journal.jsonl")
+        for row in record.history:
+            journal.append("metrics", step=int(row["epoch"]), values=row)
+        journal.close()
+        tracking.ship(folder, self.root, None, final=True)
+
+    def copy(self, folders: list[Path]) -> None:
+        """Put runs into MLflow as their groups' firsts with another seed."""
+        first = {r.tags["vitlab.fingerprint"]: r for r in tracking.finished_runs(self.root) if r.tags["vitlab.seed"] == "0"}
+        with contextlib.closing(sqlite3.connect(self.root / "mlflow.db")) as db, db:
+            for folder in folders:
+                fingerprint, _, seed = folder.name.rpartition("-s")
+                like, new = first[fingerprint], uuid.uuid4().hex
+                for table in ("runs", "tags", "params", "metrics", "latest_metrics"):
+                    columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+                    values = [f"replace({c}, :old, :new)" if c in ("run_uuid", "artifact_uri") else c for c in columns]
+                    copying = f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {table} WHERE run_uuid = :old"
+                    db.execute(copying, {"old": like.run_id, "new": new})
+                db.execute("UPDATE tags SET value = ? WHERE run_uuid = ? AND key = 'vitlab.seed'", (seed, new))
+                artifacts = Path(str(like.folder).replace(like.run_id, new))
+                artifacts.mkdir(parents=True)
+                shutil.copy(folder / "record.json", artifacts)
+
+    def fill(self, count: int) -> float:
+        """Have `count` runs; seconds that the last of them took to be shipped."""
+        while self.count < len(self.groups) - 1:
+            self.ship(self.write())
+        self.copy([self.write() for _ in range(self.count, count - 1)])
+        last = self.write()
+        return seconds_of(lambda: self.ship(last))
+
+    def command(self, name: str) -> float:
+        """Seconds of `vitlab NAME`, a process of its own."""
+        run = [sys.executable, "-m", "vitlab", name]
+        return seconds_of(
+            lambda: subprocess.run(run, cwd=REPOSITORY, env=os.environ | {"VITLAB_ROOT": str(self.root)}, capture_output=True, check=True)
+        )
+
+
+def stretched(record: RunRecord) -> RunRecord:
+    rows = record.history
+    history = tuple(rows[i * len(rows) // EPOCHS] | {"epoch": i + 1.0} for i in range(EPOCHS))
+    return record.model_copy(update={"history": history})
+
+
+def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """{name: series}: seconds of what looks at all runs, against their number; and of shipping one more, whose work stays the same."""
+    seconds: dict[str, list[tuple[int, int, list[float]]]] = {name: [] for name in ("finished", "runs", "report", "again", "ship")}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        for count in counts:
+            shipped = store.fill(count)
+            say(f"{count} runs are there")
+            rows: dict[str, list[float]] = {name: [] for name in seconds} | {"ship": [shipped]}
+            for _ in range(times):
+                shutil.rmtree(store.root / "results", ignore_errors=True)
+                rows["report"].append(store.command("report"))
+                rows["again"].append(store.command("report"))
+                rows["runs"].append(store.command("runs"))
+                rows["finished"].append(seconds_of(lambda: tracking.finished_runs(store.root)))
+            assert len(tracking.finished_runs(store.root)) == count
+            assert len(list(store.root.glob("results/*/records/*.json"))) == count
+            for name, values in rows.items():
+                seconds[name].append((count, 1 if name == "ship" else count, values))
+    return {name: series(points) for name, points in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=HERE, help="where everything goes")
+    parser.add_argument("--times", type=int, default=3, help="how often each command is timed for each number of runs")
+    parser.add_argument("--page", action="store_true", help="only draw and write again from growth.json")
+    args = parser.parse_args()
+    latest = args.out / "growth.json"
+    if not args.page:
+        latest.write_text(json.dumps(measure(args.times), indent=1) + "\n", encoding="utf-8")
+    results = json.loads(latest.read_text(encoding="utf-8"))
+    growth_page.plots(results, args.out)
+    (args.out / "GROWTH.md").write_text(growth_page.page(results), encoding="utf-8")
+    print(f"{args.out / 'GROWTH.md'} is written", *growth_page.faster_than_work(results), sep="\n")
+
+
+def measure(times: int) -> dict[str, Any]:
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # or a thousand made-up runs would go there
+    start, load = time.perf_counter(), os.getloadavg()[0]
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter() - start:5.0f} s  {text}", flush=True)
+
+    where = machine.device()
+    measured = training(SIZES, ROUNDS, TURN_SECONDS, where, say) | many_runs(COUNTS, times, say)
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": machine.device_name(where),
+        "precision": machine.precision("auto", where),
+        "threads": torch.get_num_threads(),
+        "versions": {"Python": sys.version.split()[0]} | {name: metadata.version(name) for name in PACKAGES},
+        "load": load,
+        "series": measured,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+if __name__ == "__main__":
+    main()
