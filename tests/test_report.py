@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from scipy import stats
 
 from vitlab import figures, records, report, tables, tracking
 from vitlab.config import Claim
+from vitlab.paths import REPOSITORY
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -553,3 +557,23 @@ def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
     assert tables._speed(rung) == "2.00 TFLOP/s, 25 % of the machine's peak; forward and backward 98.0%, data 1.0%, checkpoint 1.0%"
     (old,) = tables.ladder(fake_set(1, ("01_baseline_vit",)))
     assert tables._speed(old) == tables.NONE
+
+
+DRAWING = """
+import os, time
+from pathlib import Path
+from types import SimpleNamespace
+from vitlab import figures, report, tables
+figures.set_figures = lambda *_: time.sleep(20)
+figures.run_figures = lambda *_: (print(os.getpid(), flush=True), time.sleep(20))
+tables.picture_folder = lambda record: "pictures"
+report._draw([SimpleNamespace(runs=[None])], Path("."))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
+def test_a_report_that_is_killed_leaves_no_process_behind() -> None:
+    with subprocess.Popen([sys.executable, "-c", DRAWING], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as drawing:
+        worker = psutil.Process(int(drawing.stdout.readline()))
+        drawing.kill()
+    worker.wait(5)  # raises where it lives on

@@ -7,10 +7,12 @@ which needs the images, is made from the records alone, and the same records giv
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -92,11 +94,17 @@ def _draw(rungs: list[figures.Rung], drawn: Path) -> None:
         for record, folder in jobs:
             figures.run_figures(record, folder)
         return
-    with ProcessPoolExecutor(min(len(jobs) + 1, len(os.sched_getaffinity(0))), get_context("fork")) as pool:
+    with ProcessPoolExecutor(min(len(jobs) + 1, len(os.sched_getaffinity(0))), get_context("fork"), _end_with_the_parent) as pool:
         pending = [pool.submit(_run_figures, *job) for job in jobs]
         figures.set_figures(rungs, drawn)
         for result in pending:
             result.result()
+
+
+def _end_with_the_parent() -> None:
+    """A pool's processes wait for work for ever where the one that gave it was killed."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run_figures(record: RunRecord, folder: Path) -> None:
