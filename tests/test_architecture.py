@@ -96,3 +96,14 @@ def test_help_and_the_plan_load_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "06_kd_r50" in done.stdout
+
+
+def test_help_loads_next_to_nothing() -> None:
+    code = (
+        "import sys\nfrom vitlab import cli\n"
+        "try: cli.run_main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'pydantic', 'yaml', 'rich', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

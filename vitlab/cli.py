@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab.config import printable
-from vitlab.files import DiskFull, writing
+from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitlab.files import UNPRINTABLE, printable
 from vitlab.paths import EXPERIMENTS
 
 PROFILES = ("quick", "laptop", "full")
@@ -254,12 +255,6 @@ _Loader.add_implicit_resolver(
 
 
 # What settings have no use for and no editor shows: control characters, and halves of a character.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """`text` for a screen: what could move its cursor, or cannot be encoded at all, is spelt out as \\x1b."""
-    return _UNPRINTABLE.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 def shown(path: Path) -> str:
@@ -289,7 +284,7 @@ def _parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Path_, P
                 raise ValueError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
             if getattr(event, "tag", None) is not None:
                 raise ValueError(f"{place}: tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write the value alone")
-            if isinstance(event, yaml.ScalarEvent) and (bad := _UNPRINTABLE.search(event.value)):
+            if isinstance(event, yaml.ScalarEvent) and (bad := UNPRINTABLE.search(event.value)):
                 raise ValueError(f"{place}: a character that cannot be shown ({printable(bad[0])}); remove it")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
@@ -427,7 +422,7 @@ def _set(values: dict[str, Any], places: dict[Path_, Place], assignment: str) ->
     key, eq, text = assignment.partition("=")
     keys = key.strip().split(".")
     place = Place(f"--set {_cut(assignment)}")
-    if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or _UNPRINTABLE.search(key):
+    if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or UNPRINTABLE.search(key):
         raise ValueError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
     if keys[0] == "extends":
         raise ValueError(f"{place}: only a file can extend another; write one")

@@ -1,16 +1,19 @@
-"""Files that are there whole or not at all, and what is said where the disk is full."""
+"""Files that are there whole or not at all, what is said where the disk is full, and text that a screen may be given."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on the file's size
+
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class DiskFull(Exception):
@@ -78,3 +81,8 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def printable(text: str) -> str:
+    """`text` for a screen: what could move its cursor, or cannot be encoded at all, is spelt out as \\x1b."""
+    return UNPRINTABLE.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
