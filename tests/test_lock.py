@@ -49,3 +49,4 @@ def test_the_waiting_one_is_told_who_and_a_killed_holder_holds_nothing(tmp_path:
                 pass
         with lock.held(path, give_up):  # free again
             pass
+        assert not path.exists()

@@ -177,7 +177,7 @@ def assert_all_is_there_once(root: Path) -> None:
 def test_a_server_out_of_order_is_caught_up_with_by_sync(mode: str, proxy: Proxy, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     proxy.mode = mode
     out = train(root, capsys)
-    assert "not all of it has reached MLflow" in out
+    assert "not all of it has reached MLflow" in out, out
     assert "run 'vitlab sync' later" in out
     wait_for_shippers()
     proxy.mode = "pass"

@@ -26,8 +26,9 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """Beside the folder, which --force removes."""
-        return self.folder.with_name(self.folder.name + ".lock")
+        """Not in the folder, which --force removes, nor in its parent, which a mistake must not leave behind empty."""
+        experiment = self.folder.parent
+        return experiment.with_name(f"{experiment.name}-{self.folder.name}.lock")
 
     @property
     def finished(self) -> bool:
