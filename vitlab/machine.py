@@ -33,7 +33,8 @@ def _keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next tensor.
 
     By default an allocation above 32 MB comes from the system and goes back to it, so that each large activation of each
-    step is paid for page by page: a quarter of a full-size step's time on two cores.
+    step is paid for page by page: a quarter of a full-size step's time on two cores. Steps settle after the first few: until
+    its neighbours are free too, a freed block is too small for an aligned one of its own size.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
