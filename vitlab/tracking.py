@@ -13,6 +13,7 @@ import hashlib
 import html
 import json
 import math
+import sys
 import tempfile
 import threading
 import time
@@ -312,6 +313,7 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
     """
     import copy
 
+    sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch loads it where it is installed, a second for nothing used here
     import mlflow.pytorch
     import torch
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
