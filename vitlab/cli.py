@@ -105,7 +105,7 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
     )
     parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR")
     parser.add_argument(
-        "--profile", default="auto", choices=["auto", "quick", "laptop", "full"], help="default: full with CUDA, else quick"
+        "--profile", default="auto", choices=["auto", "quick", "ledger", "laptop", "full"], help="default: full with CUDA, else quick"
     )
     _add_data_flags(parser)
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vitlab.files import UNPRINTABLE, printable
 from vitlab.paths import EXPERIMENTS
 
-PROFILES = ("quick", "laptop", "full")
+PROFILES = ("quick", "ledger", "laptop", "full")  # the smaller one first
 PROFILE_DIR = EXPERIMENTS / "profiles"
 MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
 MAX_KEY = 100  # characters
@@ -184,7 +184,7 @@ class Train(Schema):
 class EMA(Schema):
     """Exponential moving average of the weights; the decay goes linearly from start to end over the training."""
 
-    start: Annotated[float, Field(ge=0, lt=1)]
+    start: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: at its end from the first step
     end: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -483,6 +483,9 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
             err for err in found if err["type"] != "too_short" or all(err is o or o["loc"][: len(err["loc"])] != err["loc"] for o in found)
         ]
         raise ValueError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
+    if config.distill is not None and not os.path.isabs(config.distill.teacher):  # from --set: relative to the experiment, as in its file
+        teacher = str(path.resolve().parent / config.distill.teacher)
+        config = config.model_copy(update={"distill": config.distill.model_copy(update={"teacher": teacher})})
     if config.distill is not None and not os.path.isfile(config.distill.teacher):
         place = places.get(("distill", "teacher"), shown(path))
         teacher = _cut(shown(Path(config.distill.teacher)))

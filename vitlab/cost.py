@@ -39,6 +39,13 @@ def training_flops(cfg: config.ViT | config.ResNet, classes: int, teacher: int =
     return 3 * forward_flops(cfg, classes) - _first(cfg).flops + teacher
 
 
+def late_flops(cfg: config.ViT) -> int:
+    """FLOPs of the last third of the blocks, each computed whole: where class attention saves work, if it is there."""
+    grid, special = IMAGE_SIZE // cfg.patch_size, 2 if cfg.distill_token else 1
+    tokens = special + grid**2
+    return _block(cfg, grid, special if cfg.class_attention else tokens, tokens).flops * (cfg.depth // 3)
+
+
 def _first(cfg: config.ViT | config.ResNet) -> Cost:
     """The layer that reads the image."""
     if isinstance(cfg, config.ViT) and cfg.stem == "patch":

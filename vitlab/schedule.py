@@ -45,4 +45,5 @@ def lr_factor(step: int, total: int, warmup: int) -> float:
 
 def ema_decay(step: int, total: int, ema: EMA) -> float:
     """Linear from `start` at the first step to `end` at the last (distillation report, section 6)."""
-    return ema.start + (ema.end - ema.start) * step / max(1, total - 1)
+    start = ema.end if ema.start is None else ema.start
+    return start + (ema.end - start) * step / max(1, total - 1)
