@@ -37,6 +37,7 @@ from vitlab.objective import CrossEntropy
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord
 from vitlab.step import WARM_UP, Step
+from vitlab.store import prepare_store
 
 HERE = Path(__file__).parent
 CLASSES = 10
@@ -147,7 +148,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root, self.count = root, 0
-        tracking.prepare_store(root)
+        prepare_store(root)
         groups = records.read_all(PUBLISHED)
         groups += [r.model_copy(update={"variant": f"optim.lr={lr}", "fingerprint": lr * 12}) for r, lr in zip(groups, "12")]
         self.groups = [stretched(r) for r in groups]
@@ -205,7 +206,7 @@ class Store:
 
     def fill(self, count: int) -> float:
         """Have `count` runs; seconds that the last of them took to be shipped."""
-        while self.count < len(self.groups) - 1:
+        while self.count < min(len(self.groups), count - 1):
             self.ship(self.write())
         self.copy([self.write() for _ in range(self.count, count - 1)])
         last = self.write()

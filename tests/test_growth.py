@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import growth, growth_page
-from vitlab import cost
+from vitlab import cost, tracking
 
 
 def test_excess_is_growth_of_time_over_growth_of_work() -> None:
@@ -78,3 +78,15 @@ def test_training_of_two_sizes_for_real() -> None:
 @pytest.mark.parametrize(("patch", "tokens"), [(8, 16), (4, 64), (2, 256)])
 def test_tokens_of_a_patch(patch: int, tokens: int) -> None:
     assert growth.Size(patch=patch).tokens == tokens
+
+
+def test_a_store_of_many_runs_for_real(tmp_path: Path) -> None:
+    """Ten groups, each one's first shipped; two seeds more, one copied and one shipped: all are found, in folders and in MLflow."""
+    store = growth.Store(tmp_path)
+    assert store.fill(12) > 0
+    found = tracking.finished_runs(tmp_path)
+    assert sorted((r.tags["vitlab.fingerprint"], r.tags["vitlab.seed"]) for r in found) == sorted(
+        tuple(p.parent.name.split("-s")) for p in tmp_path.glob("runs/*/*/*/record.json")
+    )
+    assert len(found) == 12
+    assert all((r.folder / "record.json").is_file() for r in found)

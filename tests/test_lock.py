@@ -50,3 +50,19 @@ def test_the_waiting_one_is_told_who_and_a_killed_holder_holds_nothing(tmp_path:
         with lock.held(path, give_up):  # free again
             pass
         assert not path.exists()
+
+
+def test_a_lock_on_a_file_that_its_holder_has_just_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it the holder may have ended: the next one would lock a new file of that name."""
+    path, lock_file, calls = tmp_path / "run.lock", lock.fcntl.flock, []
+
+    def after_its_removal(fd: int, how: int) -> None:
+        calls.append(fd)
+        if len(calls) == 1:
+            path.unlink()
+        lock_file(fd, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", after_its_removal)
+    with lock.held(path, lambda who: None):
+        assert path.exists()
+        assert len(calls) == 2

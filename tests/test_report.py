@@ -376,6 +376,13 @@ def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
 # ------------------------------------------------------------------------------------------------------- bytes and files
 
 
+def test_variations_alone_are_a_set_too(tmp_path: Path) -> None:
+    varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", top1=60.0) for s in (0, 1)]
+    report.build(varied, tmp_path, {})
+    assert "model.patch" in (tmp_path / "README.md").read_text()
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
 def test_same_records_same_bytes_and_rebuild(tmp_path: Path) -> None:
     runs = fake_set(2, ("06_kd_r50_class_attention",))
     left_by_run = tmp_path / "run"

@@ -243,6 +243,21 @@ def test_store_lies_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert tracking.tracking_uri(root) == "http://example.org:5000"
 
 
+def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path: Path) -> None:
+    """MLflow refuses one that has some of its tables, so until it has all it does not bear its name."""
+    code = f"""
+import os
+from pathlib import Path
+from mlflow import MlflowClient
+from vitlab import store
+MlflowClient.create_experiment = lambda *_, **__: os._exit(9)
+store.connect(Path({str(tmp_path)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 9
+    assert not (tmp_path / "mlflow.db").exists()
+    assert store.connect(tmp_path).find({}) == []
+
+
 def test_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("what a disk may leave of a database " * 100)
     with pytest.raises(ValueError, match=r"mlflow\.db: not a readable database"):

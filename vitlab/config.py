@@ -28,7 +28,7 @@ PROFILES = ("quick", "ledger", "laptop", "full")  # the smaller one first
 PROFILE_DIR = EXPERIMENTS / "profiles"
 MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
 MAX_KEY = 100  # characters
-MAX_DEPTH = 20  # of sections within sections, and of files that extend one another; the schema has five
+MAX_DEPTH = 20  # of sections within sections (the schema has five), of files that extend, or of teachers that teach, one another
 
 
 class Schema(BaseModel):

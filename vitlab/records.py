@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,18 +101,33 @@ def write(record: RunRecord, path: Path) -> None:
 def read(path: Path) -> RunRecord:
     """Raises ValueError naming the file where it is damaged or of another version."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:  # neither UTF-8 nor JSON, or a number of a thousand digits
+        return _parse(path.read_bytes())
+    except _Damaged as e:
+        raise ValueError(f"{path}: {e}") from None
+    except OSError as e:
         raise ValueError(f"{path}: not a readable run record ({e}); restore it or train the run anew with --force") from None
+
+
+class _Damaged(Exception):
+    """What is wrong and the remedy; which file it is, the caller knows."""
+
+
+@functools.lru_cache(maxsize=2048)
+def _parse(content: bytes) -> RunRecord:
+    """A report meets each record up to four times: in MLflow, published before, about to be replaced, and when the page is made."""
+    try:
+        values = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as e:  # neither UTF-8 nor JSON, or a number of a thousand digits
+        raise _Damaged(f"not a readable run record ({e}); restore it or train the run anew with --force") from None
     if isinstance(values, dict) and values.get("version") != VERSION:
-        raise ValueError(f"{path}: run record of version {values.get('version')!r}, this vitlab reads {VERSION}; update one of the two")
+        raise _Damaged(f"run record of version {values.get('version')!r}, this vitlab reads {VERSION}; update one of the two")
     try:
         return RunRecord.model_validate(values)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "record"
         what = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{path}: {where}: {what}; restore the record or train the run anew with --force") from None
+        raise _Damaged(f"{where}: {what}; restore the record or train the run anew with --force") from None
 
 
 def read_all(folder: Path) -> list[RunRecord]:

@@ -78,7 +78,8 @@ def rebuild(out_dir: Path) -> None:
     for stale in drawn.iterdir():
         if stale.is_dir() and re.fullmatch(r".+-s\d+-[0-9a-f]+", stale.name) and stale.name not in wanted:
             shutil.rmtree(stale)
-    _draw(rungs, drawn)
+    if rungs:  # a set may have variations alone
+        _draw(rungs, drawn)
     left_out = json.loads((out_dir / LEFT_OUT).read_text(encoding="utf-8")) if (out_dir / LEFT_OUT).is_file() else []
     page = tables.page(rungs, tables.variants(runs), left_out, out_dir)
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))

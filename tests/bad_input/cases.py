@@ -95,6 +95,10 @@ FILES: dict[str, tuple[Callable[[World], Path], str]] = {
         lambda w: (link(w, "t.yaml", "t.yaml"), w.write("x.yaml", GOOD + "distill: {teacher: t.yaml}\n"))[1],
         "x.yaml:8: distill.teacher: t.yaml: no such file",
     ),
+    "with teachers without end": (
+        lambda w: [w.write(f"t{i}.yaml", GOOD + f"distill: {{teacher: t{i - 1}.yaml}}\n" * (i > 0)) for i in range(300)][-1],
+        "t299.yaml: more than 20 teachers, one of the other; let one of them learn from no teacher",
+    ),
     "named with a space": (lambda w: w.write("a b.yaml", GOOD), "a b.yaml: rename the file"),
     "named with a script": (lambda w: w.write("<script>alert(1)<script>.yaml", GOOD), ".yaml: rename the file"),
     "named with a pipe": (lambda w: w.write("a|b.yaml", GOOD), "a|b.yaml: rename the file"),
