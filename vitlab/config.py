@@ -491,7 +491,8 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     if config.distill is not None and not os.path.isfile(config.distill.teacher):
         place = places.get(("distill", "teacher"), shown(path))
         teacher = _cut(shown(Path(config.distill.teacher)))
-        raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to the file that names it")
+        near = "the experiment" if str(place).startswith("--set") else "the file that names it"
+        raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
     return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
 
 

@@ -142,7 +142,7 @@ SETS = {  # --set string: words
     "title='\x1b[2J'": "not valid YAML: a character that cannot be shown (\\x1b)",
     'title="\\udfff"': "a character that cannot be shown (\\udfff)",
     "title=" + os.fsdecode(b"\xff"): "a character that cannot be shown (\\xdcff)",
-    "distill.teacher=nobody.yaml": "distill.teacher: nobody.yaml: no such file",
+    "distill.teacher=nobody.yaml": "experiments/nobody.yaml: no such file; name it relative to the experiment",
     "title=a\n--- \nb": "but found another document",
 }
 
