@@ -136,6 +136,46 @@ def test_set_overrides_win_and_name_the_variant(tmp_path: Path) -> None:
     assert got.variant == "ema={start:0.5,end:0.6} optim.lr=1e-2 optim.warmup.percent=5 phases.0.augment.crop=2"
 
 
+def test_an_ema_that_does_not_rise_is_recorded_and_stays_so_in_every_profile(tmp_path: Path) -> None:
+    rising = config.load(write(tmp_path, MINIMAL + "ema: {start: 0.9, end: 0.99}\n")).config
+    flat = write(tmp_path, MINIMAL + "ema: {end: 0.99}\n", "flat.yaml")
+    got = config.load(flat).config
+    assert got.ema == config.EMA(start=None, end=0.99)
+    assert config.flatten(got)["ema.start"] == "null"
+    assert config.load(write(tmp_path, config.to_yaml(got), "again.yaml")).config == got
+    assert config.load(tmp_path / "x.yaml", "full", ("ema.start=null",)).config.ema == got.ema
+    assert config.fingerprint(got, "d", None) != config.fingerprint(rising, "d", None)
+    for profile in config.PROFILES[:-1]:  # which scale the end, and a start that is there
+        end = config.load(tmp_path / "x.yaml", profile).config.ema
+        assert end.start is not None
+        assert config.load(flat, profile).config.ema == config.EMA(start=None, end=end.end)
+    with pytest.raises(ValueError, match=r"ema\.end: missing"):
+        config.load(write(tmp_path, MINIMAL + "ema: {start: 0.9}\n", "z.yaml"))
+
+
+def test_a_teacher_that_is_set_lies_beside_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that its file names: not beside the parent that it extends, nor in the current directory."""
+    for folder in ("experiments/teachers", "base/teachers", "here/teachers"):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder, MINIMAL, "other.yaml")
+    write(tmp_path / "base" / "teachers", MINIMAL, "own.yaml")
+    write(tmp_path / "base", MINIMAL + "distill: {teacher: teachers/own.yaml, weight: 0.3}\n", "base.yaml")
+    path = write(tmp_path / "experiments", "extends: ../base/base.yaml\ntitle: C\n")
+    monkeypatch.chdir(tmp_path / "here")
+    own = config.load(path).config
+    assert own.distill.teacher == str(tmp_path / "base" / "teachers" / "own.yaml")
+    got = config.load(path, "full", ("distill.teacher=teachers/other.yaml",)).config
+    assert got.distill == config.Distill(teacher=str(tmp_path / "experiments" / "teachers" / "other.yaml"), weight=0.3)
+    relative = config.load(Path("../experiments/x.yaml"), "full", ("distill.teacher=teachers/other.yaml",)).config
+    assert relative == got
+    absolute = str(tmp_path / "base" / "teachers" / "other.yaml")
+    assert config.load(path, "full", (f"distill.teacher={absolute}",)).config.distill.teacher == absolute
+    with pytest.raises(
+        ValueError, match=r"^--set distill\.teacher=teachers/none\.yaml: distill\.teacher: .*experiments/teachers/none\.yaml: no such"
+    ):
+        config.load(path, "full", ("distill.teacher=teachers/none.yaml",))
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

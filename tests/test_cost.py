@@ -57,6 +57,26 @@ def test_training_cost_is_the_steps(cfg: config.ViT | config.ResNet) -> None:
     assert 2 * cost.training_flops(cfg, 7, cost.forward_flops(teacher, 7)) == counter.get_total_flops()
 
 
+LATE = [
+    vit(depth=depth, class_attention=last, stem=stem, stem_width=4, distill_token=True, position=position, patch_size=patch)
+    for depth, last in ((6, 0), (6, 1), (6, 2), (6, 3), (4, 1), (2, 1), (1, 0))
+    for stem, position, patch in (("patch", "learned", 8), ("patch", "relative", 4), ("resnet18", "learned", 8))
+]
+
+
+@pytest.mark.parametrize("cfg", LATE, ids=lambda c: f"{c.stem}{c.patch_size}-{c.depth}-{c.class_attention}")
+def test_late_cost_is_the_last_blocks(cfg: config.ViT) -> None:
+    """The last third of the blocks one by one, each on all tokens: the counter's FLOPs, whichever of them have class attention."""
+    model = build(cfg, 7).eval()
+    grid = 8 if cfg.stem == "resnet18" else 32 // cfg.patch_size
+    tokens = torch.zeros(1, 2 + grid**2, cfg.dim)
+    blocks = list(model.encoder)[-max(1, cfg.depth // 3) :]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for block in blocks:
+            block(tokens)
+    assert cost.late_flops(cfg) == counter.get_total_flops()
+
+
 def test_known_sizes() -> None:
     """torchvision's published counts less the 7x7 stem, plus the 3x3 one, for ten classes; and the field's 1.11 GFLOP (0.56 GMAC)."""
     r18, r50 = (config.ResNet(name="resnet", depth=depth) for depth in (18, 50))

@@ -14,7 +14,7 @@ from vitlab.data import Dataset
 from vitlab.journal import Journal
 from vitlab.meter import Meter
 from vitlab.objective import CrossEntropy, Distillation
-from vitlab.sources import resolve
+from vitlab.sources import CIFAR10_CLASSES, Source, resolve
 
 
 class Silent:
@@ -67,14 +67,26 @@ def test_the_plan_puts_teachers_first_and_runs_nothing_twice(tmp_path: Path) -> 
     folder = LADDER[0].parent
     runs = plan.make([folder, folder / "teachers", folder / "05_kd_r18.yaml"], "quick", source, [0, 1], (), tmp_path)
     names = [(r.seed, r.resolved.id) for r in runs]
-    assert len(names) == len(set(names)) == 16
+    assert len(names) == len(set(names)) == 18
     for seed in (0, 1):
         assert names.index((seed, "resnet18")) < names.index((seed, "05_kd_r18"))
         assert names.index((seed, "resnet50")) < names.index((seed, "06_kd_r50_class_attention"))
-    assert [s for s, _ in names] == [0] * 8 + [1] * 8
+    assert [s for s, _ in names] == [0] * 9 + [1] * 9
     five = next(r for r in runs if r.resolved.id == "05_kd_r18")
     assert five.teacher.seed == five.seed
     assert not any(r.finished for r in runs)
+
+
+@pytest.mark.parametrize("path", LADDER, ids=lambda p: p.stem)
+def test_profiles_are_named_the_smaller_one_first(path: Path, tmp_path: Path) -> None:
+    """By the training's FLOPs on CIFAR-10, of every experiment and of its teacher."""
+    source = Source("cifar10", "cifar10", None, "", CIFAR10_CLASSES, mirror=True)
+    plans = [plan.make([path], profile, source, [0], (), tmp_path) for profile in config.PROFILES]
+    for runs in zip(*plans, strict=True):
+        quick, ledger, laptop, full = (run.train_flops for run in runs)
+        assert quick < ledger <= laptop < full
+        if runs[0].resolved.id != "resnet50_weak":  # of which both have the one epoch that is the least
+            assert ledger < laptop
 
 
 def test_another_teacher_makes_another_student(tmp_path: Path) -> None:

@@ -61,3 +61,11 @@ def test_ema_decay_is_linear() -> None:
     assert schedule.ema_decay(0, 101, ema) == 0.995
     assert schedule.ema_decay(50, 101, ema) == pytest.approx(0.99725)
     assert schedule.ema_decay(100, 101, ema) == pytest.approx(0.9995)
+
+
+def test_an_ema_decay_without_a_start_is_at_its_end_from_the_first_step() -> None:
+    """To the last bit: start + (end - start) * share would round."""
+    ema = EMA(end=0.9995)
+    assert ema.start is None
+    assert {schedule.ema_decay(s, 101, ema) for s in range(101)} == {0.9995}
+    assert schedule.ema_decay(0, 1, ema) == 0.9995

@@ -98,6 +98,22 @@ def assert_same_state(a: Path, b: Path) -> None:
         same(one[key], two[key], key)
 
 
+def test_an_average_whose_decay_does_not_rise(tiny_data: Dataset, tmp_path: Path, experiment_file: Callable[..., Path]) -> None:
+    """`ema.start: null` trains at the end's decay throughout, resumes as any other, and is what start = end is."""
+    path = experiment_file()
+    flat, spelt = (config.load(path, "full", (f"ema.start={start}",)).config for start in ("null", "0.9"))
+    assert (flat.ema.start, spelt.ema.start) == (None, 0.9)
+    _, whole = train(flat, tiny_data, tmp_path / "whole")
+    assert [row["ema_decay"] for row in whole.history] == [0.9] * 4
+    assert train(flat, tiny_data, tmp_path / "parts", stop_after=4)[1] is None
+    _, resumed = train(flat, tiny_data, tmp_path / "parts")
+    _, same = train(spelt, tiny_data, tmp_path / "same")
+    for other in (resumed, same):
+        for name, value in whole.ema.model.state_dict().items():
+            assert torch.equal(value, other.ema.model.state_dict()[name]), name
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+
+
 @pytest.mark.parametrize("distilled", [False, True], ids=["plain", "student"])
 @pytest.mark.parametrize("stops", [(1,), (3,), (4, 1, 2), (11,)], ids=str)
 def test_resuming_equals_not_having_stopped_bit_for_bit(

@@ -5,13 +5,14 @@ All of it is a function of the declarations and the records; nothing is trained 
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -109,7 +110,8 @@ class Ledger(Schema):
 
     def declaration(self, claim: Claim) -> str:
         """12 hex digits of everything that was declared about the claim."""
-        what = {"confidence": self.confidence, "seeds": self.seeds, "claim": claim.model_dump(mode="json")}
+        said = claim.model_dump(mode="json", exclude_defaults=True)  # so that a key which the schema gains later changes no hash
+        what = {"confidence": self.confidence, "seeds": self.seeds, "claim": said}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -119,13 +121,21 @@ def load(path: Path = FILE) -> Ledger:
     try:
         return Ledger.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
-        lines = []
-        for error in e.errors()[:10]:
-            key = tuple(error["loc"])
-            place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), config.Place(config.shown(path)))
-            what = error["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {'.'.join(map(str, key)) or 'ledger'}: {what}")
-        raise ValueError("\n".join(lines)) from None
+        raise ValueError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
+
+
+def _explain(error: Any, places: Mapping[tuple[str | int, ...], config.Place]) -> str:
+    """One pydantic error as `file:line: key: what was expected`."""
+    key = tuple(error["loc"])
+    place = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
+    what = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        what = "missing; add it"
+    elif error["type"] == "extra_forbidden":
+        kinds: dict[object, type[Schema]] = {"claims": Claim, "arms": Arm, "within": Within}
+        kind = next((kinds[part] for part in reversed(key[:-1]) if part in kinds), Ledger)
+        what = f"unknown key, expected one of: {', '.join(kind.model_fields)}"
+    return f"{place}: {'.'.join(map(str, key)) or 'ledger'}: {what}"
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -141,13 +151,16 @@ def fingerprint(resolved: config.Resolved, digest: str) -> str:
 def measure(record: RunRecord, metric: str) -> float:
     """One run's value of a metric that is not EXACT. Raises ValueError where the record has no such metric."""
     name, *classes = metric.split(".")
-    if name == "teacher_gain" and record.teacher is not None:
+    if metric == "teacher_gain" and record.teacher is not None:
         return record.teacher.gain
-    if name == "train_loss":
+    if metric == "train_loss" and record.history and "train/loss" in record.history[-1]:
         return record.history[-1]["train/loss"]
     if name in ("confusion", "confusion_lead") and len(classes) == 2:
         if unknown := set(classes) - set(record.dataset.classes):
-            raise ValueError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}")
+            names = ", ".join(record.dataset.classes)
+            raise ValueError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected two of {names}")
+        if name == "confusion_lead" and classes[0] == classes[1]:
+            raise ValueError(f"{metric}: expected two different classes")
         return _confusion(record, *classes) if name == "confusion" else _confusion_lead(record, *classes)
     if metric in record.metrics:
         return record.metrics[metric]
@@ -160,6 +173,8 @@ def measure(record: RunRecord, metric: str) -> float:
 def _confusion(record: RunRecord, true: str, predicted: str) -> float:
     names = record.dataset.classes
     row = record.confusion[names.index(true)]
+    if not sum(row):
+        raise ValueError(f"confusion.{true}.{predicted}: {record.dataset.name} has no test image of {true}")
     return 100 * row[names.index(predicted)] / sum(row)
 
 
@@ -179,6 +194,8 @@ def exact(resolved: config.Resolved, metric: str, classes: int) -> float:
         return cost.parameters(model, classes) / 1e6
     if metric == "gflops":
         return cost.forward_flops(model, classes) / 1e9
+    if not isinstance(model, config.ViT):
+        raise ValueError(f"{metric}: {resolved.label} is no ViT, so it has no blocks")
     return cost.late_flops(model) / 1e9
 
 
@@ -201,17 +218,26 @@ def estimate(values: Sequence[float], region: tuple[float, float], confidence: f
 
     Where both bounds are finite and the mean is inside, these are the two one-sided tests (Schuirmann 1987), the larger p of
     the two, doubled as that of every other claim: so p <= 1 - confidence exactly where the interval lies on one side of every bound.
-    """
-    from scipy import stats
 
-    n, mean = len(values), float(np.mean(values))
+    Values that are all the same show no spread to hold the distance against: p is 1. Three runs agree by chance too, the more
+    easily the fewer test images there are, and a p of 0 would outlast every correction.
+    """
+    from scipy.special import stdtrit  # a fraction of scipy.stats' import
+
+    n = len(values)
     assert n >= 2
-    sd = float(np.std(values, ddof=1))
-    error = sd / math.sqrt(n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
-    away = distance(mean, region)
-    p = min(1.0, 2 * float(stats.t.sf(away / error, n - 1))) if error else float(away == 0)
-    return Estimate(mean, mean - half, mean + half, sd, p)
+    if min(values) == max(values):  # asked of the values: their computed mean need not equal them to the last bit
+        return Estimate(values[0], values[0], values[0], 0.0, 1.0)
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, sd, _p_value(distance(mean, region), sd, n))
+
+
+def _p_value(away: float, sd: float, n: int) -> float:
+    """Two-sided, of a mean of n values so far from what it is held against: Student's t test."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(n - 1, -away * math.sqrt(n) / sd))
 
 
 def distance(effect: float, region: tuple[float, float]) -> float:
@@ -231,13 +257,11 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def seeds_needed(away: float, sd: float, level: float, have: int) -> int | None:
     """How many seeds more would make an effect so far from the bound significant at `level`, at this spread; None beyond MOST_SEEDS."""
-    from scipy import stats
-
-    if away == 0:
+    if away == 0 or sd == 0:
         return None
-    n = np.arange(have + 1, MOST_SEEDS + 1)
-    enough = 2 * stats.t.sf(away * np.sqrt(n) / sd, n - 1) <= level
-    return int(n[enough][0]) - have if enough.any() else None
+    more = range(1, MOST_SEEDS - have + 1)
+    first = bisect.bisect_left(more, True, key=lambda k: _p_value(away, sd, have + k) <= level)  # p falls as seeds are added
+    return more[first] if first < len(more) else None
 
 
 class Pair(Schema):
@@ -252,10 +276,12 @@ class Pair(Schema):
 
 def pair(first: np.ndarray, second: np.ndarray, confidence: float) -> Pair:
     """first, second: (N,) bool, which test images each has right."""
-    from scipy import stats
+    from scipy.stats import binomtest
 
+    assert first.shape == second.shape
+    assert first.dtype == second.dtype == bool
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    p = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
     # The difference of a resample depends on how many images of each of the three kinds it drew, and on nothing else.
     n = len(first)
     draws = np.random.default_rng(0).multinomial(n, (b / n, c / n, 1 - (b + c) / n), BOOTSTRAPS)
@@ -268,7 +294,7 @@ def pair(first: np.ndarray, second: np.ndarray, confidence: float) -> Pair:
 
 class MeasuredArm(Schema):
     label: str
-    fingerprint: str  # "" where no run was looked for
+    fingerprint: str  # "" where no run is compared
     records: dict[int, str]  # seed -> its record's file
 
 
@@ -299,27 +325,36 @@ class Result(Schema):
 Pairs = Callable[[Claim, Sequence[RunRecord]], "Pair | None"]
 
 
-def judge(ledger: Ledger, profile: str, runs: Sequence[RunRecord], pairs: Pairs, before: Mapping[str, Result] | None = None) -> list[Result]:
+def judge(
+    ledger: Ledger, profile: str, runs: Sequence[RunRecord], pairs: Pairs, before: Mapping[str, Result] | None = None
+) -> list[Result]:
     """Every claim's result from the records of one profile and data set.
 
     `pairs` compares the two runs of a claim that has one seed only, image by image, where their predictions are at hand. `before`
     is the ledger measured earlier: a claim that was measured under another declaration is marked as changed.
     """
-    found = [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims]
+    found = _decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
+    return [_mark_changed(result, (before or {}).get(result.id)) for result in found]
+
+
+def _decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
+    """The verdicts on what was tested, all of it being one family (Holm); and what those left undecided would take."""
+    found = list(measured)
     tested = [i for i, result in enumerate(found) if result.p is not None]
     adjusted = holm([found[i].p for i in tested])
     level = 1 - ledger.confidence
-    ranks = {i: rank for rank, i in enumerate(sorted(tested, key=lambda i: (found[i].p, i)))}
+    # With all else as it is, an undecided claim is decided once its p is the smallest of those undecided and passes Holm's step there.
+    next_step = level / max(1, sum(p_holm > level for p_holm in adjusted))
     for i, p_holm in zip(tested, adjusted, strict=True):
         result, region = found[i], ledger.claims[i].region
         update = {"p_holm": p_holm}
         if p_holm <= level:
             update["verdict"] = "supported" if region[0] <= result.effect <= region[1] else "refuted"
         else:
-            sd = float(np.std(result.values, ddof=1))
-            update["more_seeds"] = seeds_needed(distance(result.effect, region), sd, level / (len(tested) - ranks[i]), len(result.values))
+            e = estimate(result.values, region, ledger.confidence)
+            update["more_seeds"] = seeds_needed(distance(e.mean, region), e.sd, next_step, len(result.values))
         found[i] = result.model_copy(update=update)
-    return [_mark_changed(result, (before or {}).get(result.id)) for result in found]
+    return found
 
 
 def _mark_changed(result: Result, earlier: Result | None) -> Result:
@@ -342,7 +377,7 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
         return Result(**told, arms=_unmeasured(resolved), verdict="not measured", note="about full size only")
     if claim.exact:
         classes = len(runs[0].dataset.classes) if runs else 10
-        effect = _effect(claim, [exact(r, m, classes) for r, m in zip(resolved, metrics, strict=True)])
+        effect = round(_effect(claim, [exact(r, m, classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
         inside = claim.region[0] <= effect <= claim.region[1]
         verdict: Verdict = "supported" if inside else "refuted"
         return Result(**told, arms=_unmeasured(resolved), verdict=verdict, effect=effect, note="by formula: nothing to estimate")
@@ -359,21 +394,31 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
     )
     if not seeds:
         return Result(**told, arms=arms, verdict="not measured")
+    # Records have an accuracy as float32 left it, 50.24999976 for 50.25: rounded, what is the same is the same.
     values = tuple(
-        _effect(claim, [measure(found[s], metric) for found, metric in zip(by_arm, metrics, strict=True)]) for s in seeds
+        round(_effect(claim, [measure(found[s], metric) for found, metric in zip(by_arm, metrics, strict=True)]), 4) for s in seeds
     )
-    told |= {"arms": arms, "seeds": seeds, "values": values}
+    told |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "undecided"}
     if len(seeds) == 1:
         said = pairs(claim, [found[seeds[0]] for found in by_arm])
-        return Result(**told, verdict="undecided", effect=values[0], pair=said, note="one seed: no interval over seeds")
-    e = estimate(values, claim.region, ledger.confidence)
-    return Result(**told, verdict="undecided", effect=e.mean, low=e.low, high=e.high, p=e.p)
+        return Result(**told, effect=values[0], pair=said, note="one seed: no interval over seeds")
+    return Result(**told, **_over_seeds(values, claim.region, ledger.confidence))
+
+
+def _over_seeds(values: Sequence[float], region: tuple[float, float], confidence: float) -> dict[str, Any]:
+    """What a Result says of two or more values."""
+    e = estimate(values, region, confidence)
+    if not e.sd:
+        return {"effect": e.mean, "p": e.p, "note": "the same in every seed: no spread to test with"}
+    return {"effect": e.mean, "low": e.low, "high": e.high, "p": e.p}
 
 
 def _effect(claim: Claim, values: list[float]) -> float:
     if len(values) == 1:
         return values[0]
     first, second = values
+    if claim.relative and not second:
+        raise ValueError(f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0")
     return 100 * (first - second) / second if claim.relative else first - second
 
 

@@ -412,6 +412,8 @@ def _overlay(values: dict[str, Any], places: dict[Path_, Place], profile: str) -
             if "model" in part:
                 kind = ViT if name == "vit" else ResNet
                 part["model"] = {k: v for k, v in part["model"].items() if model.get(k, kind.model_fields[k].default)}
+            if "ema" in part and values["ema"].get("start") is None:  # a decay that does not rise stays one that does not
+                part["ema"] = {k: v for k, v in part["ema"].items() if k != "start"}
             _merge(values, part, places, {p[1:]: place for p, place in over_places.items() if p[0:1] == (section,) and p[1:]})
     train = values.get("train")
     if "epochs_percent" in over and isinstance(train, dict) and type(train.get("epochs")) is int:
@@ -489,7 +491,8 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     if config.distill is not None and not os.path.isfile(config.distill.teacher):
         place = places.get(("distill", "teacher"), shown(path))
         teacher = _cut(shown(Path(config.distill.teacher)))
-        raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to the file that names it")
+        near = "the experiment" if str(place).startswith("--set") else "the file that names it"
+        raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
     return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
 
 

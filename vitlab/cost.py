@@ -41,9 +41,16 @@ def training_flops(cfg: config.ViT | config.ResNet, classes: int, teacher: int =
 
 def late_flops(cfg: config.ViT) -> int:
     """FLOPs of the last third of the blocks, each computed whole: where class attention saves work, if it is there."""
-    grid, special = IMAGE_SIZE // cfg.patch_size, 2 if cfg.distill_token else 1
-    tokens = special + grid**2
-    return _block(cfg, grid, special if cfg.class_attention else tokens, tokens).flops * (cfg.depth // 3)
+    grid, special = _grid(cfg), 2 if cfg.distill_token else 1
+    tokens, third = special + grid**2, max(1, cfg.depth // 3)
+    saving = min(cfg.class_attention, third)  # class attention comes last
+    full, last = _block(cfg, grid, tokens, tokens), _block(cfg, grid, special, tokens)
+    return (full * (third - saving) + last * saving).flops
+
+
+def _grid(cfg: config.ViT) -> int:
+    """Patches along a side: the ResNet-18 stem leaves as many as patches of 4x4."""
+    return IMAGE_SIZE // (cfg.patch_size if cfg.stem == "patch" else 4)
 
 
 def _first(cfg: config.ViT | config.ResNet) -> Cost:
@@ -89,12 +96,10 @@ def _features(width: int, depths: tuple[int, ...], bottleneck: bool) -> tuple[Co
 
 
 def _vit(cfg: config.ViT, classes: int) -> Cost:
-    dim, special = cfg.dim, 2 if cfg.distill_token else 1
+    dim, grid, special = cfg.dim, _grid(cfg), 2 if cfg.distill_token else 1
     if cfg.stem == "patch":
-        grid = IMAGE_SIZE // cfg.patch_size
         stem = _first(cfg)
     else:
-        grid = IMAGE_SIZE // 4
         stem, channels = _features(cfg.stem_width, (2, 2, 2), bottleneck=False)
         if channels != dim:
             stem += _linear(channels, dim, tokens=grid**2)

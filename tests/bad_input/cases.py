@@ -146,7 +146,7 @@ SETS = {  # --set string: words
     "title='\x1b[2J'": "not valid YAML: a character that cannot be shown (\\x1b)",
     'title="\\udfff"': "a character that cannot be shown (\\udfff)",
     "title=" + os.fsdecode(b"\xff"): "a character that cannot be shown (\\xdcff)",
-    "distill.teacher=nobody.yaml": "distill.teacher: nobody.yaml: no such file",
+    "distill.teacher=nobody.yaml": "experiments/nobody.yaml: no such file; name it relative to the experiment",
     "title=a\n--- \nb": "but found another document",
 }
 
@@ -155,7 +155,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
     "seeds with a gap": (("--seeds", "1,,2"), "'1,,2': expected whole numbers"),
     "a negative seed": (("--seeds=-1",), "'-1': seeds are between 0 and 2^32 - 1"),
     "a seed too large": (("--seeds", "4294967296"), "seeds are between 0 and 2^32 - 1"),
-    "an unknown profile": (("--profile", "huge"), "invalid choice: 'huge' (choose from 'auto', 'quick', 'laptop', 'full')"),
+    "an unknown profile": (("--profile", "huge"), "invalid choice: 'huge' (choose from 'auto', 'quick', 'ledger', 'laptop', 'full')"),
     "an unknown flag": (("--epochs", "3"), "unrecognized arguments: --epochs 3"),
     "no such data": (("--data", "/nowhere"), "--data /nowhere: no such folder; expected auto, cifar10, digits, or a folder of images"),
     "data of an unknown user": (("--data", "~nobody-of-this-name/x"), "~nobody-of-this-name/x: no such folder"),
