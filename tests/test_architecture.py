@@ -14,6 +14,7 @@ import vitlab
 PACKAGE = Path(vitlab.__file__).parent
 LEVELS = [
     {"__init__", "paths", "files"},
+    {"yaml_places"},
     {"config"},
     {"records"},
     {"schedule", "progress", "cost", "sources", "journal", "lock"},

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from test_files import no_file_above
 
-from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking
+from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking, yaml_places
 from vitlab.objective import CrossEntropy
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
@@ -79,7 +79,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
-    over, _ = config.read_yaml(EXPERIMENTS / "profiles" / "quick.yaml")
+    over, _ = yaml_places.read_yaml(EXPERIMENTS / "profiles" / "quick.yaml")
     quick = quick.replace(f"epochs_percent: {over['epochs_percent']}", "epochs_percent: 0.5")
     quick = quick.replace(f"train_limit: {over['all']['data']['train_limit']}", "train_limit: 150")
     (profiles / "quick.yaml").write_text(quick, encoding="utf-8")

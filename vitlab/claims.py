@@ -20,6 +20,7 @@ from vitlab import config, cost, records
 from vitlab.config import Schema
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import RunRecord
+from vitlab.yaml_places import Place, read_yaml, shown
 
 FILE = EXPERIMENTS / "claims.yaml"
 EXACT = ("params", "gflops", "gflops_last_third")  # functions of the configuration: nothing to train, nothing to estimate
@@ -115,14 +116,14 @@ class Ledger(Schema):
 
 def load(path: Path = FILE) -> Ledger:
     """Read and validate the declarations. Raises ValueError: `file:line: key: what and remedy`."""
-    values, places = config.read_yaml(path)
+    values, places = read_yaml(path)
     try:
         return Ledger.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
         lines = []
         for error in e.errors()[:10]:
             key = tuple(error["loc"])
-            place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), config.Place(config.shown(path)))
+            place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), Place(shown(path)))
             what = error["msg"].removeprefix("Value error, ")
             lines.append(f"{place}: {'.'.join(map(str, key)) or 'ledger'}: {what}")
         raise ValueError("\n".join(lines)) from None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitlab import config, cost, records, sources
 from vitlab.sources import Source
+from vitlab.yaml_places import shown
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
         resolved = config.load(path, profile, overrides)
         if resolved.path in students:
             names = " -> ".join(p.name for p in (*students, resolved.path))
-            raise ValueError(f"{config.shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
+            raise ValueError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
         distill = resolved.config.distill
         teacher = add(Path(distill.teacher), seed, (), (*students, resolved.path)) if distill else None
         digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)
