@@ -119,6 +119,15 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
     return list(ordered.values())
 
 
+def students_first(runs: list[Run]) -> list[Run]:
+    """Within each seed students and their teachers, then the others; else as they were. For where time may run out before the runs do:
+    what distillation reaches is what most claims are about, and at full size nothing else would leave it the time.
+    """
+    teachers = {run.teacher.folder for run in runs if run.teacher}
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: (seeds.index(run.seed), run.teacher is None and run.folder not in teachers))
+
+
 def measured_speed(runs_dir: Path) -> float | None:
     """Training FLOP/s of the newest finished run below `runs_dir`: what the time estimate of a plan stands on."""
     found = sorted(runs_dir.glob("*/*/*/record.json"), key=lambda p: p.stat().st_mtime)
