@@ -13,7 +13,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all claims test bench bench-growth bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all claims verify test bench bench-growth bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ reproduce-all: setup ## run the whole ladder, teachers first, and compile the re
 
 claims: setup ## train what the declared claims take, profile ledger unless another is named, and say what came of it
 	$(BIN)/vitlab claims --run $(FLAGS) $(if $(ONLY),--only $(ONLY))
+
+verify: setup ## check that every published number follows from the published records
+	$(BIN)/vitlab verify
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -13,7 +13,7 @@ import vitlab
 
 PACKAGE = Path(vitlab.__file__).parent
 LEVELS = [
-    {"__init__", "paths", "files"},
+    {"__init__", "paths", "files", "blocks"},
     {"yaml_places"},
     {"config"},
     {"records"},
@@ -27,6 +27,7 @@ LEVELS = [
     {"tracking", "figures", "predict", "trainer"},
     {"experiment", "tables"},
     {"report"},
+    {"verify"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,6 +1,7 @@
 """The commands. Heavy modules are imported where they are needed: `--help` and `--dry-run` start at once.
 
-Exit codes: 0; 1 where training failed or the disk is full; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
+Exit codes: 0; 1 where training failed, the disk is full or a published number is wrong; 2 for a user's mistake, with one message;
+128 + the signal where one stopped it.
 """
 
 from __future__ import annotations
@@ -407,6 +408,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     _add_data_flags(claims, "cifar10")
     _add_run_flags(claims, None, "as many as the ledger plans")
     claims.add_argument("--only", type=lambda ids: ids.split(","), default=[], metavar="ID,ID", help="train for these claims only")
+    command("verify", _verify, "check that the published pages follow from the published records")
     args = parser.parse_args(argv)
     _guard(lambda: args.run(args))
 
@@ -504,6 +506,20 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
     counts = Counter(r.verdict for r in results)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     console.print(f"{told}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(claims.FILE)}")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from vitlab import verify
+
+    checked, wrong = verify.verify(ROOT, RESULTS)
+    for line in wrong:
+        print(printable(line))
+    if wrong:
+        print("'vitlab report' and 'python -m benchmarks.bench --page' write these pages anew from what was measured")
+        return 1
+    for path in checked:
+        print(f"{_short(path)}: as measured")
+    return 0
 
 
 def _predict(args: argparse.Namespace) -> int:
