@@ -1,6 +1,6 @@
 """The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md beside this file.
 
-At most 12 minutes on two cores; `--page` renders the page again from latest.json.
+At most 12 minutes on two cores; `--page` renders the page again from latest.json. The main README's paragraph is made anew with it.
 """
 
 from __future__ import annotations

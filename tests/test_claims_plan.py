@@ -212,7 +212,7 @@ def test_claims_are_planned_trained_and_judged(declared: claims.Ledger, capsys: 
     code, out, err = run(capsys, "claims", "--run", "--seeds", "0", *ON, main=cli.main)
     assert code == 0, err
     assert "0:0" in out
-    assert "undecided" in out.splitlines()[-1]
+    assert "undecided; of these two runs: p " in " ".join(out.split())
     code, out, _ = run(capsys, "claims", "--json", "--data", "digits", main=cli.main)  # the only profile with runs
     assert code == 0
     results = {r["id"]: r for r in json.loads(out)}

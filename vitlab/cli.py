@@ -498,9 +498,10 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
     for r in results:
         interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
         more = f", {r.more_seeds} more seeds" if r.more_seeds else ""
+        more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
         table.add_row(
             r.id, printable(r.statement), claims.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
-            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.3f}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
+            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
         )  # fmt: skip
     console.print(table, soft_wrap=False)  # statements wrap within their column
     counts = Counter(r.verdict for r in results)
