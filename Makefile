@@ -3,19 +3,21 @@ PROFILE  ?= auto
 DATA     ?= auto
 DATA_DIR ?= $(or $(VITLAB_DATA_DIR),data)
 SEEDS    ?=
+BUDGET   ?=
+ONLY     ?=
 PYTHON   ?= python3
 PORT     ?= 5000
 
 BIN   := .venv/bin
 RUN   := $(BIN)/python runner.py
-FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS))
+FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all test bench bench-growth bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all claims verify test bench bench-growth bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: PROFILE=auto|quick|ledger|laptop|full  DATA=auto|cifar10|digits|PATH  DATA_DIR=data  SEEDS=0,1,2"
+	@echo "  variables: PROFILE=auto|quick|ledger|laptop|full  DATA=auto|cifar10|digits|PATH  DATA_DIR=data  SEEDS=0,1,2  BUDGET=90m  ONLY=claim,claim"
 
 setup: .venv/installed ## make .venv and install exact versions into it
 
@@ -28,6 +30,12 @@ setup: .venv/installed ## make .venv and install exact versions into it
 reproduce-all: setup ## run the whole ladder, teachers first, and compile the report
 	$(RUN) experiments $(FLAGS)
 	$(BIN)/vitlab report
+
+claims: setup ## train what the declared claims take, profile ledger unless another is named, and say what came of it
+	$(BIN)/vitlab claims --run $(FLAGS) $(if $(ONLY),--only $(ONLY))
+
+verify: setup ## check that every published number follows from the published records
+	$(BIN)/vitlab verify
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,6 +1,6 @@
 """The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md beside this file.
 
-At most 12 minutes on two cores; `--page` renders the page again from latest.json.
+At most 12 minutes on two cores; `--page` renders the page again from latest.json. The main README's paragraph is made anew with it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks import page
 from benchmarks.recipe import Images, load
-from vitlab import cost
+from vitlab import blocks, cost
 from vitlab.config import ViT
 from vitlab.paths import REPOSITORY
 from vitlab.sources import Source, resolve
@@ -181,6 +181,10 @@ def main() -> None:
     if not args.page:
         latest.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (args.out / "README.md").write_text(page.page(results), encoding="utf-8")
+    if args.out == HERE:
+        readme = REPOSITORY / "README.md"
+        text = readme.read_text(encoding="utf-8")
+        readme.write_text(blocks.fill(text, "benchmark", lambda _: page.summary(results)), encoding="utf-8")
     faults = page.faults(results)
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
     sys.exit(bool(faults))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from benchmarks.recipe import RECIPES
@@ -147,6 +148,25 @@ def page(results: dict[str, Any]) -> str:
         lines += ["", f"## Training: {TITLES[number]}", "", *_training(experiment)]
     lines += ["", "## Input path", "", *_input_path(results["input"]), "", "## How it is measured", "", *_how(results)]
     return "\n".join(lines) + "\n"
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The page in a paragraph, for the README."""
+    machine, peers = results["machine"], ("plain", "timm", "lightning")
+    faster = {n: [ratio(e["rounds"], peer).median for peer in peers] for n, e in results["experiments"].items()}
+    speeds = results["input"]["06"]
+    inputs = median(a / b for a, b in zip(speeds["vitlab"], speeds["torchvision"], strict=True))
+    (plain, timm, lightning), (plain_06, timm_06, lightning_06) = faster["01"], faster["06"]
+    missed = min(plain, timm, lightning, plain_06, timm_06, lightning_06) < FASTER
+    size = f"with {' '.join(results['sets'])}" if results["sets"] else "full size"
+    text = (
+        f"On {machine['cpu']}, {machine['cores']} cores, {'with' if machine['bf16'] else 'without'} bf16 in hardware, {size}, "
+        f"batch {results['batch']}, {results['dataset']}, medians of rounds: 01's ViT trains {plain:.2f} times as fast as a plain PyTorch loop, "
+        f"{timm:.2f} as timm, {lightning:.2f} as Lightning; 06's student without its teacher {plain_06:.2f}, {timm_06:.2f} and "
+        f"{lightning_06:.2f} times; the input path with TrivialAugment runs at {inputs:.1f} times torchvision's rate. "
+        f"The aim was {FASTER} times{', and **is not reached**' if missed else ''}."
+    )
+    return fill(text, 130, break_on_hyphens=False)
 
 
 def _training(experiment: dict[str, Any]) -> list[str]:

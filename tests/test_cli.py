@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from test_files import no_file_above
 
-from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking
+from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking, trainer, yaml_places
 from vitlab.objective import CrossEntropy
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
@@ -44,6 +44,8 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str, main: object = cli.run_m
         ((EXPERIMENTS / "01_baseline_vit.yaml", "--set", "train.epoch=3"), "train.epoch: unknown key, did you mean 'epochs'?"),
         ((EXPERIMENTS / "01_baseline_vit.yaml", "--data", "/nowhere"), "no such folder"),
         ((EXPERIMENTS / "01_baseline_vit.yaml", "--seeds", "one"), "expected whole numbers"),
+        ((EXPERIMENTS / "01_baseline_vit.yaml", "--budget", "25"), "expected a time with its unit"),
+        ((EXPERIMENTS / "01_baseline_vit.yaml", "--budget", "0m"), "expected a time with its unit"),
         ((EXPERIMENTS / "01_baseline_vit.yaml", "--profile", "huge"), "invalid choice"),
     ],
 )
@@ -79,7 +81,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
-    over, _ = config.read_yaml(EXPERIMENTS / "profiles" / "quick.yaml")
+    over, _ = yaml_places.read_yaml(EXPERIMENTS / "profiles" / "quick.yaml")
     quick = quick.replace(f"epochs_percent: {over['epochs_percent']}", "epochs_percent: 0.5")
     quick = quick.replace(f"train_limit: {over['all']['data']['train_limit']}", "train_limit: 150")
     (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
@@ -200,6 +202,65 @@ def test_a_full_disk_exits_1_and_the_same_command_goes_on_to_the_same_bits(
     resumed = path.read_bytes()
     assert run(capsys, *ONE, "--force")[0] == 0
     assert path.read_bytes() == resumed
+
+
+def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_bits(
+    small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is up amid the first epoch."""
+    asked, calls = trainer.Stop.asked, 0
+
+    def up_at_the_third(stop: trainer.Stop) -> int | None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # before the run, after a step, after another
+            stop.deadline = 0.0
+        return asked(stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Stop, "asked", up_at_the_third)
+        code, out, _ = run(capsys, *ONE, "--budget", "1h")
+    assert code == 0
+    assert "budget 1:00:00" in out.splitlines()[0]
+    assert out.splitlines()[-1].startswith("the budget is spent: all that is done is saved, the last of it in")
+    [(run_id, status)] = seed_runs(small_world)
+    assert status == "KILLED"
+    (saved,) = (small_world / "runs").glob("*/*/*/checkpoint.pt")
+    assert checkpoint.load(saved.parent, torch.device("cpu"))[0]["step"] == 2
+    assert run(capsys, *ONE, "--budget", "1h")[0] == 0
+    assert seed_runs(small_world) == [(run_id, "FINISHED")]
+    resumed = (saved.parent / "predictions.npz").read_bytes()
+    assert run(capsys, *ONE, "--force")[0] == 0
+    assert (saved.parent / "predictions.npz").read_bytes() == resumed
+
+
+def test_a_budget_spent_before_a_run_leaves_it_alone(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *ONE, "--budget", "0.001s")
+    assert (code, out.splitlines()[-1]) == (0, "the budget is spent: 0 of 1 runs are finished; the same command goes on from there")
+    assert not list((small_world / "runs").glob("*/*/*"))
+
+
+def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = []
+    monkeypatch.setattr(cli, "_stop_at_once", lambda number, frame: stopped.append(number))
+    spent = trainer.Stop(deadline=0.0)
+    cli._stop_after_step(spent)(signal.SIGINT, None)
+    assert (stopped, spent.asked()) == ([signal.SIGINT], signal.SIGALRM)
+    with pytest.raises(trainer.Interrupted):
+        cli._waiting(cli._console(), "1/1 a run", spent)("process 1")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("3600s", 3600), ("90m", 5400), ("2h", 7200), ("0.5h", 1800)])
+def test_a_budget_has_a_unit(text: str, seconds: float) -> None:
+    assert cli._budget(text) == seconds
+
+
+def test_a_budget_puts_students_and_their_teachers_first(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = (EXPERIMENTS, "--profile", "quick", "--data", "digits", "--dry-run")
+    rows = [line.split() for line in run(capsys, *argv, "--budget", "25m")[1].splitlines()[2:-1]]
+    assert [row[1] for row in rows[:5]] == ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "01_baseline_vit"]
+    rows = [line.split() for line in run(capsys, *argv)[1].splitlines()[2:-1]]
+    assert rows[0][1] == "01_baseline_vit"
 
 
 def test_a_full_disk_while_results_are_compiled(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

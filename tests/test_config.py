@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitlab import config
+from vitlab import config, yaml_places
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
 LADDER = [*sorted(p for p in EXPERIMENTS.glob("*.yaml") if p.name != "claims.yaml"), *sorted((EXPERIMENTS / "teachers").glob("*.yaml"))]
@@ -191,7 +191,7 @@ def test_a_teacher_that_is_set_lies_beside_the_experiment(tmp_path: Path, monkey
     ],
 )
 def test_scalars(text: str, value: object, tmp_path: Path) -> None:
-    got = config.read_yaml(write(tmp_path, f"key: {text}"))[0]["key"]
+    got = yaml_places.read_yaml(write(tmp_path, f"key: {text}"))[0]["key"]
     assert got == value
     assert type(got) is type(value)
 

@@ -21,6 +21,7 @@ from vitlab import config, cost, records
 from vitlab.config import Schema
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import RunRecord
+from vitlab.yaml_places import Place, read_yaml
 
 FILE = EXPERIMENTS / "claims.yaml"
 EXACT = ("params", "gflops", "gflops_last_third")  # functions of the configuration: nothing to train, nothing to estimate
@@ -117,14 +118,14 @@ class Ledger(Schema):
 
 def load(path: Path = FILE) -> Ledger:
     """Read and validate the declarations. Raises ValueError: `file:line: key: what and remedy`."""
-    values, places = config.read_yaml(path)
+    values, places = read_yaml(path)
     try:
         return Ledger.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
         raise ValueError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
 
 
-def _explain(error: Any, places: Mapping[tuple[str | int, ...], config.Place]) -> str:
+def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
     """One pydantic error as `file:line: key: what was expected`."""
     key = tuple(error["loc"])
     place = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)

@@ -1,6 +1,7 @@
 """The commands. Heavy modules are imported where they are needed: `--help` and `--dry-run` start at once.
 
-Exit codes: 0; 1 where training failed or the disk is full; 2 for a user's mistake, with one message; 128 + the signal where one stopped it.
+Exit codes: 0; 1 where training failed, the disk is full or a published number is wrong; 2 for a user's mistake, with one message;
+128 + the signal where one stopped it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ import argparse
 import contextlib
 import gc
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,6 +27,7 @@ from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from vitlab.claims import Ledger, Result
     from vitlab.data import Dataset
     from vitlab.plan import Run
     from vitlab.records import RunRecord
@@ -88,8 +92,16 @@ def _seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _add_data_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="auto", metavar="auto|cifar10|digits|PATH", help="data set (default: %(default)s)")
+def _budget(text: str) -> float:
+    """Seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"'{text}': expected a time with its unit, for example 3600s, 90m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None:
+    parser.add_argument("--data", default=data, metavar="auto|cifar10|digits|PATH", help="data set (default: %(default)s)")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -99,19 +111,28 @@ def _add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument("--profile", default="auto", choices=["auto", "quick", "ledger", "laptop", "full"], help=f"default: {default}")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, default: str) -> None:
+    parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"default: {default}")
+    parser.add_argument(
+        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop after so much time (s, m, h), saved to go on from there"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+
+
 def run_main(argv: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
     )
     parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR")
-    parser.add_argument(
-        "--profile", default="auto", choices=["auto", "quick", "ledger", "laptop", "full"], help="default: full with CUDA, else quick"
-    )
+    _add_profile_flag(parser, "full with CUDA, else quick")
     _add_data_flags(parser)
-    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    _add_run_flags(parser, [0], "0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
     parser.add_argument("--force", action="store_true", help="run the named experiments anew, finished or not")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
     args = parser.parse_args(argv)
     _guard(lambda: _run(args))
 
@@ -126,17 +147,27 @@ def _console() -> Console:
 def _run(args: argparse.Namespace) -> int:
     from vitlab import plan, sources
 
+    deadline = time.monotonic() + args.budget
     console = _console()
     profile = _profile(args.profile)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     runs = plan.make(args.experiments, profile, source, args.seeds, tuple(args.set), RUNS)
+    if math.isfinite(args.budget):
+        runs = plan.students_first(runs)
     named = {p.resolve() for p in plan.expand(args.experiments)}
-    if source.note:
-        _banner(console, source.note)
-    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, args.seeds))} · {len(runs)} runs")
+    _announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
         return _print_plan(console, runs)
-    return _train(console, runs, named if args.force else set(), source)
+    return _train(console, runs, named if args.force else set(), source, deadline)
+
+
+def _announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
+    from vitlab.progress import clock
+
+    if source.note:
+        _banner(console, source.note)
+    limit = f" · budget {clock(budget)}" if math.isfinite(budget) else ""
+    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} runs{limit}")
 
 
 def _profile(asked: str) -> str:
@@ -156,7 +187,8 @@ def _banner(console: Console, text: str) -> None:
     console.print(Panel(text, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
 
 
-def _print_plan(console: Console, runs: list[Run]) -> int:
+def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[str]] | None = None) -> int:
+    """`settles`: the claims that have all their runs with the run in this folder."""
     from rich.table import Table
 
     from vitlab import plan
@@ -168,7 +200,7 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title, justify in (
         ("", "right"), ("experiment", "left"), ("seed", "right"), ("teacher", "left"), ("state", "left"), ("epochs", "right"),
-        ("params", "right"), ("FLOPs/img", "right"), ("time", "right"),
+        ("params", "right"), ("FLOPs/img", "right"), ("time", "right"), *([] if settles is None else [("settles", "left")]),
     ):  # fmt: skip
         table.add_column(title, justify=justify)
     left = 0.0
@@ -180,13 +212,14 @@ def _print_plan(console: Console, runs: list[Run]) -> int:
         table.add_row(
             str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
             f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(seconds),
+            *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
         )  # fmt: skip
     console.print(table)
     console.print(f"about {clock(left)} to go, by {basis}")
     return 0
 
 
-def _train(console: Console, runs: list[Run], forced: set[Path], source: Source) -> int:
+def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float) -> int:
     from vitlab import checkpoint, data, lock, machine, store, trainer
 
     where = machine.device()
@@ -198,37 +231,44 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source)
     if reason := store.prepare_store(ROOT):
         console.print(f"MLflow cannot be reached ({reason}); training goes on, and its journals keep everything", style="yellow")
     done: list[RunRecord] = []
-    stop = trainer.Stop()
+    stop = trainer.Stop(deadline=deadline)
     for i, run in enumerate(runs, 1):
+        if asked := stop.asked():
+            return _stopped(console, asked, f"{i - 1} of {len(runs)} runs are finished")
         label = f"{i}/{len(runs)} {run.label}"
         if run.folder in before:
             checkpoint.remove(run.folder)  # of a process that was killed between the record and this
             done.append(before[run.folder])
             _print_result(console, f"{label}  finished before, skipped:", done[-1])
             continue
-        with lock.held(run.lock, _waiting(console, label)):
-            if run.finished and run.resolved.path not in forced:
-                done.append(run.record())
-                _print_result(console, f"{label}  finished meanwhile, skipped:", done[-1])
-                continue
-            if run.resolved.path in forced:
-                shutil.rmtree(run.folder, ignore_errors=True)
-            try:
+        try:
+            with lock.held(run.lock, _waiting(console, label, stop)):
+                if run.finished and run.resolved.path not in forced:
+                    done.append(run.record())
+                    _print_result(console, f"{label}  finished meanwhile, skipped:", done[-1])
+                    continue
+                if run.resolved.path in forced:
+                    shutil.rmtree(run.folder, ignore_errors=True)
                 with _on_signals(_stop_after_step(stop)):
                     done.append(_execute(console, label, run, loaded[run.resolved.config.data], stop))
-            except trainer.Interrupted as e:
-                console.print(f"stopped and saved in {_short(run.folder)}; the same command goes on from there")
-                return 128 + e.args[0]
-            except trainer.Diverged as e:
-                console.print(f"failed {run.label}: {e}", style="red")
-                return 1
+        except trainer.Interrupted as e:
+            return _stopped(console, e.args[0], f"all that is done is saved, the last of it in {_short(run.folder)}")
+        except trainer.Diverged as e:
+            console.print(f"failed {run.label}: {e}", style="red")
+            return 1
         _print_result(console, label, done[-1])
-        if stop.signal is not None:
-            console.print("stopped between two runs; the same command goes on from there")
-            return 128 + stop.signal
+    if stop.signal is not None:
+        return _stopped(console, stop.signal, "all runs are finished")
     _ship_outstanding(console, runs)
     _print_summary(console, done)
     return 0
+
+
+def _stopped(console: Console, number: int, state: str) -> int:
+    """Say so; the exit code: a budget that is spent is no failure."""
+    spent = number == signal.SIGALRM
+    console.print(f"{'the budget is spent' if spent else 'stopped'}: {state}; the same command goes on from there")
+    return 0 if spent else 128 + number
 
 
 def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop) -> RunRecord:
@@ -241,25 +281,29 @@ def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop
     return experiment.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
 
 
-def _waiting(console: Console, label: str) -> Callable[[str], None]:
-    """Says who trains the run, once."""
+def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
+    """Says who trains the run, once; gives up at the deadline."""
+    from vitlab.trainer import Interrupted
+
     told: set[str] = set()
 
     def busy(holder: str) -> None:
         if holder not in told:
             console.print(f"{label}  is being trained by {printable(holder)}; waiting")
         told.add(holder)
+        if asked := stop.asked():
+            raise Interrupted(asked)
 
     return busy
 
 
 def _stop_after_step(stop: Stop) -> Callable[[int, object], None]:
-    """The first signal lets the step in hand finish and saves; a second one stops at once."""
+    """The first signal lets the step in hand finish and saves; a second one, or one after the deadline, stops at once."""
     first = 0.0
 
     def handle(number: int, frame: object) -> None:
         nonlocal first
-        if stop.signal is None:
+        if stop.asked() is None:
             stop.signal, first = number, time.monotonic()
             # Not through the console: the signal may have come amid its own printing.
             os.write(2, b"stopping: the step in hand is finished and saved; once more stops at once\n")
@@ -354,6 +398,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
     schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
     schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
+    claims = command("claims", _claims, "print what was measured of each declared claim; with --run, train what that takes")
+    either = claims.add_mutually_exclusive_group()
+    either.add_argument("--json", action="store_true", help="print it as JSON")
+    either.add_argument(
+        "--run", action="store_true", dest="train", help="train the runs of the claims first, so ordered that most are settled soonest"
+    )
+    _add_profile_flag(claims, "the largest one with measured claims; with --run, ledger")
+    _add_data_flags(claims, "cifar10")
+    _add_run_flags(claims, None, "as many as the ledger plans")
+    claims.add_argument("--only", type=lambda ids: ids.split(","), default=[], metavar="ID,ID", help="train for these claims only")
+    command("verify", _verify, "check that the published pages follow from the published records")
     args = parser.parse_args(argv)
     _guard(lambda: args.run(args))
 
@@ -386,6 +441,85 @@ def _list_runs(args: argparse.Namespace) -> int:
         print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
         return 0
     _console().print(table)
+    return 0
+
+
+def _claims(args: argparse.Namespace) -> int:
+    from vitlab import claim_runs, claims
+    from vitlab.config import PROFILES
+
+    ledger = claims.load()
+    if args.train:
+        return _run_claims(args, ledger)
+    idle = {"--seeds": args.seeds, "--budget": math.isfinite(args.budget), "--only": args.only, "--dry-run": args.dry_run}
+    if given := [flag for flag, value in idle.items() if value]:
+        raise ValueError(f"{', '.join(given)}: about training; add --run")
+    with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
+    for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
+        results = claim_runs.results(ledger, profile, args.data, RUNS, RESULTS)
+        if any(result.seeds for result in results):
+            break
+    if args.json:
+        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
+    else:
+        _print_ledger(_console(), ledger, f"{profile} · {args.data}", results)
+    return 0
+
+
+def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
+    from vitlab import claim_runs, sources
+
+    deadline = time.monotonic() + args.budget
+    console = _console()
+    profile = "ledger" if args.profile == "auto" else args.profile
+    source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
+    seeds = args.seeds or list(range(ledger.seeds))
+    planned = claim_runs.make(ledger, args.only, profile, source, seeds, RUNS)
+    _announce(console, profile, source, seeds, planned.runs, args.budget)
+    if args.dry_run:
+        return _print_plan(console, planned.runs, planned.settles)
+    code = _train(console, planned.runs, set(), source, deadline)
+    if code == 0:
+        results = claim_runs.results(ledger, profile, source.name, RUNS, RESULTS)
+        _print_ledger(console, ledger, f"{profile} · {source.name}", results)
+    return code
+
+
+def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Result]) -> None:
+    from collections import Counter
+
+    from rich.table import Table
+
+    from vitlab import claims
+
+    table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
+        table.add_column(title, justify="right" if title in ("wanted", "effect", "seeds", "p (Holm)") else "left", no_wrap=title == "claim")
+    for r in results:
+        interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
+        more = f", {r.more_seeds} more seeds" if r.more_seeds else ""
+        more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
+        table.add_row(
+            r.id, printable(r.statement), claims.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
+            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
+        )  # fmt: skip
+    console.print(table, soft_wrap=False)  # statements wrap within their column
+    counts = Counter(r.verdict for r in results)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    console.print(f"{told}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(claims.FILE)}")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from vitlab import verify
+
+    checked, wrong = verify.verify(ROOT, RESULTS)
+    for line in wrong:
+        print(printable(line))
+    if wrong:
+        print("'vitlab report' and 'python -m benchmarks.bench --page' write these pages anew from what was measured")
+        return 1
+    for path in checked:
+        print(f"{_short(path)}: as measured")
     return 0
 
 

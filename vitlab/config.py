@@ -1,4 +1,4 @@
-"""The schema of an experiment, strict YAML loading with file:line errors, and the fingerprint.
+"""The schema of an experiment, how its file is resolved, with file:line errors, and the fingerprint.
 
 An experiment file is resolved in this order, later wins: the file it `extends` (recursively), the file itself, the
 profile's overlay, `--set` overrides. What comes out is validated once, as a whole, and is frozen.
@@ -12,8 +12,6 @@ import hashlib
 import json
 import os
 import re
-import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,14 +19,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vitlab.files import UNPRINTABLE, printable
+from vitlab.files import UNPRINTABLE
 from vitlab.paths import EXPERIMENTS
+from vitlab.yaml_places import MAX_DEPTH, MAX_KEY, Keys, Place, cut, dotted, parse, read_yaml, shown
 
 PROFILES = ("quick", "ledger", "laptop", "full")  # the smaller one first
 PROFILE_DIR = EXPERIMENTS / "profiles"
-MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
-MAX_KEY = 100  # characters
-MAX_DEPTH = 20  # of sections within sections (the schema has five), of files that extend, or of teachers that teach, one another
 
 
 class Schema(BaseModel):
@@ -219,141 +215,10 @@ class Experiment(Schema):
         return self
 
 
-# ------------------------------------------------------------------------------------------------- YAML, with places
-
-Path_ = tuple[str | int, ...]
+# -------------------------------------------------------------------------------- extends, profile, --set
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a value was written; prints as `file:line` or `--set`."""
-
-    file: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return self.file if self.line is None else f"{self.file}:{self.line}"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of a float (1e-3 is one) and no dates; `on`, `yes` and the like stay words."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, rx) for tag, rx in rules if tag == "tag:yaml.org,2002:null"]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(  # not 010, which is 8 to YAML 1.1, nor 1:30, which is 90
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$"),
-    list("-+0123456789."),
-)
-
-
-# What settings have no use for and no editor shows: control characters, and halves of a character.
-
-
-def shown(path: Path) -> str:
-    """`path` as the user would type it: relative to the current directory where it lies below it."""
-    try:
-        return str(Path(os.path.abspath(path)).relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Path_, Place]]:
-    """The value that `text` spells, and for each of its keys where it stands; `where` makes a place of a line's number.
-
-    Raises ValueError, with the place, for what is not YAML, and for what settings need not and what can do harm: aliases
-    (which multiply without bound), tags (which ask for other types), control characters, deep nesting, keys that are no
-    words or are given twice.
-    """
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_Loader):
-            place = where(event.start_mark.line + 1)
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
-            if getattr(event, "tag", None) is not None:
-                raise ValueError(f"{place}: tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write the value alone")
-            if isinstance(event, yaml.ScalarEvent) and (bad := UNPRINTABLE.search(event.value)):
-                raise ValueError(f"{place}: a character that cannot be shown ({printable(bad[0])}); remove it")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise ValueError(f"{place}: more than {MAX_DEPTH} levels deep; an experiment has five")
-        node = _Loader(text).get_single_node()
-    except yaml.MarkedYAMLError as e:
-        line = e.problem_mark.line + 1 if e.problem_mark else 1
-        what = ", ".join(said for said in (e.context, e.problem) if said)
-        raise ValueError(f"{where(line)}: not valid YAML: {what}; mend the line, and indent with spaces") from None
-    except yaml.reader.ReaderError as e:
-        line = text.count("\n", 0, e.position) + 1
-        raise ValueError(f"{where(line)}: not valid YAML: a character that cannot be shown (\\x{e.character:02x}); remove it") from None
-    places: dict[Path_, Place] = {}
-    if node is None:
-        return None, places
-    _note_places(node, (), where, places)
-    return _Loader("").construct_document(node), places
-
-
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Path_, Place]]:
-    """The mapping in `path`, and for each of its keys where it stands.
-
-    Raises ValueError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not a mapping, or
-    that `_parse` refuses.
-    """
-    name = shown(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise ValueError(f"{name}: not a file; expected an experiment's YAML file")
-        with path.open("rb") as f:
-            content = f.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise ValueError(f"{name}: larger than {MAX_FILE_BYTES >> 10} KiB; an experiment is a page of YAML")
-        text = content.decode("utf-8-sig")
-    except OSError as e:
-        raise ValueError(f"{name}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{name}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
-    values, places = _parse(text, lambda line: Place(name, line))
-    if values is None:
-        raise ValueError(f"{name}: empty; expected a mapping such as 'model:', 'train:'")
-    if not isinstance(values, dict):
-        raise ValueError(f"{places[()]}: expected a mapping ('key: value' lines) at the top")
-    return values, places
-
-
-def _note_places(node: yaml.Node, path: Path_, where: Callable[[int], Place], places: dict[Path_, Place]) -> None:
-    places[path] = where(node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            place = where(key.start_mark.line + 1)
-            if key.tag != "tag:yaml.org,2002:str" or len(key.value) > MAX_KEY:
-                raise ValueError(f"{place}: keys must be plain words")
-            if key.value in seen:
-                raise ValueError(f"{place}: {_dotted((*path, key.value))}: given twice; keep one")
-            seen.add(key.value)
-            _note_places(value, (*path, key.value), where, places)
-            places[(*path, key.value)] = place
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            _note_places(value, (*path, i), where, places)
-
-
-def _dotted(path: Path_) -> str:
-    return ".".join(str(p) for p in path)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Path_, Place], over_places: dict[Path_, Place], at: Path_ = ()) -> None:
+def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Keys, Place], over_places: dict[Keys, Place], at: Keys = ()) -> None:
     """Lay `over` on `base`, in place. Mappings merge, all else replaces; another `name` (of model, optim) starts anew."""
     for key, value in over.items():
         path = (*at, key)
@@ -368,7 +233,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Path_, Place
         places.update({p: place for p, place in over_places.items() if p[: len(path)] == path})
 
 
-def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Path_, Place]]:
+def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place]]:
     path = path.resolve()
     if path in chain:
         names = " -> ".join(p.name for p in (*chain, path))
@@ -387,7 +252,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
         raise ValueError(f"{place}: extends: expected another experiment's file name")
     target = path.parent / parent
     if not os.path.isfile(target):
-        raise ValueError(f"{place}: extends: {_cut(parent)}: no such file; name it relative to the file that extends it")
+        raise ValueError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
     values, places = _read_extended(target, (*chain, path))
     for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
         values.pop(inherited, None)
@@ -395,7 +260,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
     return values, places
 
 
-def _overlay(values: dict[str, Any], places: dict[Path_, Place], profile: str) -> None:
+def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str) -> None:
     """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off."""
     path = PROFILE_DIR / f"{profile}.yaml"
     over, over_places = read_yaml(path)
@@ -420,23 +285,23 @@ def _overlay(values: dict[str, Any], places: dict[Path_, Place], profile: str) -
         train["epochs"] = max(min(1, train["epochs"]), round(train["epochs"] * over["epochs_percent"] / 100))
 
 
-def _set(values: dict[str, Any], places: dict[Path_, Place], assignment: str) -> None:
+def _set(values: dict[str, Any], places: dict[Keys, Place], assignment: str) -> None:
     key, eq, text = assignment.partition("=")
     keys = key.strip().split(".")
-    place = Place(f"--set {_cut(assignment)}")
+    place = Place(f"--set {cut(assignment)}")
     if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or UNPRINTABLE.search(key):
         raise ValueError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
     if keys[0] == "extends":
         raise ValueError(f"{place}: only a file can extend another; write one")
-    value, inner = _parse(text, lambda _: place)
+    value, inner = parse(text, lambda _: place)
     path = tuple(int(k) if re.fullmatch("[0-9]{1,4}", k) else k for k in keys)
     node: Any = values
     for i, (k, part) in enumerate(zip(keys, path, strict=True)):
         if isinstance(node, list):
             if not isinstance(part, int) or part >= len(node):
-                raise ValueError(f"{place}: {_dotted(path[:i])} has {len(node)} entries, counted from 0; '{k}' is not one")
+                raise ValueError(f"{place}: {dotted(path[:i])} has {len(node)} entries, counted from 0; '{k}' is not one")
         elif not isinstance(node, dict):
-            raise ValueError(f"{place}: {_dotted(path[:i])} is not a section, so it has no '{k}'")
+            raise ValueError(f"{place}: {dotted(path[:i])} is not a section, so it has no '{k}'")
         index = part if isinstance(node, list) else k
         if i + 1 < len(keys):
             if isinstance(node, dict) and node.get(k) is None:
@@ -490,13 +355,13 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         config = config.model_copy(update={"distill": config.distill.model_copy(update={"teacher": teacher})})
     if config.distill is not None and not os.path.isfile(config.distill.teacher):
         place = places.get(("distill", "teacher"), shown(path))
-        teacher = _cut(shown(Path(config.distill.teacher)))
+        teacher = cut(shown(Path(config.distill.teacher)))
         near = "the experiment" if str(place).startswith("--set") else "the file that names it"
         raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
     return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
 
 
-def _explain(err: Any, values: Any, places: dict[Path_, Place], file: str) -> str:
+def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str:
     """One pydantic error as `file:line: key: what was expected`."""
     path: list[str | int] = []
     node = values
@@ -515,26 +380,26 @@ def _explain(err: Any, values: Any, places: dict[Path_, Place], file: str) -> st
         known = _known_keys(loc)
         close = difflib.get_close_matches(str(key[-1]), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
-        return f"{place}: {_dotted(key)}: unknown key, {hint}"
+        return f"{place}: {dotted(key)}: unknown key, {hint}"
     if err["type"] == "missing":
-        return f"{place}: {_dotted(key)}: missing; add it"
+        return f"{place}: {dotted(key)}: missing; add it"
     if err["type"] == "union_tag_not_found":
-        return f"{place}: {_dotted(key)}.name: missing; expected one of {_tags(key)}"
+        return f"{place}: {dotted(key)}.name: missing; expected one of {_tags(key)}"
     if err["type"] == "union_tag_invalid":
-        return f"{place}: {_dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
+        return f"{place}: {dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
     if err["type"] in ("too_short", "too_long"):
         bound = f"at least {err['ctx']['min_length']}" if err["type"] == "too_short" else f"at most {err['ctx']['max_length']}"
-        return f"{place}: {_dotted(key)}: expected a length of {bound}, got {err['ctx']['actual_length']}"
+        return f"{place}: {dotted(key)}: expected a length of {bound}, got {err['ctx']['actual_length']}"
     message = err["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     message = {"an object": "a section ('key: value' lines)", "a valid array": "a list"}.get(message, message)
     if not key:  # of the experiment as a whole: the message opens with the section that is at fault
         place = places.get((message.partition(":")[0],), place)
-    got = "" if isinstance(err["input"], dict | list) else f", got {_cut(json.dumps(err['input']))}"
+    got = "" if isinstance(err["input"], dict | list) else f", got {cut(json.dumps(err['input']))}"
     expected = "expected " if err["msg"].startswith("Input should be ") else ""
-    return f"{place}: {_dotted(key) + ': ' if key else ''}{expected}{message}{got}"
+    return f"{place}: {dotted(key) + ': ' if key else ''}{expected}{message}{got}"
 
 
-def _tags(key: Path_) -> str:
+def _tags(key: Keys) -> str:
     return "'vit', 'resnet'" if key == ("model",) else "'adamw', 'sgd'"
 
 

@@ -128,7 +128,7 @@ def execute(
     journal.close()
     best = trained.ema.model if trained.ema else model
     example = data.test_images[:2].cpu().numpy()
-    if not shipper.finish(lambda: STOP_SECONDS if stop.signal else SHIP_SECONDS, model=best, example=example):
+    if not shipper.finish(lambda: STOP_SECONDS if stop.asked() else SHIP_SECONDS, model=best, example=example):
         say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
     return record
 

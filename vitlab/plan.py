@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vitlab import config, cost, records, sources
 from vitlab.sources import Source
+from vitlab.yaml_places import MAX_DEPTH, shown
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,9 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
         resolved = config.load(path, profile, overrides)
         if resolved.path in students:
             names = " -> ".join(p.name for p in (*students, resolved.path))
-            raise ValueError(f"{config.shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
-        if len(students) == config.MAX_DEPTH:
-            raise ValueError(
-                f"{config.shown(students[0])}: more than {config.MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher"
-            )
+            raise ValueError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
+        if len(students) == MAX_DEPTH:
+            raise ValueError(f"{shown(students[0])}: more than {MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher")
         distill = resolved.config.distill
         teacher = add(Path(distill.teacher), seed, (), (*students, resolved.path)) if distill else None
         digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)
@@ -120,6 +119,15 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
         for path in files:
             add(path, seed, sets)
     return list(ordered.values())
+
+
+def students_first(runs: list[Run]) -> list[Run]:
+    """Within each seed students and their teachers, then the others; else as they were. For where time may run out before the runs do:
+    what distillation reaches is what most claims are about, and at full size nothing else would leave it the time.
+    """
+    teachers = {run.teacher.folder for run in runs if run.teacher}
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: (seeds.index(run.seed), run.teacher is None and run.folder not in teachers))
 
 
 def measured_speed(runs_dir: Path) -> float | None:

@@ -25,7 +25,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vitlab import figures, files, records, tables, tracking
+from vitlab import blocks, figures, files, records, tables, tracking
 from vitlab.config import PROFILES
 from vitlab.records import RunRecord
 
@@ -169,7 +169,23 @@ def publish(root: Path, results_dir: Path) -> list[Path]:
     if not pages:
         raise ValueError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     index(results_dir)
-    return [*pages, results_dir / "README.md"]
+    pages.append(results_dir / "README.md")
+    opening = root / "README.md"
+    if opening.is_file() and readme(text := opening.read_text(encoding="utf-8"), results_dir) != text:
+        files.write(opening, readme(text, results_dir))
+        pages.append(opening)
+    return pages
+
+
+def readme(text: str, results_dir: Path) -> str:
+    """`text`, a page written by hand, with the summary of each set that it names (`<!-- results: SET -->`) made anew."""
+
+    def summary(name: str) -> str:
+        runs = records.read_all(results_dir / name)
+        _check(runs, results_dir / name)
+        return _tidy(_markdown().get_template("table.md.j2").render(table=tables.opening(tables.ladder(runs))))
+
+    return blocks.fill(text, "results", summary)
 
 
 def _identity(run: RunRecord) -> tuple[str, ...]:
@@ -228,5 +244,8 @@ def _data_uri(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    tidy = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"
-    files.write(path, tidy)
+    files.write(path, _tidy(text))
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"

@@ -236,6 +236,17 @@ def _summary(rungs: list[Rung]) -> Table | None:
     return Table(_caption(what, [run for r in rungs for run in r.runs]), columns, "lrrrrrrrrl", rows, outside or None)
 
 
+def opening(rungs: list[Rung]) -> Table:
+    """The summary's most telling columns, for the README to open with."""
+    summary, runs = _summary(rungs), [run for rung in rungs for run in rung.runs]
+    assert summary is not None
+    shown = ("Experiment", "Claimed top-1 (%)", "Measured top-1 (%)", "Seeds", "Parameters (M)", "GFLOPs", "Training time")
+    columns = [summary.columns.index(name) for name in shown]
+    what = "Test top-1, mean ± 95 % CI (Student's t) over seeds; GFLOPs: forward, per image"
+    rows = [tuple(row[i] for i in columns) for row in summary.rows]
+    return Table(_caption(what, runs), shown, "".join(summary.align[i] for i in columns), rows)
+
+
 def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
     rows, runs = [], []
     for rung in rungs:

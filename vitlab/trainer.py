@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ WINDOW = {"cpu": 10, "cuda": 50}  # steps between two looks at the loss: each ma
 
 
 class Interrupted(Exception):
-    """Stopped by a signal, after the step in hand, with everything checkpointed. args[0] is the signal's number."""
+    """Stopped by a signal or at a deadline, after the step in hand, with everything checkpointed. args[0] is what Stop.asked() said."""
 
 
 class Diverged(Exception):
@@ -39,9 +40,16 @@ class Bar(Protocol):
 
 @dataclass
 class Stop:
-    """Set by a signal handler, read by the loop between two steps."""
+    """What makes the loop stop between two steps: a signal, by way of its handler, or a deadline."""
 
     signal: int | None = None
+    deadline: float = math.inf  # on the clock of time.monotonic()
+
+    def asked(self) -> int | None:
+        """The signal that asks to stop, SIGALRM for the deadline; None to go on."""
+        if self.signal is None and time.monotonic() >= self.deadline:
+            return signal.SIGALRM
+        return self.signal
 
 
 @dataclass
@@ -118,7 +126,7 @@ def train(
         decay = schedule.ema_decay(step, total, cfg.ema) if cfg.ema else 0.0
         one_step(order[at * batch : (at + 1) * batch], phase, seed_for(seed, "augment", step), lr, decay)
 
-        stopping = stop.signal is not None  # asked once a step: whatever is saved below, its loss is looked at first
+        stopping = stop.asked() is not None  # asked once a step: whatever is saved below, its loss is looked at first
         if (at + 1) % window == 0 or at + 1 == per_epoch or stopping:
             means = {name: float(value) / (at + 1) for name, value in one_step.sums.items()}
             if not all(map(math.isfinite, means.values())):
@@ -169,7 +177,7 @@ def train(
             meter.lap("checkpoint")
             covered(journal.size())
         if stopping:
-            raise Interrupted(stop.signal)
+            raise Interrupted(stop.asked())
     out.after = meter.read()
     return out
 

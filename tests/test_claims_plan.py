@@ -1,0 +1,242 @@
+"""Which runs the claims take and in what order, what two runs say of each other, and the command that does it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import run, small_world  # noqa: F401 a fixture
+from test_report import fake_record
+
+from vitlab import claim_runs, claims, cli, plan, records
+from vitlab.sources import Source, resolve
+
+CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
+
+
+def ledger(*declared: dict) -> claims.Ledger:
+    usual = {"statement": "S", "source": "a report", "metric": "test_top1", "at_least": 0}
+    return claims.Ledger.model_validate_json(json.dumps({"confidence": 0.95, "seeds": 2, "claims": [usual | d for d in declared]}))
+
+
+def arm(experiment: str, *sets: str, **more: str) -> dict:
+    return {"experiment": experiment, "set": sets} | more
+
+
+BASE, TAUGHT, PLAIN = arm("01_baseline_vit"), arm("05_kd_r18"), arm("02_regularized_vit")
+SMALL = arm("01_baseline_vit", "train.epochs=1")
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[..., claim_runs.Plan]:
+    def make(
+        declared: claims.Ledger, *only: str, profile: str = "ledger", source: Source = CIFAR10, seeds: tuple[int, ...] = (0, 1)
+    ) -> claim_runs.Plan:
+        return claim_runs.make(declared, only, profile, source, seeds, tmp_path)
+
+    return make
+
+
+def names(planned: claim_runs.Plan) -> list[tuple[str, int]]:
+    return [(r.resolved.label, r.seed) for r in planned.runs]
+
+
+def settled(planned: claim_runs.Plan) -> list[list[str]]:
+    """By run, in order: the claims settled with it."""
+    return [planned.settles.get(r.folder, []) for r in planned.runs]
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+def test_every_arm_has_a_run_a_seed_its_teacher_first_and_none_twice(planned: Callable[..., claim_runs.Plan]) -> None:
+    found = planned(
+        ledger({"id": "kd", "arms": [TAUGHT, PLAIN]}, {"id": "again", "arms": [PLAIN, arm("02_regularized_vit", "train.batch_size=128")]})
+    )
+    # `again` costs less and comes first; its two arms are one run, the profile's batch size being 128 already
+    assert names(found) == [
+        ("02_regularized_vit", 0), ("02_regularized_vit", 1), ("resnet18", 0), ("05_kd_r18", 0), ("resnet18", 1), ("05_kd_r18", 1),
+    ]  # fmt: skip
+    assert settled(found) == [[], ["again"], [], [], [], ["kd"]]
+    by_name = {(r.resolved.id, r.seed): r for r in found.runs}
+    assert by_name["05_kd_r18", 1].teacher is by_name["resnet18", 1]
+
+
+def test_the_claim_with_the_least_left_comes_next_and_what_was_planned_for_others_costs_nothing(
+    planned: Callable[..., claim_runs.Plan],
+) -> None:
+    declared = ledger(
+        {"id": "taught", "arms": [TAUGHT, PLAIN]},
+        {"id": "teaches", "arms": [TAUGHT], "metric": "teacher_gain"},
+        {"id": "base", "arms": [BASE, PLAIN]},
+        {"id": "small", "arms": [BASE, SMALL]},
+        {"id": "equal", "arms": [SMALL, BASE]},
+    )
+    found = planned(declared, seeds=(0,))
+    assert [claim for ids in settled(found) for claim in ids] == ["small", "equal", "base", "taught", "teaches"]
+    assert names(found) == [
+        ("01_baseline_vit", 0), ("01_baseline_vit [train.epochs=1]", 0), ("02_regularized_vit", 0), ("resnet18", 0), ("05_kd_r18", 0),
+    ]  # fmt: skip
+
+
+def test_finished_runs_cost_nothing(planned: Callable[..., claim_runs.Plan]) -> None:
+    declared = ledger({"id": "cheap", "arms": [SMALL]}, {"id": "dear", "arms": [TAUGHT]})
+    for r in planned(declared, "dear").runs:
+        r.folder.mkdir(parents=True)
+        (r.folder / "record.json").touch()
+    assert [claim for ids in settled(planned(declared)) for claim in ids] == ["dear", "cheap"]
+
+
+def test_what_needs_no_run_is_not_planned(planned: Callable[..., claim_runs.Plan], tmp_path: Path) -> None:
+    full = {"id": "full", "arms": [BASE], "full_size_only": True, "at_least": 80}
+    exact = {"id": "exact", "arms": [BASE], "metric": "params"}
+    cats = {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"}
+    assert len(planned(ledger(full, exact, cats)).runs) == 2
+    assert {r.resolved.variant for r in planned(ledger(full, exact, cats), profile="full").runs} == {"", "train.epochs=1"}
+    for declared, source in ((ledger(full, exact), CIFAR10), (ledger(cats), resolve("digits", tmp_path, "quick"))):
+        with pytest.raises(ValueError, match="none of these claims needs a run"):
+            planned(declared, source=source)
+
+
+def test_only_names_claims(planned: Callable[..., claim_runs.Plan]) -> None:
+    declared = ledger({"id": "small", "arms": [SMALL]}, {"id": "taught", "arms": [TAUGHT]})
+    assert {r.resolved.id for r in planned(declared, "small").runs} == {"01_baseline_vit"}
+    with pytest.raises(ValueError, match="--only smal: no such claim; did you mean small"):
+        planned(declared, "smal")
+    with pytest.raises(ValueError, match=r"--only xyz: no such claim; they are declared in claims.yaml"):
+        planned(declared, "xyz")
+
+
+def test_the_committed_claims_can_all_be_planned_in_the_order_of_what_is_left(planned: Callable[..., claim_runs.Plan]) -> None:
+    declared = claims.load()
+    found = planned(declared, seeds=(0,))
+    assert len({claim_runs.key(r) for r in found.runs}) == len(found.runs)
+    assert sorted(c for ids in settled(found) for c in ids) == sorted(c.id for c in declared.claims if not c.exact and not c.full_size_only)
+    for i, r in enumerate(found.runs):
+        assert r.teacher is None or r.teacher in found.runs[:i]
+
+
+def test_under_a_budget_students_and_their_teachers_come_first(tmp_path: Path) -> None:
+    from vitlab.paths import EXPERIMENTS
+
+    runs = plan.students_first(plan.make([EXPERIMENTS], "quick", CIFAR10, [0, 1], (), tmp_path))
+    order = ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "01_baseline_vit", "02_regularized_vit"]
+    order += ["03_hybrid_r18", "04_explicit_transformer"]
+    assert [(r.seed, r.resolved.id) for r in runs] == [(seed, name) for seed in (0, 1) for name in order]
+
+
+# ------------------------------------------------------------------------------------------------------ what runs had right
+
+
+def predictions(folder: Path, heads: tuple[str, ...] = ("cls", "dist"), **logits: list) -> Path:
+    folder.mkdir(exist_ok=True)
+    arrays = {f"logits_{kind}": np.array(z, np.float32) for kind, z in logits.items()}
+    np.savez(folder / "predictions.npz", labels=np.array([0, 1, 1]), heads=np.array(heads), classes=np.array(["a", "b"]), **arrays)
+    return folder
+
+
+A, B = [2.0, 0.0], [0.0, 1.0]  # logits for the first class, and, less surely, for the second
+
+
+def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
+    folder = predictions(tmp_path / "run", raw=[[A, A, A], [A, A, A]], ema=[[A, B, A], [B, B, B]])
+    expected = {
+        "test_top1": [1, 1, 0],  # the mean of EMA's two heads: where they differ the surer one wins
+        "test_ema_top1": [1, 1, 0],
+        "test_raw_top1": [1, 0, 0],
+        "test_cls_top1": [1, 1, 0],
+        "test_dist_top1": [0, 1, 1],
+    }
+    for metric, hits in expected.items():
+        assert claim_runs.right(folder, metric).tolist() == [bool(h) for h in hits], metric
+    for metric in ("test_top5", "teacher_gain", "train_loss", "test_other_top1", "confusion.a.b"):
+        assert claim_runs.right(folder, metric) is None
+    assert claim_runs.right(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1").all()
+    assert claim_runs.right(tmp_path / "plain", "test_ema_top1") is None
+    assert claim_runs.right(tmp_path / "nowhere", "test_top1") is None
+    (folder / "predictions.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"predictions.npz: cannot be read .*--force"):
+        claim_runs.right(folder, "test_top1")
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path: Path) -> None:
+    first, second = predictions(tmp_path / "a", ("cls",), raw=[[A, B, B]]), predictions(tmp_path / "b", ("cls",), raw=[[B, B, A]])
+    (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
+    found = claim_runs.compare(claim, [first, second], 0.95)
+    assert (found.only_first, found.only_second, found.p) == (2, 0, 0.5)
+    assert claim_runs.compare(claim, [first, None], 0.95) is None
+    (alone,) = ledger({"id": "c", "arms": [BASE]}).claims
+    assert claim_runs.compare(alone, [first], 0.95) is None
+
+
+def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
+    declared = ledger({"id": "c", "arms": [BASE]})
+    resolved = declared.claims[0].arms[0].resolve("ledger")
+    for seed, top1 in ((0, 50.0), (1, 52.0), (2, 54.0)):
+        record = fake_record(seed=seed, profile="ledger", top1=top1)
+        record = record.model_copy(update={"fingerprint": claims.fingerprint(resolved, record.dataset.digest)})
+        if seed < 2:
+            (tmp_path / "results" / "ledger-cifar10" / "records").mkdir(parents=True, exist_ok=True)
+            records.write(record, tmp_path / "results" / "ledger-cifar10" / "records" / records.file_name(record))
+        if seed > 0:
+            folder = tmp_path / "runs" / "ledger-cifar10" / record.experiment / f"{record.fingerprint}-s{seed}"
+            folder.mkdir(parents=True)
+            records.write(record, folder / "record.json")
+    (result,) = claim_runs.results(declared, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results")
+    assert result.seeds == (0, 1, 2)
+    assert result.effect == pytest.approx(52, abs=1)
+
+
+# ------------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> claims.Ledger:  # noqa: F811
+    two = {"id": "two", "statement": "Two epochs are better than one.", "arms": [arm("01_baseline_vit", "train.epochs=2"), SMALL]}
+    found = ledger(two, {"id": "exact", "arms": [BASE], "metric": "params"}, {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"})
+    monkeypatch.setattr(claims, "load", lambda: found)
+    return found
+
+
+ON = ("--profile", "quick", "--data", "digits")
+
+
+def test_claims_are_planned_trained_and_judged(declared: claims.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "claims", "--run", "--dry-run", *ON, main=cli.main)
+    assert code == 0, err
+    assert "quick · data digits · seeds 0, 1 · 4 runs" in out
+    assert [line.split()[-1] for line in out.splitlines() if "01_baseline_vit" in line][-1] == "two"
+    code, out, err = run(capsys, "claims", "--run", "--seeds", "0", *ON, main=cli.main)
+    assert code == 0, err
+    assert "0:0" in out
+    assert "undecided; of these two runs: p " in " ".join(out.split())
+    code, out, _ = run(capsys, "claims", "--json", "--data", "digits", main=cli.main)  # the only profile with runs
+    assert code == 0
+    results = {r["id"]: r for r in json.loads(out)}
+    assert results.keys() == {"two", "exact"}, "digits has no cats"
+    assert results["two"]["seeds"] == [0]
+    assert results["two"]["pair"]["only_first"] - results["two"]["pair"]["only_second"] == pytest.approx(results["two"]["effect"] * 3.59)
+    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
+    assert code == 0, err
+    assert out.count("finished before, skipped") == 2
+    code, out, _ = run(capsys, "claims", "--json", *ON, main=cli.main)
+    assert json.loads(out)[0]["seeds"] == [0, 1]
+    assert json.loads(out)[0]["p_holm"] is not None
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--dry-run",), "--dry-run: about training; add --run"),
+        (("--run", "--only", "tow"), "--only tow: no such claim; did you mean two?"),
+        (("--run", "--json"), "not allowed with argument"),
+        (("--run", "--budget", "25"), "expected a time with its unit"),
+        (("--run", "--budget", "0m"), "expected a time with its unit"),
+    ],
+)
+def test_mistakes_exit_2(argv: tuple[str, ...], expected: str, declared: claims.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "claims", *argv, *ON, main=cli.main)
+    assert (code, expected in err) == (2, True), err
