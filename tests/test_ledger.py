@@ -74,7 +74,7 @@ def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     assert page.text.count(said) == 2  # in the minute, and above the table
     # mean 3.1, deviation 0.1, t(2, 0.975) = 4.3027: 3.1 ± 4.3027 * 0.1 / sqrt(3)
     gain, smaller = page.table("What the reports claim")[1:]
-    assert gain[:3] == ["Regularisation helps.", "report §2", "≥ 0 points (claimed +2.50)"]
+    assert gain[:3] == ["Regularisation helps.", "report §2", "≥ 0 points (claimed +2.5)"]
     assert gain[3:] == ["+3.10 [+2.85, +3.35] points", "3", "< 0.001", "supported"]
     assert smaller[3].endswith("million parameters, by formula")
     assert smaller[4:] == ["–", "–", "supported"]

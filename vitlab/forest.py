@@ -18,7 +18,8 @@ from vitlab.ledger import Book
 
 NAME = "claims"  # -light.svg and -dark.svg
 MARKERS = {"supported": "o", "refuted": "X", "undecided": "D"}
-ROW, AXIS = 0.34, 0.52  # inches: a claim's, and an axis' with its numbers and title
+# Inches: the figure's width, its margins for statements, for verdicts, for headline and key; a claim's row; an axis below its rows.
+WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW, AXIS = 9.4, 3.6, 1.5, 0.68, 0.34, 0.34, 0.52
 
 
 def draw(book: Book, out_dir: Path) -> list[Path]:
@@ -43,14 +44,18 @@ def _panels(results: Sequence[Result]) -> list[list[Result]]:
 
 def _forest(book: Book, theme: Theme) -> Figure:
     panels = _panels(book.measured)
-    fig = figures._figure(9.4, 1.1 + sum(ROW * len(panel) + AXIS for panel in panels))
-    axes = fig.subplots(len(panels), 1, squeeze=False, height_ratios=[len(panel) for panel in panels])[:, 0]
-    for ax, panel in zip(axes, panels, strict=True):
+    height = TOP + sum(ROW * len(panel) + AXIS for panel in panels) + BOTTOM
+    fig = figures._figure(WIDTH, height)
+    below = height - TOP
+    for panel in panels:
+        below -= ROW * len(panel)
+        ax = fig.add_axes((LEFT / WIDTH, below / height, 1 - (LEFT + RIGHT) / WIDTH, ROW * len(panel) / height))
         _panel(ax, panel, theme)
-    fig.legend(handles=_key(book, axes[0], theme), loc="outside lower center", ncols=5, columnspacing=1.8, handletextpad=0.5)
+        below -= AXIS
+    fig.legend(handles=_key(book, fig.axes[0], theme), loc="lower center", ncols=5, columnspacing=1.8, handletextpad=0.5)
     where = f"{figures._short(book.dataset, 30)}  ·  profile {book.profile}"
     about = f"effect, mean over seeds, and its {100 * book.confidence:g} % interval; without one: a single seed, or by formula"
-    figures._lay_out(fig, "Claims, as measured", f"{where}  ·  {about}")
+    figures._headline(fig, "Claims, as measured", f"{where}  ·  {about}")
     return fig
 
 
@@ -76,8 +81,8 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
             markerfacecolor=theme.surface if r.verdict == "undecided" else color, markersize=6, capsize=3, elinewidth=1.6, capthick=1.4,
         )  # fmt: skip
     ax.set_xlim(left, right)
-    ax.set_ylim(len(results) - 0.45, -0.55)
-    said = [textwrap.fill(figures._short(r.statement, 120), 62) for r in results]
+    ax.set_ylim(len(results) - 0.5, -0.5)
+    said = [textwrap.fill(figures._short(r.statement, 120), 60) for r in results]
     ax.set_yticks(range(len(results)), said, color=theme.ink, fontsize=7.5, linespacing=1.05)
     beside = ax.secondary_yaxis("right")
     beside.set_yticks(range(len(results)), [_beside(r) for r in results], color=theme.ink, fontsize=7.5)

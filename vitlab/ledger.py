@@ -166,10 +166,13 @@ def said(book: Book) -> str:
 
 
 def number(value: float, result: Result) -> str:
-    """With a sign where it is a difference."""
-    signed = len(result.arms) == 2 or result.unit in ("points", "images")
-    shown = f"{value:{'+' if signed else ''}.{DIGITS.get(result.unit, 2)}f}".replace("-", "−")
+    """An effect, with a sign where it is a difference."""
+    shown = f"{value:{_sign(result)}.{DIGITS.get(result.unit, 2)}f}".replace("-", "−")
     return shown if any(digit in shown for digit in "123456789") else shown.lstrip("+−")
+
+
+def _sign(result: Result) -> str:
+    return "+" if len(result.arms) == 2 or result.unit in ("points", "images") else ""
 
 
 def _scale(book: Book) -> str:
@@ -203,8 +206,8 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
 
 
 def _wanted(result: Result) -> str:
-    claimed = "" if result.claimed is None else f" (claimed {number(result.claimed, result)})"
-    return f"{claims.rule(result).replace('-', '−')} {result.unit}{claimed}"
+    claimed = "" if result.claimed is None else f" (claimed {result.claimed:{_sign(result)}g})"
+    return f"{claims.rule(result)} {result.unit}{claimed}".replace("-", "−")
 
 
 def _effect(result: Result) -> str:
