@@ -76,7 +76,7 @@ def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     gain, smaller = page.table("What the reports claim")[1:]
     assert gain[:3] == ["Regularisation helps.", "report §2", "≥ 0 points (claimed +2.5)"]
     assert gain[3:] == ["+3.10 [+2.85, +3.35] points", "3", "< 0.001", "supported"]
-    assert smaller[3].endswith("million parameters, by formula")
+    assert smaller[3].endswith("M parameters, by formula")
     assert smaller[4:] == ["–", "–", "supported"]
     by_seed = page.table("Each seed's effect")
     assert by_seed[0] == ["Seed", REGULARISED, BASELINE, "Effect (points)"]
@@ -252,7 +252,7 @@ def test_units() -> None:
     units = {claim.id: claim.unit for claim in LOAD().claims}
     assert {units[i] for i in ("clean-tail", "ema-gain", "student-beats-weak-teacher", "cat-to-dog-more")} == {"points"}
     assert {units[i] for i in ("patch-2-cost", "student-half-the-params", "headline-06", "cat-to-dog-share")} == {"%"}
-    assert (units["cat-dog-largest"], units["student-params"], units["mixed-loss-plateau"]) == ("images", "million parameters", "nats")
+    assert (units["cat-dog-largest"], units["student-params"], units["mixed-loss-plateau"]) == ("images", "M parameters", "nats")
 
 
 # ----------------------------------------------------------------------------------------------------------- forest plot

@@ -27,7 +27,7 @@ EXACT = ("params", "gflops", "gflops_last_third")  # functions of the configurat
 MOST_SEEDS = 1000  # beyond which no number of seeds is named
 BOOTSTRAPS = 10_000
 UNITS = {
-    "params": "million parameters",
+    "params": "M parameters",
     "gflops": "GFLOPs",
     "gflops_last_third": "GFLOPs",
     "teacher_gain": "points",
