@@ -357,6 +357,14 @@ def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
     assert (tmp_path / "records" / "01_baseline_vit-feedbeef0001-s1.json").is_file()
 
 
+def test_a_set_of_variants_alone(tmp_path: Path) -> None:
+    report.build([fake_record(variant="model.patch_size=2", fingerprint="feedbeef0001")], tmp_path / "full-cifar10", {})
+    report.index(tmp_path)
+    text = (tmp_path / "full-cifar10" / "README.md").read_text(encoding="utf-8")
+    assert "## Variations" in text
+    assert "## Summary" not in text
+
+
 # ------------------------------------------------------------------------------------------------------- bytes and files
 
 

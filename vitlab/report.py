@@ -90,7 +90,8 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
             shutil.rmtree(stale)
     for stale in drawn.glob(f"{forest.NAME}-*.svg"):
         stale.unlink()
-    _draw(rungs, drawn)
+    if rungs:
+        _draw(rungs, drawn)
     if book is not None:
         forest.draw(book, drawn)
     left_out = json.loads((out_dir / LEFT_OUT).read_text(encoding="utf-8")) if (out_dir / LEFT_OUT).is_file() else []
