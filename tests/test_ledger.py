@@ -70,7 +70,7 @@ def result(out_dir: Path, claim: Claim) -> claims.Result:
 def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     report.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
-    said = "Of 3 claims of the reports 2 are supported, 0 refuted, 0 undecided and 1 not measured."
+    said = "Of 3 claims of the reports 2 are supported, 0 refuted, 0 undecided and 1 not measured (1 judged by formula, without a run)."
     assert page.text.count(said) == 2  # in the minute, and above the table
     # mean 3.1, deviation 0.1, t(2, 0.975) = 4.3027: 3.1 ± 4.3027 * 0.1 / sqrt(3)
     gain, smaller = page.table("What the reports claim")[1:]
@@ -385,3 +385,23 @@ def test_without_runs_in_the_store_no_store_is_made(tmp_path: Path, undrawn: Non
     report.build(arms(), tmp_path / "results" / "laptop-cifar10", {})
     report.publish(tmp_path, tmp_path / "results")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stored(tmp_path / "store", arms([0]))
+    monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
+    monkeypatch.setattr(tracking, "ship_ledger", lambda root, path: "")
+    monkeypatch.setattr(tracking, "download", lambda *_: (_ for _ in ()).throw(ValueError("no such artifact")))
+    out = tmp_path / "results" / "laptop-cifar10"
+    report.publish(tmp_path, tmp_path / "results")
+    assert result(out, GAIN).pair is None
+    for run, share in zip(found, (0.7, 0.5)):
+        right = np.random.default_rng(0).random(100) < share
+        predictions(run.folder / "predictions.npz", {"raw/cls": right, "raw/dist": right})
+    report.publish(tmp_path, tmp_path / "results")
+    pair = result(out, GAIN).pair
+    assert (pair.only_first > 5, pair.only_second) == (True, 0)
+    for run in found:
+        (run.folder / "predictions.npz").unlink()
+    report.publish(tmp_path, tmp_path / "results")
+    assert result(out, GAIN).pair == pair

@@ -159,9 +159,12 @@ def said(book: Book) -> str:
     counts = Counter(result.verdict for result in book.results)
     supported, refuted, undecided, unmeasured = (counts[verdict] for verdict in ORDER)
     changed = sum(result.changed for result in book.results)
+    formula = sum(not result.seeds for result in book.measured)
     return (
         f"Of {len(book.results)} claims of the reports {supported} are supported, {refuted} refuted, {undecided} undecided and "
-        f"{unmeasured} not measured." + (f" Declared otherwise when first measured: {changed}." if changed else "")
+        f"{unmeasured} not measured"
+        + (f" ({formula} judged by formula, without a run)." if formula else ".")
+        + (f" Declared otherwise when first measured: {changed}." if changed else "")
     )
 
 
