@@ -405,3 +405,15 @@ def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch
         (run.folder / "predictions.npz").unlink()
     report.publish(tmp_path, tmp_path / "results")
     assert result(out, GAIN).pair == pair
+
+
+def test_runs_on_other_test_images_are_not_compared(tmp_path: Path) -> None:
+    right = np.arange(8) < 4
+    predictions(tmp_path / "a.npz", {"raw/cls": right, "raw/dist": right})
+    with np.load(tmp_path / "a.npz") as held:
+        np.savez(tmp_path / "b.npz", **{**held, "labels": np.arange(8) % 2})
+    first, second = arms([0])
+    at = {first.experiment: tmp_path / "a.npz", second.experiment: tmp_path / "a.npz"}
+    assert ledger._pair(GAIN, [first, second], lambda run: at[run.experiment], 0.95) is not None
+    at[second.experiment] = tmp_path / "b.npz"
+    assert ledger._pair(GAIN, [first, second], lambda run: at[run.experiment], 0.95) is None
