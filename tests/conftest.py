@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,24 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
     return config.load(experiment_file()).config
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report's pages without the cost of drawing: each picture is a word."""
+    from vitlab import figures, forest  # late: they import matplotlib
+
+    def draw(out_dir: Path, names: Sequence[str]) -> list[Path]:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (out_dir / name).write_bytes(b"picture")
+        return [out_dir / name for name in names]
+
+    charts = [f"{name}-{theme}.svg" for name in figures.SET_PICTURES for theme in ("light", "dark")]
+    drawn_without_images = [name for name in figures.RUN_PICTURES if name != "predictions.png"]
+    monkeypatch.setattr(figures, "set_figures", lambda rungs, out_dir: draw(out_dir, charts))
+    monkeypatch.setattr(figures, "run_figures", lambda record, out_dir, images=None, shown=None: draw(out_dir, drawn_without_images))
+    monkeypatch.setattr(forest, "draw", lambda book, out_dir: draw(out_dir, [f"{forest.NAME}-light.svg", f"{forest.NAME}-dark.svg"]))
 
 
 @pytest.fixture(scope="session")

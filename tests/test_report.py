@@ -17,7 +17,7 @@ import psutil
 import pytest
 from scipy import stats
 
-from vitlab import figures, records, report, tables, tracking
+from vitlab import records, report, tables, tracking
 from vitlab.config import Claim
 from vitlab.paths import REPOSITORY
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
@@ -119,22 +119,6 @@ def fake_set(seeds: int = 3, names: Sequence[str] = tuple(LADDER), **changes: An
 
 THREE = ("01_baseline_vit", "06_kd_r50_class_attention", "resnet50")
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without the cost of drawing: each picture is a pixel."""
-
-    def one(out_dir: Path, names: Sequence[str]) -> list[Path]:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (out_dir / name).write_bytes(PIXEL)
-        return [out_dir / name for name in names]
-
-    pages = [f"{name}-{theme}.svg" for name in figures.SET_PICTURES for theme in ("light", "dark")]
-    drawn_without_images = [name for name in figures.RUN_PICTURES if name != "predictions.png"]
-    monkeypatch.setattr(figures, "set_figures", lambda rungs, out_dir: one(out_dir, pages))
-    monkeypatch.setattr(figures, "run_figures", lambda record, out_dir, images=None, shown=None: one(out_dir, drawn_without_images))
 
 
 class Page(HTMLParser):
@@ -371,6 +355,14 @@ def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
     assert row[:2] == ["01 Baseline ViT", "model.patch_size=2"]
     assert row[4].startswith("−")
     assert (tmp_path / "records" / "01_baseline_vit-feedbeef0001-s1.json").is_file()
+
+
+def test_a_set_of_variants_alone(tmp_path: Path) -> None:
+    report.build([fake_record(variant="model.patch_size=2", fingerprint="feedbeef0001")], tmp_path / "full-cifar10", {})
+    report.index(tmp_path)
+    text = (tmp_path / "full-cifar10" / "README.md").read_text(encoding="utf-8")
+    assert "## Variations" in text
+    assert "## Summary" not in text
 
 
 # ------------------------------------------------------------------------------------------------------- bytes and files

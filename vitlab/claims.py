@@ -6,6 +6,7 @@ All of it is a function of the declarations and the records; nothing is trained 
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import json
 import math
@@ -21,12 +22,19 @@ from vitlab import config, cost, records
 from vitlab.config import Schema
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import RunRecord
-from vitlab.yaml_places import Place, read_yaml
+from vitlab.yaml_places import MAX_DEPTH, Place, read_yaml, shown
 
 FILE = EXPERIMENTS / "claims.yaml"
 EXACT = ("params", "gflops", "gflops_last_third")  # functions of the configuration: nothing to train, nothing to estimate
 MOST_SEEDS = 1000  # beyond which no number of seeds is named
 BOOTSTRAPS = 10_000
+UNITS = {
+    "params": "M parameters",
+    "gflops": "GFLOPs",
+    "gflops_last_third": "GFLOPs",
+    "teacher_gain": "points",
+    "confusion_lead": "images",
+}
 
 Verdict = Literal["supported", "refuted", "undecided", "not measured"]
 Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
@@ -47,7 +55,12 @@ class Arm(Schema):
         return EXPERIMENTS / f"{self.experiment}.yaml"
 
     def resolve(self, profile: str) -> config.Resolved:
-        return config.load(self.path, profile, self.set)
+        return _load(self.path, profile, self.set)
+
+
+@functools.cache  # most claims share an arm, and all students a teacher
+def _load(path: Path, profile: str, sets: tuple[str, ...] = ()) -> config.Resolved:
+    return config.load(path, profile, sets)
 
 
 class Within(Schema):
@@ -88,6 +101,16 @@ class Claim(Schema):
     @property
     def exact(self) -> bool:
         return self.metric_of(self.arms[0]) in EXACT
+
+    @property
+    def unit(self) -> str:
+        """Of the effect."""
+        metric = self.metric_of(self.arms[0]).split(".")[0]
+        if self.relative:
+            return "%"
+        if metric.endswith("loss"):
+            return "nats"
+        return UNITS.get(metric, "points" if len(self.arms) == 2 else "%")
 
     @property
     def region(self) -> tuple[float, float]:
@@ -145,7 +168,7 @@ def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
 def fingerprint(resolved: config.Resolved, digest: str) -> str:
     """Of the run that the arm stands for, its teacher's in it; as plan.make has it, without reading a data set."""
     distill = resolved.config.distill
-    teacher = fingerprint(config.load(Path(distill.teacher), resolved.profile), digest) if distill else None
+    teacher = fingerprint(_load(Path(distill.teacher), resolved.profile), digest) if distill else None
     return config.fingerprint(resolved.config, digest, teacher)
 
 
@@ -307,6 +330,7 @@ class Result(Schema):
     changed: bool = False  # declared otherwise when it was first measured
     arms: tuple[MeasuredArm, ...]
     metric: str
+    unit: str = "points"  # of the effect
     low_bound: float | None  # of the region that supports the claim
     high_bound: float | None
     claimed: float | None = None
@@ -371,7 +395,7 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
     low, high = (None if math.isinf(bound) else bound for bound in claim.region)
     told = {
         "id": claim.id, "statement": claim.statement, "source": claim.source, "declaration": ledger.declaration(claim),
-        "metric": " less ".join(dict.fromkeys(metrics)), "low_bound": low, "high_bound": high, "claimed": claim.claimed,
+        "metric": " less ".join(dict.fromkeys(metrics)), "unit": claim.unit, "low_bound": low, "high_bound": high, "claimed": claim.claimed,
     }  # fmt: skip
     resolved = [arm.resolve(profile) for arm in claim.arms]
     if claim.full_size_only and profile != "full":

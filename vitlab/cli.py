@@ -417,7 +417,7 @@ def _report(args: argparse.Namespace) -> int:
     from vitlab import report
 
     with writing(RESULTS):
-        for path in report.publish(ROOT, RESULTS):
+        for path in report.publish(ROOT, RESULTS, lambda text: print(printable(text), file=sys.stderr)):
             print(_short(path))
     return 0
 

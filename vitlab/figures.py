@@ -1,4 +1,4 @@
-"""Every picture: of one run, and of a set of experiments. The only file that imports matplotlib and seaborn.
+"""Every picture: of one run, and of a set of experiments. With forest.py, which draws as it does, all that imports matplotlib.
 
 Figures are drawn through the object API, so no pyplot state is made or left behind. The same values give the same bytes:
 no dates, no version of the drawing library, fixed ids in SVG.

@@ -107,7 +107,9 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
             names = " -> ".join(p.name for p in (*students, resolved.path))
             raise ValueError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
         if len(students) == MAX_DEPTH:
-            raise ValueError(f"{shown(students[0])}: more than {MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher")
+            raise ValueError(
+                f"{shown(students[0])}: more than {MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher"
+            )
         distill = resolved.config.distill
         teacher = add(Path(distill.teacher), seed, (), (*students, resolved.path)) if distill else None
         digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)

@@ -7,6 +7,7 @@ which needs the images, is made from the records alone, and the same records giv
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -25,24 +26,32 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vitlab import blocks, figures, files, records, tables, tracking
+from vitlab import blocks, figures, files, forest, ledger, records, tables, tracking
 from vitlab.config import PROFILES
 from vitlab.records import RunRecord
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
 
+Stored = dict[tuple[str, ...], tracking.FinishedRun]  # run -> where MLflow has it
+
 
 # ------------------------------------------------------------------------------------------------------------ building
 
 
-def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path]) -> None:
-    """Write a set's records, charts, README.md and report.html into `out_dir`.
+def _nowhere(run: RunRecord) -> None:
+    """No run's predictions are at hand."""
+
+
+def build(
+    runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path], predictions: ledger.Predictions = _nowhere
+) -> None:
+    """Write a set's records, claims.json, charts, README.md and report.html into `out_dir`.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` names the folder
-    where a run, `(experiment, seed)`, left its predictions.png. Of several configurations of one experiment the one finished last
-    is taken, and the report says how many runs were left out. Raises ValueError for no runs, and for runs of more than
-    one profile or data set.
+    where a run, `(experiment, seed)`, left its predictions.png; `predictions` says where its predictions.npz lies, if it is at hand.
+    Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
+    Raises ValueError for no runs, for runs of more than one profile or data set, and for damaged claims.
     """
     _check(runs, out_dir)
     kept, left_out = tables.newest(runs)
@@ -64,13 +73,14 @@ def build(runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, in
             target = out_dir / "figures" / tables.picture_folder(shown)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / "predictions.png", target / "predictions.png")
-    rebuild(out_dir)
+    rebuild(out_dir, predictions)
 
 
-def rebuild(out_dir: Path) -> None:
-    """Draw and write everything anew from `out_dir`/records; a predictions.png that is there is kept."""
+def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
+    """Draw and write everything anew from `out_dir`/records and the claims.json before; a predictions.png that is there is kept."""
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
+    book = ledger.build(runs, out_dir, predictions)
     rungs = tables.ladder(runs)
     drawn = out_dir / "figures"
     drawn.mkdir(exist_ok=True)
@@ -78,10 +88,16 @@ def rebuild(out_dir: Path) -> None:
     for stale in drawn.iterdir():
         if stale.is_dir() and re.fullmatch(r".+-s\d+-[0-9a-f]+", stale.name) and stale.name not in wanted:
             shutil.rmtree(stale)
+    for stale in drawn.glob(f"{forest.NAME}-*.svg"):
+        stale.unlink()
     if rungs:  # a set may have variations alone
         _draw(rungs, drawn)
+    if book is not None:
+        forest.draw(book, drawn)
     left_out = json.loads((out_dir / LEFT_OUT).read_text(encoding="utf-8")) if (out_dir / LEFT_OUT).is_file() else []
-    page = tables.page(rungs, tables.variants(runs), left_out, out_dir)
+    page = tables.page(rungs, tables.variants(runs), left_out, out_dir) | {
+        "claims": ledger.section(book, runs) if book is not None else None
+    }
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
     inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
@@ -137,35 +153,41 @@ def index(results_dir: Path) -> None:
     table = tables.Table("Every set. Best top-1: mean ± 95 % CI over seeds; " + tables.RULE + ".", columns, "llllrrrl", rows)
     best_set = order[0]
     page = tables.page(tables.ladder(sets[best_set]), tables.variants(sets[best_set]), [], results_dir / best_set)
-    page |= {"sets": table, "best": best_set, "best_href": quote(best_set)}
+    book = results_dir / best_set / ledger.FILE
+    page |= {
+        "sets": table,
+        "best": best_set,
+        "best_href": quote(best_set),
+        "claims": ledger.said(ledger.read(book)) if book.is_file() else "",
+    }
     _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
 
 
-def publish(root: Path, results_dir: Path) -> list[Path]:
+def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
     """Build every set, then the index; return the pages written.
 
     A set's runs are the finished ones in the MLflow store of `root` and those published before, whose records lie in
     `results_dir`: results of several machines come together, and without any run here everything is rebuilt as it was.
+    A ledger goes to MLflow with its runs; where that fails, `tell` is told why, and the report stands.
     """
     pages = []
     with tempfile.TemporaryDirectory() as tmp:
         sets: dict[str, dict[tuple[str, ...], RunRecord]] = {}  # set -> run -> record
-        stored: dict[tuple[str, tuple[str, ...]], tracking.FinishedRun] = {}
+        stored: dict[str, Stored] = {}
         for folder in sorted(results_dir.glob("*/records")):
             sets[folder.parent.name] = {_identity(r): r for r in records.read_all(folder.parent)}
         for run in tracking.finished_runs(root):
             record = records.read(run.fetch("record.json", Path(tmp) / run.run_id))
             name = f"{record.profile}-{record.dataset.name}"
             sets.setdefault(name, {})[_identity(record)] = record
-            stored[name, _identity(record)] = run
+            stored.setdefault(name, {})[_identity(record)] = run
         for name, runs in sorted(sets.items()):
             if runs:
-                shown = [rung.runs[0] for rung in tables.ladder(tables.newest(runs.values())[0])]  # whose pictures are wanted
-                found = {(r.experiment, r.seed): stored[name, _identity(r)] for r in shown if (name, _identity(r)) in stored}
-                build(
-                    list(runs.values()), results_dir / name, {k: run.fetch("figures", Path(tmp) / run.run_id) for k, run in found.items()}
-                )
-                pages += [results_dir / name / "README.md", results_dir / name / "report.html"]
+                out_dir, at_hand = results_dir / name, stored.get(name, {})
+                _build(list(runs.values()), out_dir, at_hand, Path(tmp))
+                pages += [out_dir / "README.md", out_dir / "report.html"]
+                if at_hand and (out_dir / ledger.FILE).is_file() and (trouble := tracking.ship_ledger(root, out_dir / ledger.FILE)):
+                    tell(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
     if not pages:
         raise ValueError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     index(results_dir)
@@ -186,6 +208,19 @@ def readme(text: str, results_dir: Path) -> str:
         return _tidy(_markdown().get_template("table.md.j2").render(table=tables.opening(tables.ladder(runs))))
 
     return blocks.fill(text, "results", summary)
+
+
+def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> None:
+    """`build`, with what the MLflow store holds of the runs."""
+    shown = [rung.runs[0] for rung in tables.ladder(tables.newest(runs)[0])]  # whose pictures are wanted
+    found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
+
+    def predictions(run: RunRecord) -> Path | None:
+        at = stored.get(_identity(run))
+        with contextlib.suppress(ValueError):  # without them a comparison image by image is left out, and nothing else
+            return at and at.fetch("predictions.npz", tmp / at.run_id)
+
+    build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
 
 
 def _identity(run: RunRecord) -> tuple[str, ...]:

@@ -215,7 +215,9 @@ class Store:
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        items = [RunTag(k, v) for k, v in tags.items()]
+        for i in range(0, len(items), 100):  # MLflow's limit
+            self.client.log_batch(run_id, tags=items[i : i + 100])
 
 
 def without_password(text: str) -> str:

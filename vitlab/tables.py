@@ -176,7 +176,7 @@ def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
 def _against(rung: Rung) -> str:
     if rung.claimed is None or rung.runs[0].profile != "full":
         return ""
-    return f" (claimed {_claimed(rung.runs[0].claim)}, difference {_signed(rung.mean - sum(rung.claimed) / 2)})"
+    return f" (claimed {_claimed(rung.runs[0].claim)}, difference {signed(rung.mean - sum(rung.claimed) / 2)})"
 
 
 def _scale(runs: Sequence[RunRecord]) -> list[str]:
@@ -190,7 +190,8 @@ def _scale(runs: Sequence[RunRecord]) -> list[str]:
         notes.append(
             f"This is not the original reports' scale. Profile {first.profile}: {train} training images, {epochs or 'few'} epochs, models of "
             f"{sizes} million parameters; the reports: 50,000 images, up to 300 epochs, 10.6 million parameters (the best student). The "
-            f"numbers show that the whole path works and how the experiments compare at this size. They neither confirm nor refute a claim."
+            f"numbers show that the whole path works and how the experiments compare at this size. They neither confirm nor refute what the "
+            f"reports claim for theirs."
         )
     if first.dataset.name != "cifar10":
         notes.append(f"The claims are about CIFAR-10; this set is of {first.dataset.name}, so no difference to them is given.")
@@ -208,7 +209,7 @@ def _left_out(entries: list[dict[str, Any]]) -> str:
     return f"{runs} left out, since a later configuration or repetition of the same experiment finished ({named})."
 
 
-def _caption(what: str, runs: Sequence[RunRecord], rule: bool = True) -> str:
+def caption(what: str, runs: Sequence[RunRecord], rule: bool = True) -> str:
     first = runs[0]
     where = f"Data set {first.dataset.name}, profile {first.profile}, {_seeds(runs)}, device {devices(runs)}"
     return f"{what}. {where}{'; ' + RULE if rule else ''}."
@@ -223,7 +224,7 @@ def _summary(rungs: list[Rung]) -> Table | None:
         rows.append(
             (
                 Link(rung.label, f"#{run.experiment}"), run.claim.text if run.claim else NONE, pm(rung.mean, rung.half),
-                _seed_count(rung.runs), NONE if rung.claimed is None else _signed(rung.mean - sum(rung.claimed) / 2), _sig(run.params / 1e6), _sig(run.flops / 1e9),
+                _seed_count(rung.runs), NONE if rung.claimed is None else signed(rung.mean - sum(rung.claimed) / 2), _sig(run.params / 1e6), _sig(run.flops / 1e9),
                 _duration(rung.seconds), f"{np.mean([r.img_s for r in rung.runs]):,.0f}", devices(rung.runs),
             )
         )  # fmt: skip
@@ -233,7 +234,7 @@ def _summary(rungs: list[Rung]) -> Table | None:
         "Test top-1, mean ± 95 % CI (Student's t) over seeds; difference in points, to a claimed range's middle; GFLOPs: forward, per image"
     )
     outside = next((i for i, r in enumerate(rungs) if not r.number.isdigit()), None)
-    return Table(_caption(what, [run for r in rungs for run in r.runs]), columns, "lrrrrrrrrl", rows, outside or None)
+    return Table(caption(what, [run for r in rungs for run in r.runs]), columns, "lrrrrrrrrl", rows, outside or None)
 
 
 def opening(rungs: list[Rung]) -> Table:
@@ -260,7 +261,7 @@ def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
             (
                 rung.label, taught[0].title if taught else facts[0].experiment, pm(rung.mean, rung.half),
                 f"{np.mean([f.test_top1 for f in facts]):.2f}",
-                _signed(*interval([f.gain for f in facts])), f"{np.mean([f.agreement for f in facts]):.2f}",
+                signed(*interval([f.gain for f in facts])), f"{np.mean([f.agreement for f in facts]):.2f}",
                 f"{_sig(rung.runs[0].params / 1e6)} / {_sig(taught[0].params / 1e6) if taught else NONE}",
                 f"{_duration(rung.seconds)} / {_duration(float(np.mean([r.train_seconds for r in taught]))) if taught else NONE}",
             )
@@ -268,7 +269,7 @@ def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
     columns = ("Student", "Teacher", "Student top-1 (%)", "Teacher top-1 (%)", "Gain (points)", "Agreement (%)",
                "Parameters (M), student / teacher", "Training time, student / teacher")  # fmt: skip
     what = "Test top-1; gain: student minus teacher; agreement: share of the test images that both give the same class"
-    return Table(_caption(what, runs), columns, "llrrrrrr", rows) if rows else None
+    return Table(caption(what, runs), columns, "llrrrrrr", rows) if rows else None
 
 
 NAMED_TOP1 = {
@@ -295,7 +296,7 @@ def _heads(rungs: list[Rung]) -> Table | None:
     if "best_test_top1" in keys:
         what += ". 'Best epoch on test' selects on the test split, so it is optimistic by construction"
     columns = ("Experiment", "Headline", *names, "Validation", "Top-5", "Test loss")
-    return Table(_caption(what, [run for r in rungs for run in r.runs]), columns, "l" + "r" * (len(columns) - 1), rows)
+    return Table(caption(what, [run for r in rungs for run in r.runs]), columns, "l" + "r" * (len(columns) - 1), rows)
 
 
 def _variations(variants: list[Rung], by_name: dict[str, Rung]) -> Table | None:
@@ -305,14 +306,14 @@ def _variations(variants: list[Rung], by_name: dict[str, Rung]) -> Table | None:
         rows.append(
             (
                 rung.label, run.variant, pm(rung.mean, rung.half), _seed_count(rung.runs),
-                NONE if base is None else _signed(rung.mean - base.mean),
+                NONE if base is None else signed(rung.mean - base.mean),
                 _sig(run.params / 1e6), _sig(run.flops / 1e9), _duration(rung.seconds), devices(rung.runs),
             )
         )  # fmt: skip
     columns = ("Experiment", "Changed", "Measured top-1 (%)", "Seeds", "Difference to it unchanged", "Parameters (M)", "GFLOPs",
                "Training time", "Device")  # fmt: skip
     what = "Experiments with settings changed; test top-1, mean ± 95 % CI over seeds, difference in points. Not part of the ladder"
-    return Table(_caption(what, [run for r in variants for run in r.runs]), columns, "llrrrrrrl", rows) if rows else None
+    return Table(caption(what, [run for r in variants for run in r.runs]), columns, "llrrrrrrl", rows) if rows else None
 
 
 def _experiment(rung: Rung, out_dir: Path) -> dict[str, Any]:
@@ -354,7 +355,7 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
     pairs = [
         ("Top-1", f"{pm(rung.mean, rung.half)} %"),
         ("Top-5", _mean_of(rung.runs, "test_top5")),
-        ("Difference to claimed", NONE if rung.claimed is None else _signed(rung.mean - sum(rung.claimed) / 2)),
+        ("Difference to claimed", NONE if rung.claimed is None else signed(rung.mean - sum(rung.claimed) / 2)),
         ("Parameters", f"{run.params:,}"),
         ("Forward cost", f"{_sig(run.flops / 1e9)} GFLOPs per image"),
         ("Training", f"{_duration(rung.seconds)}, {np.mean([r.img_s for r in rung.runs]):,.0f} images/s"),
@@ -388,7 +389,7 @@ def _per_class(rung: Rung) -> Table:
         rows.append((same[0].name, *mean, f"{same[0].support:,}"))
     columns = ("Class", "Precision", "Recall", "F1", "Accuracy", "Test images")
     what = "Per class, in percent, mean over seeds; accuracy is of this class's images, hence equal to recall"
-    return Table(_caption(what, rung.runs), columns, "lrrrrr", rows)
+    return Table(caption(what, rung.runs), columns, "lrrrrr", rows)
 
 
 def _confused(rung: Rung, most: int = 5) -> Table | None:
@@ -398,7 +399,7 @@ def _confused(rung: Rung, most: int = 5) -> Table | None:
     pairs = sorted(pairs, key=lambda p: (-p[0], p[1], p[2]))[:most]
     rows = [(f"{names[i]} → {names[j]}", f"{n / len(rung.runs):.1f}", f"{100 * n / total[i].sum():.1f}") for n, i, j in pairs]
     what = "Most confused pairs, true → predicted: images per seed, and their share of the true class, all seeds together"
-    return Table(_caption(what, rung.runs), ("Pair", "Images", "Share (%)"), "lrr", rows) if rows else None
+    return Table(caption(what, rung.runs), ("Pair", "Images", "Share (%)"), "lrr", rows) if rows else None
 
 
 def _run_table(rung: Rung) -> Table:
@@ -411,7 +412,7 @@ def _run_table(rung: Rung) -> Table:
         for r in rung.runs
     ]  # fmt: skip
     columns = ("Record", "Fingerprint", "Commit", "Finished (UTC)", "Device", "Test top-1 (%)", "Validation top-1 (%)", "Training time")
-    return Table(_caption("Every run", rung.runs), columns, "lllllrrr", rows)
+    return Table(caption("Every run", rung.runs), columns, "lllllrrr", rows)
 
 
 # -------------------------------------------------------------------------------------------------- numbers into words
@@ -425,7 +426,7 @@ def pm(mean: float, half: float | None) -> str:
     return f"{mean:.2f}" if half is None else f"{mean:.2f} ± {half:.2f}"
 
 
-def _signed(value: float, half: float | None = None) -> str:
+def signed(value: float, half: float | None = None) -> str:
     shown = f"{value:+.2f}".replace("-", "−")
     return (shown if shown[1:] != "0.00" else "0.00") + ("" if half is None else f" ± {half:.2f}")
 

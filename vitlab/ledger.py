@@ -1,0 +1,293 @@
+"""The ledger of one set: its claims judged by its records, kept as claims.json, and what the pages say of it.
+
+Records alone give the same ledger again, but for two things that only an earlier claims.json knows: which claims were declared
+otherwise when they were first measured, and how two single runs compare image by image, which takes their predictions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from vitlab import claims, files, records, tables
+from vitlab.claims import Claim, Pair, Result
+from vitlab.config import PROFILES, Schema
+from vitlab.records import RunRecord
+from vitlab.tables import NONE, Link, Table
+
+FILE = "claims.json"
+ORDER = ("supported", "refuted", "undecided", "not measured")
+DIGITS = {"images": 1, "M parameters": 3, "GFLOPs": 3}  # after the point; 2 for all other units
+
+Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.npz lies, if it is at hand
+
+
+class Book(Schema):
+    """`claims.json`."""
+
+    version: Literal[1] = 1
+    profile: str
+    dataset: str
+    devices: tuple[str, ...]
+    confidence: float
+    seeds: int  # planned
+    results: tuple[Result, ...]
+
+    @property
+    def measured(self) -> list[Result]:
+        """As pages show them: by verdict, then as declared."""
+        return sorted((r for r in self.results if r.verdict != "not measured"), key=lambda r: ORDER.index(r.verdict))
+
+    @property
+    def tested(self) -> int:
+        return sum(r.p is not None for r in self.results)
+
+
+# ------------------------------------------------------------------------------------------------------------ building
+
+
+def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) -> Book | None:
+    """Judge the declared claims by a set's `runs`, and write `out_dir`/claims.json.
+
+    None, and no such file, where no claim is measured by a run: then there is nothing but formulas. Raises ValueError where
+    declarations, the earlier claims.json or predictions are damaged.
+    """
+    path = out_dir / FILE
+    # The claims are about CIFAR-10: on other data there is nothing to hold them against.
+    about = runs[0].dataset.name == "cifar10" and runs[0].profile in PROFILES
+    before = {result.id: result for result in read(path).results} if path.is_file() else {}
+    book = _judge(claims.load(), runs, before, predictions) if about else None
+    if book is None:
+        path.unlink(missing_ok=True)
+        return None
+    files.write(path, json.dumps(book.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return book
+
+
+def read(path: Path) -> Book:
+    """Raises ValueError naming the file where it is damaged or of another version."""
+    remedy = "restore it, or delete it and 'vitlab report' makes it anew, without the marks of claims that were changed after measuring"
+    try:
+        return Book.model_validate_json(path.read_bytes())
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read ({e.strerror or e}); {remedy}") from None
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "not a readable ledger"
+        raise ValueError(f"{path}: {where}: {first['msg']}; {remedy}") from None
+
+
+def _judge(declared: claims.Ledger, runs: Sequence[RunRecord], before: Mapping[str, Result], predictions: Predictions) -> Book | None:
+    first = runs[0]
+    results = claims.judge(declared, first.profile, runs, lambda claim, arms: _pair(claim, arms, predictions, declared.confidence), before)
+    if not any(result.seeds for result in results):
+        return None
+    book = Book(
+        profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, seeds=declared.seeds,
+        results=tuple(_keep_pair(result, before.get(result.id)) for result in results),
+    )  # fmt: skip
+    return book.model_copy(update={"devices": tuple(sorted({run.device for run in _used(book.results, runs)}))})
+
+
+def _used(results: Sequence[Result], runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that the results come from."""
+    names = {name for result in results for arm in result.arms for name in arm.records.values()}
+    return [run for run in runs if records.file_name(run) in names]
+
+
+def _keep_pair(result: Result, earlier: Result | None) -> Result:
+    """Where predictions are not at hand, what they once said of the very same runs still holds."""
+    if result.pair is not None or earlier is None or _work(result) != _work(earlier):
+        return result
+    return result.model_copy(update={"pair": earlier.pair})
+
+
+def _work(result: Result) -> tuple[Any, ...]:
+    return result.declaration, result.seeds, result.values, tuple(arm.fingerprint for arm in result.arms)
+
+
+def _pair(claim: Claim, runs: Sequence[RunRecord], predictions: Predictions, confidence: float) -> Pair | None:
+    """Two runs image by image, where the claim is about their test top-1 and their predictions are at hand."""
+    metrics = [claim.metric_of(arm) for arm in claim.arms]
+    if len(runs) != 2 or not all(re.fullmatch(r"test_(\w+_)?top1", metric) for metric in metrics):
+        return None
+    paths = [predictions(run) for run in runs]
+    if None in paths:
+        return None
+    (labels, first), (others, second) = (_right(path, metric) for path, metric in zip(paths, metrics, strict=True))
+    return claims.pair(first, second, confidence) if np.array_equal(labels, others) else None
+
+
+def _right(path: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) labels, and (N,) bool: which test images are right by a test_[..._]top1."""
+    which = metric.removeprefix("test_").removesuffix("top1").removesuffix("_")  # raw, ema, a head's name or ""
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            weights = which if which in ("raw", "ema") else "ema" if "logits_ema" in held else "raw"
+            logits, labels = held[f"logits_{weights}"], held["labels"]  # (heads, N, C)
+            scores = logits.mean(0) if which in ("", weights) else logits[held["heads"].tolist().index(which)]
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{path}: no readable predictions ({e}); delete the run in MLflow, then 'vitlab sync'") from None
+    return labels, scores.argmax(-1) == labels
+
+
+# ---------------------------------------------------------------------------------------------------- what the page says
+
+
+def section(book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """Texts and tables of the pages' section on claims; escaping is the templates' business."""
+    return {
+        "said": said(book),
+        "scale": _scale(book),
+        "table": _table(book, runs),
+        "figure": _caption("Effect and interval of every measured claim; shaded: where the claim holds", book, _used(book.results, runs)),
+        "details": [_details(result, book, runs) for result in book.measured],
+        "unmeasured": _unmeasured(book, runs),
+    }
+
+
+def said(book: Book) -> str:
+    counts = Counter(result.verdict for result in book.results)
+    supported, refuted, undecided, unmeasured = (counts[verdict] for verdict in ORDER)
+    changed = sum(result.changed for result in book.results)
+    formula = sum(not result.seeds for result in book.measured)
+    return (
+        f"Of {len(book.results)} claims of the reports {supported} are supported, {refuted} refuted, {undecided} undecided and "
+        f"{unmeasured} not measured"
+        + (f" ({formula} judged by formula, without a run)." if formula else ".")
+        + (f" Declared otherwise when first measured: {changed}." if changed else "")
+    )
+
+
+def number(value: float, result: Result) -> str:
+    """An effect, with a sign where it is a difference."""
+    shown = f"{value:{_sign(result)}.{DIGITS.get(result.unit, 2)}f}".replace("-", "−")
+    return shown if any(digit in shown for digit in "123456789") else shown.lstrip("+−")
+
+
+def _sign(result: Result) -> str:
+    return "+" if len(result.arms) == 2 or result.unit in ("points", "images") else ""
+
+
+def _scale(book: Book) -> str:
+    if book.profile == "full":
+        return ""
+    return (
+        f"This is not the reports' scale. A verdict here is about models and training of profile {book.profile}: at the reports' own size it "
+        f"may be another. Claims about absolute numbers are judged at full size only."
+    )
+
+
+def _caption(what: str, book: Book, runs: Sequence[RunRecord]) -> str:
+    tested = "1 tested claim" if book.tested == 1 else f"{book.tested} tested claims"
+    return tables.caption(f"{what}. Confidence {100 * book.confidence:g} %, Holm over the {tested}", runs)
+
+
+def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
+    rows = [
+        (
+            Link(r.statement, f"#claim-{r.id}"), r.source, _wanted(r), _effect(r), _seeds(r),
+            NONE if r.p_holm is None else _p(r.p_holm), _verdict(r),
+        )
+        for r in book.measured
+    ]  # fmt: skip
+    columns = ("Claim", "Where", "Wanted", "Effect", "Seeds", "p", "Verdict")
+    what = (
+        "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
+        f"nearest bound of what is wanted, after Holm; more seeds: as many as it would take at the spread seen. Planned: {book.seeds} seeds"
+    )
+    return Table(_caption(what, book, _used(book.results, runs)), columns, "lllrrrl", rows)
+
+
+def _wanted(result: Result) -> str:
+    claimed = "" if result.claimed is None else f" (claimed {result.claimed:{_sign(result)}g})"
+    return f"{claims.rule(result)} {result.unit}{claimed}".replace("-", "−")
+
+
+def _effect(result: Result) -> str:
+    shown = number(result.effect, result)
+    if result.low is not None and result.high is not None:
+        shown += f" [{number(result.low, result)}, {number(result.high, result)}]"
+    return f"{shown} {result.unit}" + ("" if result.seeds else ", by formula")
+
+
+def _seeds(result: Result) -> str:
+    n = len(result.seeds)
+    return "1 seed" if n == 1 else str(n or NONE)
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _verdict(result: Result) -> str:
+    shown: str = result.verdict
+    if result.more_seeds is not None:
+        shown += f", {result.more_seeds} more {'seed' if result.more_seeds == 1 else 'seeds'}"
+    return shown + _changed(result)
+
+
+def _changed(result: Result) -> str:
+    return "; changed after measuring" if result.changed else ""
+
+
+def _arms(result: Result) -> str:
+    return " against ".join(dict.fromkeys(arm.label for arm in result.arms))
+
+
+def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    facts = [
+        ("Where", result.source),
+        ("Wanted", _wanted(result)),
+        ("Effect", _effect(result)),
+        ("Arms", _arms(result)),
+        ("Metric", result.metric),
+        ("p", "" if result.p is None else f"{_p(result.p)}, after Holm {_p(result.p_holm)}"),
+        ("Image by image", "" if result.pair is None else _said_of_pair(result.pair, book)),
+        ("Declaration", result.declaration),
+        ("Note", result.note),
+    ]
+    return {
+        "id": f"claim-{result.id}",
+        "statement": result.statement,
+        "effect": _effect(result),
+        "verdict": _verdict(result),
+        "facts": [(name, value) for name, value in facts if value],
+        "by_seed": _by_seed(result, book, runs) if result.seeds else None,
+    }
+
+
+def _said_of_pair(pair: Pair, book: Book) -> str:
+    return (
+        f"only the first right on {pair.only_first:,} test images, only the second on {pair.only_second:,}; McNemar's exact p {_p(pair.p)}; "
+        f"difference [{tables.signed(pair.low)}, {tables.signed(pair.high)}] points ({100 * book.confidence:g} %, bootstrap over the test images). Of these two runs, not of the experiments"
+    )
+
+
+def _by_seed(result: Result, book: Book, runs: Sequence[RunRecord]) -> Table:
+    arms = {arm.label: arm for arm in result.arms}  # one, where a claim compares two numbers of the same run
+    rows = [
+        (str(seed), *(Link(arm.records[seed], f"records/{arm.records[seed]}") for arm in arms.values()), number(value, result))
+        for seed, value in zip(result.seeds, result.values, strict=True)
+    ]
+    columns = ("Seed", *arms, f"Effect ({result.unit})")
+    return Table(_caption("Each seed's effect, and its records", book, _used([result], runs)), columns, "l" + "l" * len(arms) + "r", rows)
+
+
+def _unmeasured(book: Book, runs: Sequence[RunRecord]) -> Table | None:
+    rows = [
+        (r.statement, r.source, _wanted(r), _arms(r), (r.note or "no seed with all its arms") + _changed(r))
+        for r in book.results
+        if r.verdict == "not measured"
+    ]
+    columns = ("Claim", "Where", "Wanted", "Arms", "Why not")
+    return Table(_caption("What has not been measured here", book, _used(book.results, runs)), columns, "lllll", rows) if rows else None
