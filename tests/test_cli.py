@@ -101,6 +101,7 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     for record in found.values():
         assert record.history[-1]["epoch"] == len(record.history) == record.config["train"]["epochs"]
         assert sum(map(sum, record.confusion)) == record.dataset.test == 359
+        assert record.threads == torch.get_num_threads()
         assert record.metrics["test_top1"] == pytest.approx(100 * sum(record.confusion[i][i] for i in range(10)) / 359)
     student = found["06_kd_r50_class_attention"]
     assert student.teacher.fingerprint == found["resnet50"].fingerprint

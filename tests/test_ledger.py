@@ -234,20 +234,6 @@ def test_one_seed_is_compared_image_by_image_and_that_is_kept(tmp_path: Path, un
     assert result(out, GAIN).pair is None
 
 
-def test_which_predictions_a_metric_is_about(tmp_path: Path) -> None:
-    rows = {"raw/cls": [1, 1, 0, 0], "raw/dist": [0, 0, 1, 1], "ema/cls": [1, 1, 1, 0], "ema/dist": [0, 0, 0, 1]}
-    predictions(tmp_path / "both.npz", {name: np.array(row, bool) for name, row in rows.items()})
-    for metric, row in {
-        "test_top1": "ema/cls", "test_ema_top1": "ema/cls", "test_raw_top1": "raw/cls", "test_cls_top1": "ema/cls", "test_dist_top1": "ema/dist",
-    }.items():  # fmt: skip
-        assert ledger._right(tmp_path / "both.npz", metric)[1].tolist() == [bool(v) for v in rows[row]], metric
-    with pytest.raises(ValueError, match=r"both\.npz: no readable predictions"):
-        ledger._right(tmp_path / "both.npz", "test_third_top1")
-    (tmp_path / "torn.npz").write_bytes((tmp_path / "both.npz").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"torn\.npz: no readable predictions"):
-        ledger._right(tmp_path / "torn.npz", "test_top1")
-
-
 def test_units() -> None:
     units = {claim.id: claim.unit for claim in LOAD().claims}
     assert {units[i] for i in ("clean-tail", "ema-gain", "student-beats-weak-teacher", "cat-to-dog-more")} == {"points"}
@@ -412,8 +398,5 @@ def test_runs_on_other_test_images_are_not_compared(tmp_path: Path) -> None:
     predictions(tmp_path / "a.npz", {"raw/cls": right, "raw/dist": right})
     with np.load(tmp_path / "a.npz") as held:
         np.savez(tmp_path / "b.npz", **{**held, "labels": np.arange(8) % 2})
-    first, second = arms([0])
-    at = {first.experiment: tmp_path / "a.npz", second.experiment: tmp_path / "a.npz"}
-    assert ledger._pair(GAIN, [first, second], lambda run: at[run.experiment], 0.95) is not None
-    at[second.experiment] = tmp_path / "b.npz"
-    assert ledger._pair(GAIN, [first, second], lambda run: at[run.experiment], 0.95) is None
+    assert claims.compare(GAIN, [tmp_path / "a.npz", tmp_path / "a.npz"], 0.95) is not None
+    assert claims.compare(GAIN, [tmp_path / "a.npz", tmp_path / "b.npz"], 0.95) is None

@@ -656,3 +656,12 @@ def test_one_damaged_run_does_not_keep_the_others_from_being_synced(root: Path, 
     assert "record.json: not a readable run record" in outcome[0][2]
     shutil.rmtree(tmp_path / "a")
     assert tracking.sync(tmp_path, root) == []
+
+
+def test_a_run_that_another_process_ships_is_waited_for_and_then_left(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that looked at once what is there would both add it, the model above all."""
+    start(tmp_path, info("shipped by another"))
+    monkeypatch.setattr(tracking, "SHIPPING_SECONDS", 0.2)
+    with tracking.FileLock(tmp_path / "mlflow.lock"), pytest.raises(TimeoutError, match="another process is shipping it"):
+        tracking.ship(tmp_path, root, None, final=False)
+    tracking.ship(tmp_path, root, None, final=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from test_cli import run
-from test_report import undrawn  # noqa: F401 a fixture
 
 from vitlab import blocks, cli, report
 from vitlab.paths import REPOSITORY
@@ -89,6 +88,7 @@ def test_a_changed_record_is_found_on_every_page_that_shows_it(copy: Path, capsy
         "README.md",
         "results/README.md",
         "results/laptop-cifar10/README.md",
+        "results/laptop-cifar10/claims.json",
     }
 
 

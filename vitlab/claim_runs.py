@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from vitlab import claims, plan, records
 from vitlab.claims import Claim, Ledger, Result
@@ -37,7 +34,7 @@ def results(ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir
         ledger = about(ledger, runs[0].dataset.classes)
 
     def pairs(claim: Claim, of: Sequence[RunRecord]) -> claims.Pair | None:
-        return compare(claim, [here[key(run)][1] if key(run) in here else None for run in of], ledger.confidence)
+        return claims.compare(claim, [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of], ledger.confidence)
 
     return claims.judge(ledger, profile, runs, pairs)
 
@@ -51,36 +48,6 @@ def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:
 def _named_classes(claim: Claim) -> set[str]:
     metrics = [claim.metric_of(arm) for arm in claim.arms]
     return {name for metric in metrics for name in metric.split(".")[1:]}
-
-
-def compare(claim: Claim, folders: Sequence[Path | None], confidence: float) -> claims.Pair | None:
-    """The claim's two runs, image by image; None where it has one arm, or predictions are not there or say nothing about its metric."""
-    if len(folders) != 2 or claim.relative:
-        return None
-    first, second = (right(folder, claim.metric_of(arm)) for folder, arm in zip(folders, claim.arms, strict=True))
-    if first is None or second is None or first.shape != second.shape:
-        return None
-    return claims.pair(first, second, confidence)
-
-
-def right(folder: Path | None, metric: str) -> np.ndarray | None:
-    """(N,) bool: the test images that a finished run has right by the logits that `metric`, a top-1, was taken from."""
-    named = re.fullmatch(r"test_(?:(\w+)_)?top1", metric)
-    if folder is None or named is None or not (folder / "predictions.npz").is_file():
-        return None
-    path, name = folder / "predictions.npz", named[1]
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            headline = "ema" if "logits_ema" in stored else "raw"
-            weights = name if name in ("raw", "ema") else headline
-            heads = stored["heads"].tolist()
-            if f"logits_{weights}" not in stored or name not in (None, "raw", "ema", *heads):
-                return None
-            logits = stored[f"logits_{weights}"]  # (H, N, C)
-            scores = logits[heads.index(name)] if name in heads else logits.mean(0)
-            return scores.argmax(-1) == stored["labels"]
-    except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
-        raise ValueError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
 
 
 # ------------------------------------------------------------------------------------------------------ what is to be trained

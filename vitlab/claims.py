@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,10 +166,12 @@ def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def fingerprint(resolved: config.Resolved, digest: str) -> str:
+def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> str:
     """Of the run that the arm stands for, its teacher's in it; as plan.make has it, without reading a data set."""
+    if students > MAX_DEPTH:
+        raise ValueError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
     distill = resolved.config.distill
-    teacher = fingerprint(_load(Path(distill.teacher), resolved.profile), digest) if distill else None
+    teacher = fingerprint(_load(Path(distill.teacher), resolved.profile), digest, students + 1) if distill else None
     return config.fingerprint(resolved.config, digest, teacher)
 
 
@@ -311,6 +314,37 @@ def pair(first: np.ndarray, second: np.ndarray, confidence: float) -> Pair:
     draws = np.random.default_rng(0).multinomial(n, (b / n, c / n, 1 - (b + c) / n), BOOTSTRAPS)
     low, high = np.quantile(100 * (draws[:, 0] - draws[:, 1]) / n, ((1 - confidence) / 2, (1 + confidence) / 2))
     return Pair(only_first=b, only_second=c, p=p, low=float(low), high=float(high))
+
+
+def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float) -> Pair | None:
+    """The claim's two runs image by image, from their predictions.npz; None where it has one arm, where one of them is not at hand,
+    where they are about different images, or say nothing about its metric. Raises ValueError for a damaged file."""
+    if len(predictions) != 2 or claim.relative:
+        return None
+    first, second = (_right(path, claim.metric_of(arm)) for path, arm in zip(predictions, claim.arms, strict=True))
+    if first is None or second is None or not np.array_equal(first[0], second[0]):
+        return None
+    return pair(first[1], second[1], confidence)
+
+
+def _right(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(N,) labels, and (N,) bool: which test images a run has right by the logits that `metric`, a top-1, was taken from."""
+    named = re.fullmatch(r"test_(?:(\w+)_)?top1", metric)
+    if path is None or named is None or not path.is_file():
+        return None
+    name = named[1]
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            weights = name if name in ("raw", "ema") else "ema" if "logits_ema" in stored else "raw"
+            heads = stored["heads"].tolist()
+            if f"logits_{weights}" not in stored or name not in (None, "raw", "ema", *heads):
+                return None
+            logits = stored[f"logits_{weights}"]  # (H, N, C)
+            scores = logits[heads.index(name)] if name in heads else logits.mean(0)
+            return stored["labels"], scores.argmax(-1) == stored["labels"]
+    except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
+        remedy = "train the run anew with --force, or delete it in MLflow, then 'vitlab sync'"
+        raise ValueError(f"{path}: no readable predictions ({str(e) or type(e).__name__}); {remedy}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- ledger

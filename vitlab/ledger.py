@@ -7,19 +7,15 @@ otherwise when they were first measured, and how two single runs compare image b
 from __future__ import annotations
 
 import json
-import re
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import ValidationError
 
 from vitlab import claims, files, records, tables
-from vitlab.claims import Claim, Pair, Result
+from vitlab.claims import Pair, Result
 from vitlab.config import PROFILES, Schema
 from vitlab.records import RunRecord
 from vitlab.tables import NONE, Link, Table
@@ -88,7 +84,13 @@ def read(path: Path) -> Book:
 
 def _judge(declared: claims.Ledger, runs: Sequence[RunRecord], before: Mapping[str, Result], predictions: Predictions) -> Book | None:
     first = runs[0]
-    results = claims.judge(declared, first.profile, runs, lambda claim, arms: _pair(claim, arms, predictions, declared.confidence), before)
+    results = claims.judge(
+        declared,
+        first.profile,
+        runs,
+        lambda claim, arms: claims.compare(claim, [predictions(run) for run in arms], declared.confidence),
+        before,
+    )
     if not any(result.seeds for result in results):
         return None
     book = Book(
@@ -113,31 +115,6 @@ def _keep_pair(result: Result, earlier: Result | None) -> Result:
 
 def _work(result: Result) -> tuple[Any, ...]:
     return result.declaration, result.seeds, result.values, tuple(arm.fingerprint for arm in result.arms)
-
-
-def _pair(claim: Claim, runs: Sequence[RunRecord], predictions: Predictions, confidence: float) -> Pair | None:
-    """Two runs image by image, where the claim is about their test top-1 and their predictions are at hand."""
-    metrics = [claim.metric_of(arm) for arm in claim.arms]
-    if len(runs) != 2 or not all(re.fullmatch(r"test_(\w+_)?top1", metric) for metric in metrics):
-        return None
-    paths = [predictions(run) for run in runs]
-    if None in paths:
-        return None
-    (labels, first), (others, second) = (_right(path, metric) for path, metric in zip(paths, metrics, strict=True))
-    return claims.pair(first, second, confidence) if np.array_equal(labels, others) else None
-
-
-def _right(path: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) labels, and (N,) bool: which test images are right by a test_[..._]top1."""
-    which = metric.removeprefix("test_").removesuffix("top1").removesuffix("_")  # raw, ema, a head's name or ""
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            weights = which if which in ("raw", "ema") else "ema" if "logits_ema" in held else "raw"
-            logits, labels = held[f"logits_{weights}"], held["labels"]  # (heads, N, C)
-            scores = logits.mean(0) if which in ("", weights) else logits[held["heads"].tolist().index(which)]
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"{path}: no readable predictions ({e}); delete the run in MLflow, then 'vitlab sync'") from None
-    return labels, scores.argmax(-1) == labels
 
 
 # ---------------------------------------------------------------------------------------------------- what the page says

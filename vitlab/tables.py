@@ -245,7 +245,7 @@ def opening(rungs: list[Rung]) -> Table:
     columns = [summary.columns.index(name) for name in shown]
     what = "Test top-1, mean ± 95 % CI (Student's t) over seeds; GFLOPs: forward, per image"
     rows = [tuple(row[i] for i in columns) for row in summary.rows]
-    return Table(_caption(what, runs), shown, "".join(summary.align[i] for i in columns), rows)
+    return Table(caption(what, runs), shown, "".join(summary.align[i] for i in columns), rows)
 
 
 def _teachers(rungs: list[Rung], by_name: dict[str, Rung]) -> Table | None:
