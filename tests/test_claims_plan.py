@@ -35,7 +35,7 @@ def planned(tmp_path: Path) -> Callable[..., claim_runs.Plan]:
     def make(
         declared: claims.Ledger, *only: str, profile: str = "ledger", source: Source = CIFAR10, seeds: tuple[int, ...] = (0, 1)
     ) -> claim_runs.Plan:
-        return claim_runs.make(declared, only, profile, source, seeds, tmp_path)
+        return claim_runs.make(declared, only, profile, source, seeds, tmp_path / "runs", tmp_path / "results")
 
     return make
 
@@ -88,6 +88,26 @@ def test_finished_runs_cost_nothing(planned: Callable[..., claim_runs.Plan]) -> 
         r.folder.mkdir(parents=True)
         (r.folder / "record.json").touch()
     assert [claim for ids in settled(planned(declared)) for claim in ids] == ["dear", "cheap"]
+
+
+def test_published_runs_are_not_trained_again_but_to_teach(planned: Callable[..., claim_runs.Plan], tmp_path: Path) -> None:
+    declared = ledger({"id": "kd", "arms": [TAUGHT, PLAIN]})
+    by_name = {(r.resolved.id, r.seed): r for r in planned(declared).runs}
+
+    def publish(name: str, seed: int) -> None:
+        record = fake_record(name, seed).model_copy(update={"fingerprint": by_name[name, seed].fingerprint})
+        records.write(record, tmp_path / "results" / "ledger-cifar10" / "records" / records.file_name(record))
+
+    (tmp_path / "results" / "ledger-cifar10" / "records").mkdir(parents=True)
+    for name in ("02_regularized_vit", "resnet18"):
+        publish(name, 0)
+    publish("02_regularized_vit", 1)
+    assert names(planned(declared)) == [("resnet18", 0), ("05_kd_r18", 0), ("resnet18", 1), ("05_kd_r18", 1)]
+    publish("05_kd_r18", 0)
+    assert names(planned(declared)) == [("resnet18", 1), ("05_kd_r18", 1)]
+    publish("resnet18", 1)
+    publish("05_kd_r18", 1)
+    assert planned(declared).runs == []
 
 
 def test_what_needs_no_run_is_not_planned(planned: Callable[..., claim_runs.Plan], tmp_path: Path) -> None:

@@ -59,10 +59,12 @@ class Plan:
     settles: Mapping[Path, list[str]]  # a run's folder -> the claims that have all their runs with it
 
 
-def make(ledger: Ledger, only: Sequence[str], profile: str, source: Source, seeds: Sequence[int], runs_dir: Path) -> Plan:
+def make(
+    ledger: Ledger, only: Sequence[str], profile: str, source: Source, seeds: Sequence[int], runs_dir: Path, results_dir: Path
+) -> Plan:
     """Every run that the claims (those in `only`, all for none) need, so ordered that claims are settled as soon as may be.
 
-    Next is always the claim with the least work left, in FLOPs of its unfinished runs, their teachers' included; of equals, the first
+    A run whose record is published counts, wherever it was trained: it is trained here only where it teaches one that is not. Next is always the claim with the least work left, in FLOPs of its unfinished runs, their teachers' included; of equals, the first
     declared. Raises ValueError for an unknown claim, and where none of them needs a run.
     """
     wanted = [
@@ -84,6 +86,10 @@ def make(ledger: Ledger, only: Sequence[str], profile: str, source: Source, seed
             runs += arms[arm.experiment, arm.set]
         needs[claim.id] = {key(run): run for run in sorted(runs, key=lambda run: seeds.index(run.seed))}
 
+    published = {key(record) for record in records.read_all(results_dir / f"{profile}-{source.name}")}
+    taught = {key(run.teacher) for k, run in known.items() if run.teacher and k not in published and not run.finished}
+    needs = {claim: {k: run for k, run in runs.items() if k not in published or k in taught} for claim, runs in needs.items()}
+    wanted = [claim for claim in wanted if needs[claim.id]]
     left = {k: 0.0 if run.finished else run.train_flops for k, run in known.items()}
     ordered: dict[Key, Run] = {}
     settles: dict[Path, list[str]] = {}

@@ -474,11 +474,11 @@ def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
     profile = "ledger" if args.profile == "auto" else args.profile
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     seeds = args.seeds or list(range(ledger.seeds))
-    planned = claim_runs.make(ledger, args.only, profile, source, seeds, RUNS)
+    planned = claim_runs.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
     _announce(console, profile, source, seeds, planned.runs, args.budget)
     if args.dry_run:
         return _print_plan(console, planned.runs, planned.settles)
-    code = _train(console, planned.runs, set(), source, deadline)
+    code = _train(console, planned.runs, set(), source, deadline) if planned.runs else 0  # all of them may be published
     if code == 0:
         results = claim_runs.results(ledger, profile, source.name, RUNS, RESULTS)
         _print_ledger(console, ledger, f"{profile} · {source.name}", results)
