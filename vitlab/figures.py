@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image
 
 from vitlab.records import RunRecord
 
@@ -158,8 +160,13 @@ def _lay_out(fig: Figure, title: str, about: str, margins: tuple[float, float, f
 
 
 def _save(fig: Figure, path: Path) -> None:
-    stripped = {"Software": None} if path.suffix == ".png" else {"Date": None, "Creator": None}
-    fig.savefig(path, dpi=DPI, metadata=stripped)
+    if path.suffix == ".svg":
+        fig.savefig(path, metadata={"Date": None, "Creator": None})
+        return
+    buffer = BytesIO()
+    fig.savefig(buffer, dpi=DPI, format="png", pil_kwargs={"compress_level": 0})
+    # 256 colours are enough for a chart: a third of the bytes, in every run's artifacts and in each committed report
+    Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path)
 
 
 def _short(text: str, length: int) -> str:
