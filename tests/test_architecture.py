@@ -18,8 +18,8 @@ LEVELS = [
     {"config"},
     {"records"},
     {"schedule", "progress", "cost", "sources", "journal", "lock"},
-    {"machine", "claims"},
-    {"meter"},
+    {"machine", "claims", "statistics"},
+    {"meter", "verdicts"},
     {"augment", "models", "models.layers", "models.resnet", "models.vit"},
     {"plan", "data", "optim", "objective", "checkpoint", "evaluate"},
     {"step", "claim_runs"},
@@ -82,7 +82,21 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
         assert "mlflow" not in packages
     if own not in ("figures", "forest"):
         assert not packages & {"matplotlib", "seaborn"}
-    without_torch = {"config", "records", "cost", "plan", "claims", "claim_runs", "ledger", "figures", "forest", "tables", "report"}
+    without_torch = {
+        "config",
+        "records",
+        "cost",
+        "plan",
+        "claims",
+        "statistics",
+        "verdicts",
+        "claim_runs",
+        "ledger",
+        "figures",
+        "forest",
+        "tables",
+        "report",
+    }
     if own in without_torch | {"schedule", "progress", "journal"}:
         assert not packages & {"torch", "torchvision"}
     on_import = {name.split(".")[0] for name in imports(path, everywhere=False)}

@@ -11,7 +11,7 @@ import pytest
 from test_cli import run, small_world  # noqa: F401 a fixture
 from test_report import fake_record
 
-from vitlab import claim_runs, claims, cli, plan, records
+from vitlab import claim_runs, claims, cli, plan, records, verdicts
 from vitlab.sources import Source, resolve
 
 CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
@@ -171,25 +171,25 @@ def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
         "test_dist_top1": [0, 1, 1],
     }
     for metric, hits in expected.items():
-        assert claims._right(path, metric)[1].tolist() == [bool(h) for h in hits], metric
+        assert verdicts._right(path, metric)[1].tolist() == [bool(h) for h in hits], metric
     for metric in ("test_top5", "teacher_gain", "train_loss", "test_other_top1", "confusion.a.b"):
-        assert claims._right(path, metric) is None
-    assert claims._right(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
-    assert claims._right(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
-    assert claims._right(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
+        assert verdicts._right(path, metric) is None
+    assert verdicts._right(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
+    assert verdicts._right(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
+    assert verdicts._right(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"predictions.npz: no readable predictions .*--force"):
-        claims._right(path, "test_top1")
+        verdicts._right(path, "test_top1")
 
 
 def test_two_runs_are_compared_image_by_image(tmp_path: Path) -> None:
     first, second = predictions(tmp_path / "a", ("cls",), raw=[[A, B, B]]), predictions(tmp_path / "b", ("cls",), raw=[[B, B, A]])
     (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
-    found = claims.compare(claim, [first, second], 0.95)
+    found = verdicts.compare(claim, [first, second], 0.95)
     assert (found.only_first, found.only_second, found.p) == (2, 0, 0.5)
-    assert claims.compare(claim, [first, None], 0.95) is None
+    assert verdicts.compare(claim, [first, None], 0.95) is None
     (alone,) = ledger({"id": "c", "arms": [BASE]}).claims
-    assert claims.compare(alone, [first], 0.95) is None
+    assert verdicts.compare(alone, [first], 0.95) is None
 
 
 def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
@@ -247,6 +247,23 @@ def test_claims_are_planned_trained_and_judged(declared: claims.Ledger, capsys: 
     code, out, _ = run(capsys, "claims", "--json", *ON, main=cli.main)
     assert json.loads(out)[0]["seeds"] == [0, 1]
     assert json.loads(out)[0]["p_holm"] is not None
+
+
+def test_what_was_declared_otherwise_when_published_is_said(
+    declared: claims.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
+    assert code == 0, err
+    folder = cli.RESULTS / "quick-digits"
+    folder.mkdir(parents=True)
+    measured = json.loads(run(capsys, "claims", "--json", *ON, main=cli.main)[1])
+    book = {"profile": "quick", "dataset": "digits", "devices": [], "confidence": 0.95, "seeds": 2, "results": measured}
+    (folder / "claims.json").write_text(json.dumps(book), encoding="utf-8")
+    assert "declared anew" not in run(capsys, "claims", *ON, main=cli.main)[1]
+    stricter = declared.claims[0].model_copy(update={"at_least": 5.0})
+    monkeypatch.setattr(claims, "load", lambda: declared.model_copy(update={"claims": (stricter, *declared.claims[1:])}))
+    out = run(capsys, "claims", *ON, main=cli.main)[1]
+    assert " ".join(out.split()).count("declared anew") == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page, digits, fake_record, files, markdown_rows
 
-from vitlab import claims, figures, forest, ledger, records, report, tracking
+from vitlab import claims, figures, forest, ledger, records, report, statistics, tracking, verdicts
 from vitlab.claims import Arm, Claim
 from vitlab.records import RunRecord
 
@@ -59,7 +59,7 @@ def arms(seeds: Sequence[int] = (0, 1, 2), profile: str = "laptop") -> list[RunR
     return [run(experiment, seed, TOP1[experiment][seed], profile) for experiment in TOP1 for seed in seeds]
 
 
-def result(out_dir: Path, claim: Claim) -> claims.Result:
+def result(out_dir: Path, claim: Claim) -> verdicts.Result:
     (found,) = [r for r in ledger.read(out_dir / ledger.FILE).results if r.id == claim.id]
     return found
 
@@ -130,6 +130,18 @@ def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> No
     assert found.more_seeds is not None
     row = Page(tmp_path / "report.html").table("What the reports claim")[-1]
     assert row[-1] == f"undecided, {found.more_seeds} more seeds"
+
+
+def test_more_seeds_than_planned_are_said(tmp_path: Path, undrawn: None) -> None:
+    for seeds in (3, 4):
+        tops = [(REGULARISED, (52.1, 52.9, 53.0, 53.2)), (BASELINE, (50.0, 50.4, 49.9, 50.0))]
+        report.build([run(name, s, t) for name, values in tops for s, t in enumerate(values[:seeds])], tmp_path, {})
+        rows = Page(tmp_path / "report.html").table("What the reports claim")
+        assert next(row[-1] for row in rows if row[0] == GAIN.statement) == "supported" + (
+            "; more seeds than planned" if seeds == 4 else ""
+        )
+        for name in ("README.md", "report.html"):
+            assert "The confidence is that of the 3 seeds planned." in (tmp_path / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("runs", ["other configurations", "another data set", "one arm"])
@@ -219,7 +231,7 @@ def test_one_seed_is_compared_image_by_image_and_that_is_kept(tmp_path: Path, un
     out = tmp_path / "set"
     report.build(arms([0]), out, {}, lambda run: tmp_path / f"{run.experiment}.npz")
     found = result(out, GAIN)
-    assert found.pair == claims.pair(right[REGULARISED], right[BASELINE], 0.95)
+    assert found.pair == statistics.pair(right[REGULARISED], right[BASELINE], 0.95)
     assert (found.pair.only_first, found.pair.only_second) == (
         (right[REGULARISED] & ~right[BASELINE]).sum(), (~right[REGULARISED] & right[BASELINE]).sum(),
     )  # fmt: skip
@@ -244,14 +256,14 @@ def test_units() -> None:
 # ----------------------------------------------------------------------------------------------------------- forest plot
 
 
-def made_up(**changes: object) -> claims.Result:
-    two = tuple(claims.MeasuredArm(label=f"arm {i}", fingerprint="f", records={0: "a.json", 1: "b.json"}) for i in range(2))
+def made_up(**changes: object) -> verdicts.Result:
+    two = tuple(verdicts.MeasuredArm(label=f"arm {i}", fingerprint="f", records={0: "a.json", 1: "b.json"}) for i in range(2))
     values = {
         "id": "made-up", "statement": "One is better than the other.", "source": "report", "declaration": "d", "arms": two,
         "metric": "test_top1", "low_bound": 0.0, "high_bound": None, "claimed": 0.4, "verdict": "supported", "seeds": (0, 1),
         "values": (1.0, 2.0), "effect": 1.5, "low": 0.5, "high": 2.5, "p": 0.01, "p_holm": 0.02,
     }  # fmt: skip
-    return claims.Result(**values | changes)
+    return verdicts.Result(**values | changes)
 
 
 EXACT = {"seeds": (), "values": (), "low": None, "high": None, "p": None, "p_holm": None}
@@ -265,7 +277,7 @@ MADE_UP = (
 )
 
 
-def book(*results: claims.Result) -> ledger.Book:
+def book(*results: verdicts.Result) -> ledger.Book:
     return ledger.Book(profile="laptop", dataset="cifar10", devices=("a CPU",), confidence=0.95, seeds=3, results=results)
 
 
@@ -398,5 +410,5 @@ def test_runs_on_other_test_images_are_not_compared(tmp_path: Path) -> None:
     predictions(tmp_path / "a.npz", {"raw/cls": right, "raw/dist": right})
     with np.load(tmp_path / "a.npz") as held:
         np.savez(tmp_path / "b.npz", **{**held, "labels": np.arange(8) % 2})
-    assert claims.compare(GAIN, [tmp_path / "a.npz", tmp_path / "a.npz"], 0.95) is not None
-    assert claims.compare(GAIN, [tmp_path / "a.npz", tmp_path / "b.npz"], 0.95) is None
+    assert verdicts.compare(GAIN, [tmp_path / "a.npz", tmp_path / "a.npz"], 0.95) is not None
+    assert verdicts.compare(GAIN, [tmp_path / "a.npz", tmp_path / "b.npz"], 0.95) is None

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vitlab import claims, plan, records
-from vitlab.claims import Claim, Ledger, Result
+from vitlab import claims, plan, records, verdicts
+from vitlab.claims import Claim, Ledger
 from vitlab.plan import Run
 from vitlab.records import RunRecord
 from vitlab.sources import Source
+from vitlab.statistics import Pair
+from vitlab.verdicts import Result
 
 Key = tuple[str, int]  # fingerprint and seed: the same run, whatever file or claim asks for it
 
@@ -23,8 +25,12 @@ def key(run: Run | RunRecord) -> Key:
 # ---------------------------------------------------------------------------------------------------------- what there is
 
 
-def results(ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir: Path) -> list[Result]:
-    """Every claim's result from the finished runs of this machine and those published, a run that is both counted once."""
+def results(
+    ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir: Path, before: Mapping[str, Result] | None = None
+) -> list[Result]:
+    """Every claim's result from the finished runs of this machine and those published, a run that is both counted once; `before` as in
+    verdicts.judge.
+    """
     name = f"{profile}-{data}"
     folders = sorted(path.parent for path in (runs_dir / name).glob("*/*/record.json"))
     here = {key(record): (record, folder) for folder in folders for record in [records.read(folder / "record.json")]}
@@ -33,10 +39,12 @@ def results(ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir
     if runs:
         ledger = about(ledger, runs[0].dataset.classes)
 
-    def pairs(claim: Claim, of: Sequence[RunRecord]) -> claims.Pair | None:
-        return claims.compare(claim, [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of], ledger.confidence)
+    def pairs(claim: Claim, of: Sequence[RunRecord]) -> Pair | None:
+        return verdicts.compare(
+            claim, [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of], ledger.confidence
+        )
 
-    return claims.judge(ledger, profile, runs, pairs)
+    return verdicts.judge(ledger, profile, runs, pairs, before)
 
 
 def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:

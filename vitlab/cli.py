@@ -27,12 +27,13 @@ from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vitlab.claims import Ledger, Result
+    from vitlab.claims import Ledger
     from vitlab.data import Dataset
     from vitlab.plan import Run
     from vitlab.records import RunRecord
     from vitlab.sources import Source
     from vitlab.trainer import Stop
+    from vitlab.verdicts import Result
 
 SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the terminal has sent already
 
@@ -445,7 +446,7 @@ def _list_runs(args: argparse.Namespace) -> int:
 
 
 def _claims(args: argparse.Namespace) -> int:
-    from vitlab import claim_runs, claims
+    from vitlab import claims
     from vitlab.config import PROFILES
 
     ledger = claims.load()
@@ -456,7 +457,7 @@ def _claims(args: argparse.Namespace) -> int:
         raise ValueError(f"{', '.join(given)}: about training; add --run")
     with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
     for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
-        results = claim_runs.results(ledger, profile, args.data, RUNS, RESULTS)
+        results = _results(ledger, profile, args.data)
         if any(result.seeds for result in results):
             break
     if args.json:
@@ -480,9 +481,15 @@ def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
         return _print_plan(console, planned.runs, planned.settles)
     code = _train(console, planned.runs, set(), source, deadline) if planned.runs else 0  # all of them may be published
     if code == 0:
-        results = claim_runs.results(ledger, profile, source.name, RUNS, RESULTS)
+        results = _results(ledger, profile, source.name)
         _print_ledger(console, ledger, f"{profile} · {source.name}", results)
     return code
+
+
+def _results(declared: Ledger, profile: str, data: str) -> list[Result]:
+    from vitlab import claim_runs, ledger
+
+    return claim_runs.results(declared, profile, data, RUNS, RESULTS, ledger.judged_before(RESULTS / f"{profile}-{data}"))
 
 
 def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Result]) -> None:
@@ -490,7 +497,7 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
 
     from rich.table import Table
 
-    from vitlab import claims
+    from vitlab import claims, verdicts
 
     table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
@@ -500,7 +507,7 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
         more = f", {r.more_seeds} more seeds" if r.more_seeds else ""
         more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
         table.add_row(
-            r.id, printable(r.statement), claims.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
+            r.id, printable(r.statement), verdicts.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
             str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
         )  # fmt: skip
     console.print(table, soft_wrap=False)  # statements wrap within their column

@@ -12,9 +12,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from vitlab import figures, ledger
-from vitlab.claims import Result
 from vitlab.figures import DARK, LIGHT, Theme
 from vitlab.ledger import Book
+from vitlab.verdicts import Result
 
 NAME = "claims"  # -light.svg and -dark.svg
 MARKERS = {"supported": "o", "refuted": "X", "undecided": "D"}

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from vitlab import claims, files, records, tables
-from vitlab.claims import Pair, Result
+from vitlab import claims, files, records, tables, verdicts
 from vitlab.config import PROFILES, Schema
 from vitlab.records import RunRecord
+from vitlab.statistics import Pair
 from vitlab.tables import NONE, Link, Table
+from vitlab.verdicts import LOOKED, Result
 
 FILE = "claims.json"
 ORDER = ("supported", "refuted", "undecided", "not measured")
@@ -60,13 +61,19 @@ def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) ->
     path = out_dir / FILE
     # The claims are about CIFAR-10: on other data there is nothing to hold them against.
     about = runs[0].dataset.name == "cifar10" and runs[0].profile in PROFILES
-    before = {result.id: result for result in read(path).results} if path.is_file() else {}
+    before = judged_before(out_dir)
     book = _judge(claims.load(), runs, before, predictions) if about else None
     if book is None:
         path.unlink(missing_ok=True)
         return None
     files.write(path, json.dumps(book.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
     return book
+
+
+def judged_before(out_dir: Path) -> dict[str, Result]:
+    """What `out_dir`/claims.json says, by claim; nothing where there is none. Raises ValueError where it is damaged."""
+    path = out_dir / FILE
+    return {result.id: result for result in read(path).results} if path.is_file() else {}
 
 
 def read(path: Path) -> Book:
@@ -84,11 +91,11 @@ def read(path: Path) -> Book:
 
 def _judge(declared: claims.Ledger, runs: Sequence[RunRecord], before: Mapping[str, Result], predictions: Predictions) -> Book | None:
     first = runs[0]
-    results = claims.judge(
+    results = verdicts.judge(
         declared,
         first.profile,
         runs,
-        lambda claim, arms: claims.compare(claim, [predictions(run) for run in arms], declared.confidence),
+        lambda claim, arms: verdicts.compare(claim, [predictions(run) for run in arms], declared.confidence),
         before,
     )
     if not any(result.seeds for result in results):
@@ -125,6 +132,8 @@ def section(book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
     return {
         "said": said(book),
         "scale": _scale(book),
+        "rate": f"The confidence is that of the {book.seeds} seeds planned. How many more an undecided claim would take is said for planning "
+        f"anew, with seeds that are declared before they run: {LOOKED}, and Holm's correction does not make up for it.",
         "table": _table(book, runs),
         "figure": _caption("Effect and interval of every measured claim; shaded: where the claim holds", book, _used(book.results, runs)),
         "details": [_details(result, book, runs) for result in book.measured],
@@ -187,7 +196,7 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
 
 def _wanted(result: Result) -> str:
     claimed = "" if result.claimed is None else f" (claimed {result.claimed:{_sign(result)}g})"
-    return f"{claims.rule(result)} {result.unit}{claimed}".replace("-", "−")
+    return f"{verdicts.rule(result)} {result.unit}{claimed}".replace("-", "−")
 
 
 def _effect(result: Result) -> str:
@@ -210,11 +219,15 @@ def _verdict(result: Result) -> str:
     shown: str = result.verdict
     if result.more_seeds is not None:
         shown += f", {result.more_seeds} more {'seed' if result.more_seeds == 1 else 'seeds'}"
-    return shown + _changed(result)
+    return shown + _changed(result) + _looked(result)
 
 
 def _changed(result: Result) -> str:
     return "; changed after measuring" if result.changed else ""
+
+
+def _looked(result: Result) -> str:
+    return "; more seeds than planned" if LOOKED in result.note else ""
 
 
 def _arms(result: Result) -> str:
