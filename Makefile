@@ -50,7 +50,7 @@ bad-input: setup ## run the corpus of bad input alone; its last line counts the 
 	$(BIN)/python -m pytest tests/test_bad_input.py
 
 chaos: setup ## kill small runs at every awkward moment and compare what they come to: at most 10 minutes
-	$(BIN)/python -m tests.chaos --kills 60
+	$(BIN)/python -m tests.chaos --kills 60 --record
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

@@ -21,9 +21,9 @@ from typing import IO, Any
 
 import psutil
 
-from benchmarks import page
+from benchmarks import page, published
 from benchmarks.recipe import Images, load
-from vitlab import blocks, cost
+from vitlab import cost
 from vitlab.config import ViT
 from vitlab.paths import REPOSITORY
 from vitlab.sources import Source, resolve
@@ -184,7 +184,7 @@ def main() -> None:
     if args.out == HERE:
         readme = REPOSITORY / "README.md"
         text = readme.read_text(encoding="utf-8")
-        readme.write_text(blocks.fill(text, "benchmark", lambda _: page.summary(results)), encoding="utf-8")
+        readme.write_text(published.readme(text), encoding="utf-8")
     faults = page.faults(results)
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
     sys.exit(bool(faults))

@@ -1,9 +1,10 @@
 """Kills: small real runs are killed at random and at chosen moments, resumed, and compared with runs that nothing happened to.
 
-    python -m tests.chaos [--kills N] [--minutes M] [--seed S]        (`make chaos`)
+    python -m tests.chaos [--kills N] [--minutes M] [--seed S] [--record]        (`make chaos`)
 
 Each victim is a fork of this process, which has imported all that takes seconds and done nothing with it. The last line counts:
-`chaos: N kills, M runs, 0 lost, 0 duplicated, 0 different`. Exit code 0 only where it does so with zeros.
+`chaos: N kills, M runs, 0 lost, 0 duplicated, 0 different`. Exit code 0 only where it does so with zeros. With --record the main README
+tells of it, from benchmarks/chaos.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 import argparse
 import contextlib
 import importlib
+import json
 import random
 import shutil
 import signal
@@ -27,7 +29,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from mlflow import MlflowClient
 
 from vitlab import checkpoint, cli, experiment, figures, files, machine, records, store, trainer
 from vitlab.journal import Journal, read_journal
+from vitlab.paths import REPOSITORY
 
 COMMON = """
 phases:
@@ -371,6 +375,18 @@ def _same_arrays(a: Path, b: Path) -> bool:
         return x.files == y.files and all(np.array_equal(x[k], y[k]) for k in x.files)
 
 
+def record(count: Count, load: float, seconds: float) -> None:
+    from benchmarks import published
+
+    told = {
+        "date": datetime.now(UTC).date().isoformat(), "device": machine.device_name(torch.device("cpu")), "load": round(load, 1),
+        "seconds": round(seconds, 1), "kinds": len(count.where), **{k: v for k, v in asdict(count).items() if k != "where"},
+    }  # fmt: skip
+    files.write(published.HERE / "chaos.json", json.dumps(told, indent=1) + "\n")
+    readme = REPOSITORY / "README.md"
+    files.write(readme, published.readme(readme.read_text(encoding="utf-8")))
+
+
 # ------------------------------------------------------------------------------------------------------------- the play
 
 
@@ -380,8 +396,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
+    parser.add_argument("--record", action="store_true", help="write benchmarks/chaos.json, and the README's paragraph on it")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
     r, count, began = random.Random(args.seed), Count(), time.monotonic()
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vitlab-chaos-") as tmp:
@@ -420,6 +438,8 @@ def main() -> None:
     for name, n in sorted(count.where.items()):
         print(f"  {n:3} {name}")
     print(f"chaos: {count.kills} kills, {count.runs} runs, {count.lost} lost, {count.duplicated} duplicated, {count.different} different")
+    if args.record:
+        record(count, load, time.monotonic() - began)
     sys.exit(count.kills < args.kills or count.lost + count.duplicated + count.different > 0)
 
 

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The committed pages and records, to be falsified."""
     (tmp_path / "benchmarks").mkdir()
-    for name in ("README.md", "benchmarks/README.md", "benchmarks/latest.json"):
-        shutil.copyfile(REPOSITORY / name, tmp_path / name)
+    shutil.copyfile(REPOSITORY / "README.md", tmp_path / "README.md")
+    for path in [*(REPOSITORY / "benchmarks").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.json")]:
+        shutil.copyfile(path, tmp_path / "benchmarks" / path.name)
     shutil.copytree(REPOSITORY / "results", tmp_path / "results", ignore=shutil.ignore_patterns("quick-*"))
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(cli, "RESULTS", tmp_path / "results")
@@ -52,7 +53,7 @@ def rename(path: Path, old: str, new: str) -> None:
 def test_what_is_committed_follows_from_what_was_measured(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = verify(capsys)
     assert code == 0, out
-    for page in ("README.md", "results/README.md", "results/laptop-cifar10/README.md", "benchmarks/README.md"):
+    for page in ("README.md", "results/README.md", "results/laptop-cifar10/README.md", "benchmarks/README.md", "benchmarks/GROWTH.md"):
         assert f"{page}: as measured" in out.splitlines()
 
 
@@ -66,7 +67,10 @@ BASELINE = r"^\| 01 .*?\| (\d+\.\d\d) "
         ("README.md", r"trains (\d+\.\d\d) times"),
         ("results/README.md", BASELINE),
         ("results/laptop-cifar10/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
+        ("README.md", r"^The last full run, .*? (\d+) kills"),
         ("benchmarks/README.md", r"against plain .*?\| (\d+\.\d\d)x"),
+        ("benchmarks/GROWTH.md", r"in (\d+\.\d) minutes"),
+        ("benchmarks/ACCURACY.md", r"^\| 01.*? (\d+\.\d\d),"),
     ],
 )
 def test_a_changed_digit_is_found(page: str, pattern: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +107,7 @@ def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, c
     (copy / "results" / "no-records").mkdir()
     (copy / "results" / "no-records" / "README.md").write_text("95.69 %\n")
     (copy / "results" / "README.md").unlink()
-    rename(copy / "README.md", "<!-- benchmark: latest.json -->", "")
+    rename(copy / "README.md", "<!-- benchmark:", "<!--")
     code, out = verify(capsys)
     assert code == 1
     assert "results/no-records/README.md: follows from no record" in out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 
-from vitlab import blocks, report
+from vitlab import report
 from vitlab.paths import REPOSITORY
 from vitlab.yaml_places import shown
 
@@ -23,13 +22,10 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
 
     `root` has the main README.md, whose numbers stand in blocks (see blocks.py), and benchmarks/.
     """
-    readme, measured = root / "README.md", root / "benchmarks" / "latest.json"
-    text, bench = readme.read_text(encoding="utf-8"), _benchmark_page()
-    expected: dict[Path, str | None] = dict(_results(results_dir))
-    results = json.loads(measured.read_text(encoding="utf-8"))
-    expected[measured.with_name("README.md")] = bench.page(results)
-    wanted = blocks.fill(text, "benchmark", lambda _: bench.summary(results))
-    expected[readme] = report.readme(wanted, results_dir)
+    readme, benchmarks, published = root / "README.md", root / "benchmarks", _published()
+    text = readme.read_text(encoding="utf-8")
+    expected = _results(results_dir) | published.pages(benchmarks)
+    expected[readme] = report.readme(published.readme(text, benchmarks), results_dir)
     wrong = [difference(path, page) for path, page in expected.items()]
     unmarked = [f"{shown(readme)}: no block <!-- {kind}: ... -->: these numbers go unchecked" for kind in ("results", "benchmark")
                 if f"<!-- {kind}: " not in text]  # fmt: skip
@@ -65,10 +61,10 @@ def difference(path: Path, expected: str | None) -> str | None:
     return None
 
 
-def _benchmark_page() -> ModuleType:
+def _published() -> ModuleType:
     sys.path.insert(0, str(REPOSITORY))  # benchmarks/ is no part of the installed package
     try:
-        from benchmarks import page
+        from benchmarks import published
     finally:
         sys.path.remove(str(REPOSITORY))
-    return page
+    return published

@@ -1,0 +1,57 @@
+"""What is published of the measurements in this folder: pages beside them, and paragraphs of the main README. Functions of the JSON alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from benchmarks import accuracy, growth_page, page
+from vitlab import blocks
+from vitlab.yaml_places import shown
+
+HERE = Path(__file__).parent
+PAGES = {
+    "latest.json": ("README.md", page.page),
+    "growth.json": ("GROWTH.md", growth_page.page),
+    "accuracy.json": ("ACCURACY.md", accuracy.page),
+}
+
+
+def chaos(results: dict[str, Any]) -> str:
+    """What came of the last `make chaos`."""
+    minutes, seconds = divmod(round(results["seconds"]), 60)
+    return fill(
+        f"The last full run, on {results['date']}: {results['kills']} kills at {results['kinds']} kinds of moments, {results['runs']} runs, "
+        f"{results['lost']} lost, {results['duplicated']} duplicated, {results['different']} different, in {minutes} min {seconds} s "
+        f"({results['device']}, a load of {results['load']:.1f} when it began).",
+        130,
+        break_on_hyphens=False,
+    )
+
+
+PARAGRAPHS = {"latest.json": page.summary, "chaos.json": chaos}
+
+
+def pages(folder: Path = HERE) -> dict[Path, str]:
+    """Each page and what it should say."""
+    return {folder / name: make(_read(folder / measured)) for measured, (name, make) in PAGES.items()}
+
+
+def readme(text: str, folder: Path = HERE) -> str:
+    """`text` with its blocks `<!-- benchmark: FILE.json -->` made anew. Raises ValueError for a file that no paragraph is made of."""
+
+    def paragraph(name: str) -> str:
+        if name not in PARAGRAPHS:
+            raise ValueError(f"<!-- benchmark: {name} -->: no such paragraph; expected one of {', '.join(PARAGRAPHS)}")
+        return PARAGRAPHS[name](_read(folder / name))
+
+    return blocks.fill(text, "benchmark", paragraph)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{shown(path)}: cannot be read ({e}); restore it, or measure anew") from None
