@@ -102,6 +102,7 @@ def shake_out(runs: list[plan.Run], source: Source, data_dir: Path, profile: str
         "experiments": [],
     }
     rows = results["experiments"]
+    out.parent.mkdir(parents=True, exist_ok=True)  # now: not after the first has taken its minutes
     print(f"profile {profile} · data {source.name} · {len(runs)} experiments, {epochs} epochs each", flush=True)
     with tempfile.TemporaryDirectory() as root:  # instead of where runs/ is; in it the first leaves the peak that it measured to the others
         for run in runs:
