@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import psutil
 
-from benchmarks import page, published
+from benchmarks import page, pages
 from benchmarks.recipe import Images, load
 from vitlab import cost
 from vitlab.config import ViT
@@ -184,7 +184,7 @@ def main() -> None:
     if args.out == HERE:
         readme = REPOSITORY / "README.md"
         text = readme.read_text(encoding="utf-8")
-        readme.write_text(published.readme(text), encoding="utf-8")
+        readme.write_text(pages.readme(text), encoding="utf-8")
     faults = page.faults(results)
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
     sys.exit(bool(faults))

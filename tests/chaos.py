@@ -376,15 +376,15 @@ def _same_arrays(a: Path, b: Path) -> bool:
 
 
 def record(count: Count, load: float, seconds: float) -> None:
-    from benchmarks import published
+    from benchmarks import pages
 
     told = {
         "date": datetime.now(UTC).date().isoformat(), "device": machine.device_name(torch.device("cpu")), "load": round(load, 1),
         "seconds": round(seconds, 1), "kinds": len(count.where), **{k: v for k, v in asdict(count).items() if k != "where"},
     }  # fmt: skip
-    files.write(published.HERE / "chaos.json", json.dumps(told, indent=1) + "\n")
+    files.write(pages.HERE / "chaos.json", json.dumps(told, indent=1) + "\n")
     readme = REPOSITORY / "README.md"
-    files.write(readme, published.readme(readme.read_text(encoding="utf-8")))
+    files.write(readme, pages.readme(readme.read_text(encoding="utf-8")))
 
 
 # ------------------------------------------------------------------------------------------------------------- the play

@@ -90,14 +90,23 @@ def _foreign(path: Path, e: Exception) -> ValueError:
 def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
     """The model with the weights in `path`, on the CPU, in eval mode. Raises ValueError where they are missing, damaged or another model's."""
     try:
-        content = path.read_bytes()  # not mapped: a file that another process cuts would kill this one
-        numbers = len(content) // 4
+        return parse_model(path.read_bytes(), cfg, classes)  # not mapped: a file that another process cuts would kill this one
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path}: cannot be used as the run's weights ({e}); train it anew with --force") from None
+
+
+def parse_model(content: bytes, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
+    """The model in single precision, with the weights in `content`: safetensors of any precision. Raises ValueError, in one line, where
+    they are damaged or another model's."""
+    try:
+        tensors = parse_safetensors(content)
+        numbers = sum(tensor.numel() for tensor in tensors.values())
         if cost.parameters(cfg, classes) > numbers:  # before memory is taken for them
-            raise ValueError(f"{numbers:,} numbers at most, the model has {cost.parameters(cfg, classes):,}")
+            raise ValueError(f"{numbers:,} numbers, the model has {cost.parameters(cfg, classes):,}")
         model = models.build(cfg, classes)
-        model.load_state_dict(parse_safetensors(content))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as e:
-        raise ValueError(f"{path}: cannot be used as the run's weights ({str(e).splitlines()[0]}); train it anew with --force") from None
+        model.load_state_dict(tensors)
+    except (RuntimeError, ValueError, SafetensorError) as e:
+        raise ValueError(str(e).splitlines()[0]) from None
     return model.eval()
 
 

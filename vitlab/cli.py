@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -390,9 +391,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     command("report", _report, "compile results/ (tables, pictures, HTML) from the finished runs in MLflow")
     command("runs", _list_runs, "list the runs of this checkout, finished or not")
-    predict = command("predict", _predict, "classify images with the best finished run")
+    predict = command("predict", _predict, "classify images with the best finished run, or the published one")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="a run's folder (default: the best by validation top-1)")
+    pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")
+    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="all runs, or a folder of them (default: all)")
+    pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
     data = command("data", _data, "make CIFAR-10 available under --data-dir and check it")
     _add_data_flags(data)
     sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
@@ -533,8 +537,19 @@ def _verify(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from vitlab import predict
 
-    for line in predict.classify(args.images, args.folder, RUNS):
+    for line in predict.classify(args.images, args.folder, RUNS, RESULTS):
         print(printable(line))
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from vitlab import pack
+
+    parts = pack.pack(args.folder, RUNS, args.to, lambda text: print(printable(text)))
+    for path in parts:
+        print(printable(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
+    every = shlex.quote(str(parts[0].with_suffix(""))) + ".*"
+    print(printable(f"to unpack, in another checkout: mkdir -p runs && cat {every} | tar xJf - -C runs"))
     return 0
 
 

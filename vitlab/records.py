@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vitlab import files
-from vitlab.config import Claim
+from vitlab.config import PROFILES, Claim
 
 VERSION = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]  # names folders and files, so it must not lead out of them
@@ -139,3 +139,9 @@ def file_name(record: RunRecord) -> str:
     """`01_baseline_vit-s0.json`; a variant's carries its fingerprint, so that it cannot be mistaken for the rung itself."""
     variant = f"-{record.fingerprint}" if record.variant else ""
     return f"{record.experiment}{variant}-s{record.seed}.json"
+
+
+def rank(record: RunRecord, name: str) -> tuple[Any, ...]:
+    """Of the set `name` with this record in it; the least comes first: CIFAR-10, which the claims are about, then the larger profile."""
+    profile = PROFILES.index(record.profile) if record.profile in PROFILES else -1
+    return record.dataset.name != "cifar10", -profile, name

@@ -26,8 +26,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from vitlab import blocks, figures, files, forest, ledger, records, tables, tracking
-from vitlab.config import PROFILES
+from vitlab import blocks, figures, files, forest, ledger, published, records, tables, tracking
 from vitlab.records import RunRecord
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -77,7 +76,8 @@ def build(
 
 
 def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
-    """Draw and write everything anew from `out_dir`/records and the claims.json before; a predictions.png that is there is kept."""
+    """Draw and write everything anew from `out_dir`/records and the claims.json before. A predictions.png that is there is kept, and so
+    are published weights that are still the best run's."""
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
     book = ledger.build(runs, out_dir, predictions)
@@ -96,7 +96,8 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
         forest.draw(book, drawn)
     left_out = json.loads((out_dir / LEFT_OUT).read_text(encoding="utf-8")) if (out_dir / LEFT_OUT).is_file() else []
     page = tables.page(rungs, tables.variants(runs), left_out, out_dir) | {
-        "claims": ledger.section(book, runs) if book is not None else None
+        "claims": ledger.section(book, runs) if book is not None else None,
+        "weights": tables.weights(published.keep_current(out_dir, runs)),
     }
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
     inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
@@ -137,7 +138,7 @@ def index(results_dir: Path) -> None:
     sets = {name: runs for name, runs in sets.items() if runs}
     if not sets:
         raise ValueError(f"{results_dir}: no set with records in it; train and build a report first")
-    order = sorted(sets, key=lambda name: _rank(sets[name][0], name))
+    order = sorted(sets, key=lambda name: records.rank(sets[name][0], name))
     rows = []
     for name in order:
         rungs = tables.ladder(sets[name])
@@ -184,6 +185,8 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
         for name, runs in sorted(sets.items()):
             if runs:
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
+                if trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp)):
+                    tell(f"{name}: its best student's weights are not published ({trouble}); the report is whole without them")
                 _build(list(runs.values()), out_dir, at_hand, Path(tmp))
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if at_hand and (out_dir / ledger.FILE).is_file() and (trouble := tracking.ship_ledger(root, out_dir / ledger.FILE)):
@@ -223,6 +226,22 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> N
     build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
 
 
+def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
+    """Where the MLflow store holds the weights of the set's best run. Returns why they cannot be published, else ""."""
+    run = published.best(tables.newest(runs)[0])
+    if run is None or (at := stored.get(_identity(run))) is None:
+        return ""
+    try:
+        weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
+    except ValueError:  # as with predictions: what is not at hand is left out
+        return ""
+    try:
+        published.write(out_dir, run, weights)
+    except ValueError as e:
+        return str(e)
+    return ""
+
+
 def _identity(run: RunRecord) -> tuple[str, ...]:
     return run.experiment, run.variant, run.fingerprint, str(run.seed)
 
@@ -233,11 +252,6 @@ def _check(runs: Sequence[RunRecord], where: Path) -> None:
     sets = sorted({f"{r.profile}-{r.dataset.name}" for r in runs})
     if len(sets) > 1:
         raise ValueError(f"{where}: a report is of one profile and one data set, got {', '.join(sets)}; build one for each")
-
-
-def _rank(run: RunRecord, name: str) -> tuple[Any, ...]:
-    profile = PROFILES.index(run.profile) if run.profile in PROFILES else -1
-    return run.dataset.name != "cifar10", -profile, name
 
 
 # ------------------------------------------------------------------------------------------------------------- templates

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitlab import records, tracking
+from vitlab import published, records, tracking
 from vitlab.config import Claim
 from vitlab.figures import Rung
 from vitlab.records import RunRecord
@@ -126,6 +126,19 @@ def page(rungs: list[Rung], varied: list[Rung], left_out: list[dict[str, Any]], 
         "experiments": [_experiment(rung, out_dir) for rung in rungs],
         "commits": sorted({_commit(run, 12) for run in every}),
         "finished": max(run.finished for run in every)[:10],
+    }
+
+
+def weights(run: RunRecord | None) -> dict[str, Any] | None:
+    """Of the run whose weights are published with its set, if there are any."""
+    if run is None:
+        return None
+    what = "student" if run.teacher is not None else "run"
+    best = f"the best {what} by validation top-1 ({run.metrics['validation_top1']:.2f} %)"
+    return {
+        "said": f"Weights for 'vitlab predict', in half precision, of {best}: “{run.title}”, seed {run.seed}",
+        "file": published.FILE,
+        "record": f"records/{records.file_name(run)}",
     }
 
 

@@ -22,10 +22,10 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
 
     `root` has the main README.md, whose numbers stand in blocks (see blocks.py), and benchmarks/.
     """
-    readme, benchmarks, published = root / "README.md", root / "benchmarks", _published()
+    readme, benchmarks, pages = root / "README.md", root / "benchmarks", _pages()
     text = readme.read_text(encoding="utf-8")
-    expected = _results(results_dir) | published.pages(benchmarks)
-    expected[readme] = report.readme(published.readme(text, benchmarks), results_dir)
+    expected = _results(results_dir) | pages.all_pages(benchmarks)
+    expected[readme] = report.readme(pages.readme(text, benchmarks), results_dir)
     wrong = [difference(path, page) for path, page in expected.items()]
     unmarked = [f"{shown(readme)}: no block <!-- {kind}: ... -->: these numbers go unchecked" for kind in ("results", "benchmark")
                 if f"<!-- {kind}: " not in text]  # fmt: skip
@@ -61,10 +61,10 @@ def difference(path: Path, expected: str | None) -> str | None:
     return None
 
 
-def _published() -> ModuleType:
+def _pages() -> ModuleType:
     sys.path.insert(0, str(REPOSITORY))  # benchmarks/ is no part of the installed package
     try:
-        from benchmarks import published
+        from benchmarks import pages
     finally:
         sys.path.remove(str(REPOSITORY))
-    return published
+    return pages

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 
 from bad_input.build import EXPERIMENTS, GOOD, Payload, World, checkpoint_of, cut, flip, hostile_pickle, png_of
+from vitlab import half, records
+from vitlab import published as weights
 
 Arrange = Callable[[World], list[object]]  # makes the input, returns the command's arguments
 
@@ -428,6 +430,54 @@ def best(w: World) -> list[object]:
     return ["predict", w.image()]
 
 
+def from_set(change: Callable[[Path], object]) -> Arrange:
+    """Predict with the weights that were published with a set, changed."""
+
+    def arrange(w: World) -> list[object]:
+        run, out_dir = w.folder("tiny"), w.root / "results" / "full-digits"
+        w.write(out_dir / "records" / "tiny-s0.json", (run / RECORD).read_bytes())
+        weights.write(out_dir, records.read(run / RECORD), run / weights.WEIGHTS)
+        (run / RECORD).unlink()
+        change(out_dir / weights.FILE)
+        return ["predict", w.image()]
+
+    return arrange
+
+
+def repacked(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(half.compress(content))
+
+
+def of_another_run(path: Path) -> None:
+    content = save({"w": torch.zeros(3)}, {"record": "records/tiny-s1.json"})
+    path.write_bytes(half.compress(content))
+
+
+def of_three_numbers(path: Path) -> None:
+    name = half.metadata(half.decompress(path.read_bytes(), 1 << 20), "record")
+    path.write_bytes(half.compress(save({"w": torch.zeros(3)}, {"record": name})))
+
+
+UNUSABLE = "results/full-digits/best.safetensors.xz: cannot be used as published weights ("
+PUBLISHED: dict[str, tuple[Arrange, str]] = {
+    "cut off": (from_set(lambda p: cut(p, 0.9)), UNUSABLE + "cut off); restore it, or delete it"),
+    "with a flipped bit": (from_set(lambda p: flip(p, p.stat().st_size // 2)), UNUSABLE),
+    "that are a bomb": (from_set(repacked(bytes(10**7))), "bytes when unpacked); restore it"),
+    "that are a pickle": (from_set(repacked(pickle.dumps(Payload()))), UNUSABLE + "no safetensors with a note of their record"),
+    "of another run": (from_set(of_another_run), UNUSABLE + "of 'records/tiny-s1.json', which is not among the set's records"),
+    "of another model": (from_set(of_three_numbers), UNUSABLE + "3 numbers, the model has"),
+    "without records": (
+        from_set(lambda p: (p.parent / "records" / "tiny-s0.json").unlink()),
+        "best.safetensors.xz: lies beside no records; restore them",
+    ),
+}
+
+
+def packed(w: World) -> list[object]:
+    cut(w.folder("tiny") / RECORD)
+    return ["pack"]
+
+
 OTHERS: dict[str, tuple[Arrange, str]] = {
     "report of a damaged record": (published, "records/tiny-s0.json: not a readable run record"),
     "report of nothing": (lambda w: ["report"], "no finished runs to report; train some first"),
@@ -441,6 +491,10 @@ OTHERS: dict[str, tuple[Arrange, str]] = {
         lambda w: ["predict", w.image(), "--run", w.root / "no"],
         "no/record.json: not a readable run record",
     ),
+    "pack of no folder": (lambda w: ["pack", w.root / "no"], "no: no such folder; expected"),
+    "pack of a folder elsewhere": (lambda w: ["pack", w.root], "not a folder of runs; expected"),
+    "pack of nothing finished": (lambda w: ["pack", w.folder("other")], "no finished run to pack; expected one with a record.json"),
+    "pack of a damaged record": (packed, "record.json: not a readable run record"),
     "sync of no folder": (lambda w: ["sync", w.root / "no"], "no: no such folder; expected a folder of runs"),
     "schema into no folder": (lambda w: ["schema", w.root / "no" / "s.json"], "no/s.json: No such file or directory; check the path"),
     "an unknown command": (lambda w: ["train"], "invalid choice: 'train'"),
@@ -529,6 +583,7 @@ def all_cases() -> list[Case]:
     cases += [Case(f"CIFAR-10: {n}", arrange, words, "vitlab") for n, (arrange, words) in CIFAR10.items()]
     cases += [Case(f"predict with a record {n}", arrange, words, "vitlab") for n, (arrange, words) in RECORDS.items()]
     cases += [Case(f"predict with weights {n}", arrange, words, "vitlab") for n, (arrange, words) in WEIGHTS.items()]
+    cases += [Case(f"predict with published weights {n}", arrange, words, "vitlab") for n, (arrange, words) in PUBLISHED.items()]
     cases += [Case(n, arrange, words, "vitlab") for n, (arrange, words) in OTHERS.items()]
     cases += [Case(f"train with {n}", arrange, words) for n, (arrange, words) in RUNS.items()]
     return [replace(case, real=case.name in REAL) for case in cases]

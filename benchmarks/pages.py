@@ -34,7 +34,7 @@ def chaos(results: dict[str, Any]) -> str:
 PARAGRAPHS = {"latest.json": page.summary, "chaos.json": chaos}
 
 
-def pages(folder: Path = HERE) -> dict[Path, str]:
+def all_pages(folder: Path = HERE) -> dict[Path, str]:
     """Each page and what it should say."""
     return {folder / name: make(_read(folder / measured)) for measured, (name, make) in PAGES.items()}
 
