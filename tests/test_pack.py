@@ -64,7 +64,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     assert code == 0, err
     said = out.splitlines()
     parts = sorted((here / "packed").iterdir())
-    assert [p.name for p in parts] == [f"full-digits.tar.xz.{i:02}" for i in range(len(parts))]
+    assert [p.name for p in parts] == [f"full-digits.tar.xz.{i:03}" for i in range(len(parts))]
     assert len(parts) > 1
     assert {p.stat().st_size for p in parts[:-1]} == {20_000}
     assert said[0] == "full-digits/taught/0123456789ab-s7: not finished, left out"
