@@ -239,6 +239,8 @@ def test_a_budget_spent_before_a_run_leaves_it_alone(small_world: Path, capsys: 
     code, out, _ = run(capsys, *ONE, "--budget", "0.001s")
     assert (code, out.splitlines()[-1]) == (0, "the budget is spent: 0 of 1 runs are finished; the same command goes on from there")
     assert not list((small_world / "runs").glob("*/*/*"))
+    assert run(capsys, *ONE)[0] == 0
+    assert "1 of 2 runs are finished" in run(capsys, *ONE, "--seeds", "1,0", "--budget", "0.001s")[1]  # whichever comes first
 
 
 def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source,
     stop = trainer.Stop(deadline=deadline)
     for i, run in enumerate(runs, 1):
         if asked := stop.asked():
-            return _stopped(console, asked, f"{i - 1} of {len(runs)} runs are finished")
+            return _stopped(console, asked, f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished")
         label = f"{i}/{len(runs)} {run.label}"
         if run.folder in before:
             checkpoint.remove(run.folder)  # of a process that was killed between the record and this
