@@ -53,6 +53,20 @@ def test_run_figures(tmp_path: Path) -> None:
     assert b"matplotlib" not in b"".join(p.read_bytes() for p in paths).lower()
 
 
+def test_256_colours_show_what_was_drawn(tmp_path: Path) -> None:
+    fig, ax = pyplot.subplots()
+    ax.imshow(np.linspace(0, 1, 100).reshape(10, 10), cmap="viridis")
+    ax.set_title("text, with its grey edges")
+    figures._save(fig, tmp_path / "ours.png")
+    fig.savefig(tmp_path / "drawn.png", dpi=figures.DPI)
+    pyplot.close(fig)
+    ours, drawn = pixels(tmp_path / "ours.png"), pixels(tmp_path / "drawn.png")
+    assert Image.open(tmp_path / "ours.png").mode == "P"
+    assert np.abs(ours - drawn).max(-1).mean() < 0.5  # of 255
+    assert ((ours == 255).all(-1) == (drawn == 255).all(-1)).mean() > 0.999
+    assert (tmp_path / "ours.png").stat().st_size < 0.7 * (tmp_path / "drawn.png").stat().st_size
+
+
 def test_bars_are_as_long_as_the_accuracy(tmp_path: Path) -> None:
     record = fake_record(classes=("a", "b"), top1=50.0)
     facts = [f.model_copy(update={"accuracy": a}) for f, a in zip(record.per_class, (100.0, 25.0))]
