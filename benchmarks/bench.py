@@ -182,9 +182,7 @@ def main() -> None:
         latest.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (args.out / "README.md").write_text(page.page(results), encoding="utf-8")
     if args.out == HERE:
-        readme = REPOSITORY / "README.md"
-        text = readme.read_text(encoding="utf-8")
-        readme.write_text(pages.readme(text), encoding="utf-8")
+        pages.write_readme()
     faults = page.faults(results)
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
     sys.exit(bool(faults))

@@ -8,7 +8,8 @@ from textwrap import fill
 from typing import Any
 
 from benchmarks import accuracy, growth_page, page
-from vitlab import blocks
+from vitlab import blocks, files
+from vitlab.paths import REPOSITORY
 from vitlab.yaml_places import shown
 
 HERE = Path(__file__).parent
@@ -48,6 +49,12 @@ def readme(text: str, folder: Path = HERE) -> str:
         return PARAGRAPHS[name](_read(folder / name))
 
     return blocks.fill(text, "benchmark", paragraph)
+
+
+def write_readme() -> None:
+    """Its blocks anew, in the repository's own README."""
+    path = REPOSITORY / "README.md"
+    files.write(path, readme(path.read_text(encoding="utf-8")))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -40,7 +40,6 @@ from mlflow import MlflowClient
 
 from vitlab import checkpoint, cli, experiment, figures, files, machine, records, store, trainer
 from vitlab.journal import Journal, read_journal
-from vitlab.paths import REPOSITORY
 
 COMMON = """
 phases:
@@ -383,8 +382,7 @@ def record(count: Count, load: float, seconds: float) -> None:
         "seconds": round(seconds, 1), "kinds": len(count.where), **{k: v for k, v in asdict(count).items() if k != "where"},
     }  # fmt: skip
     files.write(pages.HERE / "chaos.json", json.dumps(told, indent=1) + "\n")
-    readme = REPOSITORY / "README.md"
-    files.write(readme, pages.readme(readme.read_text(encoding="utf-8")))
+    pages.write_readme()
 
 
 # ------------------------------------------------------------------------------------------------------------- the play

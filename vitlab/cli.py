@@ -527,7 +527,9 @@ def _verify(args: argparse.Namespace) -> int:
     for line in wrong:
         print(printable(line))
     if wrong:
-        print("'vitlab report' and 'python -m benchmarks.bench --page' write these pages anew from what was measured")
+        print(
+            "'vitlab report', and 'python -m benchmarks.bench --page' or '... benchmarks.growth --page', write these pages anew from what was measured"
+        )
         return 1
     for path in checked:
         print(f"{_short(path)}: as measured")

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import vitlab
-from vitlab import checkpoint, config, cost, evaluate, files, machine, models, records, trainer
+from vitlab import checkpoint, config, cost, evaluate, files, machine, models, published, records, trainer
 from vitlab.data import Dataset, generator
 from vitlab.journal import Journal, RunInfo
 from vitlab.meter import Meter, total
@@ -53,7 +53,7 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
     """The finished run's model in eval mode. Raises ValueError where its weights are missing or of another model."""
-    return checkpoint.load_model(run.folder / "weights.safetensors", run.resolved.config.model, len(run.source.classes)).to(where)
+    return checkpoint.load_model(run.folder / published.WEIGHTS, run.resolved.config.model, len(run.source.classes)).to(where)
 
 
 def predicted(run: Run) -> torch.Tensor:
@@ -211,7 +211,7 @@ def finish(
         teacher=teacher,
     )  # fmt: skip
     kept = {k: v.contiguous() for k, v in weights[headline].state_dict().items()}
-    files.write(folder / "weights.safetensors", to_safetensors(kept))
+    files.write(folder / published.WEIGHTS, to_safetensors(kept))
     files.write(folder / "report.txt", evaluate.classification_report(facts, metrics["test_top1"]))
     rows, shown = evaluate.sample_grid(scores, labels)
     pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
@@ -229,7 +229,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         experiment=teacher.resolved.id,
         fingerprint=teacher.fingerprint,
         seed=teacher.seed,
-        weights_sha256=file_sha256(teacher.folder / "weights.safetensors"),
+        weights_sha256=file_sha256(teacher.folder / published.WEIGHTS),
         validation_top1=validation_top1,
         test_top1=record.metrics["test_top1"],
         agreement=(predicted(teacher) == scores.argmax(-1).cpu()).float().mean().item() * 100,

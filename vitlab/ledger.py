@@ -182,7 +182,7 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
     rows = [
         (
             Link(r.statement, f"#claim-{r.id}"), r.source, _wanted(r), _effect(r), _seeds(r),
-            NONE if r.p_holm is None else _p(r.p_holm), _verdict(r),
+            NONE if r.p_holm is None else _p(r.p_holm), _verdict(r, book),
         )
         for r in book.measured
     ]  # fmt: skip
@@ -215,19 +215,15 @@ def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def _verdict(result: Result) -> str:
+def _verdict(result: Result, book: Book) -> str:
     shown: str = result.verdict
     if result.more_seeds is not None:
         shown += f", {result.more_seeds} more {'seed' if result.more_seeds == 1 else 'seeds'}"
-    return shown + _changed(result) + _looked(result)
+    return shown + _changed(result) + ("; more seeds than planned" if len(result.seeds) > book.seeds else "")
 
 
 def _changed(result: Result) -> str:
     return "; changed after measuring" if result.changed else ""
-
-
-def _looked(result: Result) -> str:
-    return "; more seeds than planned" if LOOKED in result.note else ""
 
 
 def _arms(result: Result) -> str:
@@ -250,7 +246,7 @@ def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str,
         "id": f"claim-{result.id}",
         "statement": result.statement,
         "effect": _effect(result),
-        "verdict": _verdict(result),
+        "verdict": _verdict(result, book),
         "facts": [(name, value) for name, value in facts if value],
         "by_seed": _by_seed(result, book, runs) if result.seeds else None,
     }
