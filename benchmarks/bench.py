@@ -22,8 +22,8 @@ from typing import IO, Any
 import psutil
 
 from benchmarks import page, pages
-from benchmarks.recipe import Images, load
-from vitlab import cost
+from benchmarks.recipe import Images, experiment_file, load
+from vitlab import config, cost
 from vitlab.config import ViT
 from vitlab.paths import REPOSITORY
 from vitlab.sources import Source, resolve
@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 NUMBERS = ("01", "06")
 BATCHES = 2  # of an epoch: enough for a loader to work ahead
 ROUNDS = 4, 2  # at most and at least, with each peer
-SHORT_RUN = 4000  # images of the run whose bookkeeping is measured
+SHORT_RUN, BOOKKEEPING_PROFILE = 4000, "overnight"  # images and profile of the run of 01 whose bookkeeping is measured
 CLASSES = 10  # of CIFAR-10, and of the digits
 SECONDS = 65  # for each peer; a further round starts only where the longest so far would still fit
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
@@ -125,14 +125,15 @@ def startup(source: Source, data_dir: Path) -> dict[str, list[float]]:
 
 def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
     """Seconds of a short real run of 01, MLflow included: `training`; `checkpoint` and `tracking` within its loop; and `closing`, from
-    its last epoch to the end of the process, less the test split's forward: pictures, record, the model into MLflow. With `images`."""
+    its last epoch to the end of the process, less the test split's forward: pictures, record, the model into MLflow. With `images`, and the `profile`
+    that it is of with the `epochs` of a whole run there."""
     from vitlab import records
     from vitlab.journal import read_journal
     from vitlab.meter import TRAINING
 
     with tempfile.TemporaryDirectory() as root:
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"VITLAB_ROOT": root}
-        command = [sys.executable, "runner.py", "experiments/01_baseline_vit.yaml", "--profile", "laptop", "--data", source.kind]
+        command = [sys.executable, "runner.py", "experiments/01_baseline_vit.yaml", "--profile", BOOKKEEPING_PROFILE, "--data", source.kind]
         command += ["--data-dir", str(data_dir), "--set", f"data.train_limit={SHORT_RUN}", "--set", "train.epochs=2"]
         subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, check=True)
         ended = time.time()
@@ -147,6 +148,8 @@ def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
         "tracking": seconds["tracking"],
         "closing": ended - last - seconds["test"],
         "images": record.img_s * training,
+        "profile": BOOKKEEPING_PROFILE,
+        "epochs": config.load(experiment_file("01"), BOOKKEEPING_PROFILE).config.train.epochs,
     }
 
 

@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 CLASSES = 10
 ROUNDS = 7
 TURN_SECONDS = 0.3  # a point's turn in a round: as many steps as fit, and at least one
-PUBLISHED = REPOSITORY / "results" / "laptop-cifar10"
+PUBLISHED = REPOSITORY / "results" / "overnight-cifar10"
 COUNTS = 10, 100, 1000
 EPOCHS = 100  # of a synthetic run: what 01 to 05 have at full size, and most of what a record's size comes from
 PACKAGES = ("torch", "numpy", "mlflow", "pydantic", "matplotlib")
@@ -60,7 +60,7 @@ def seconds_of(what: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """A ViT of 01 in the profile laptop, and its batch; what is given is what differs."""
+    """01 with dim 96 and 3 heads, and its batch; what is given is what differs."""
 
     patch: int = 4
     depth: int = 4
@@ -71,8 +71,8 @@ class Size:
         return (cost.IMAGE_SIZE // self.patch) ** 2
 
     def load(self) -> config.Experiment:
-        sets = f"model.patch_size={self.patch}", f"model.depth={self.depth}", f"train.batch_size={self.batch}"
-        return config.load(experiment_file("01"), "laptop", sets).config
+        sets = "model.dim=96", "model.heads=3", f"model.patch_size={self.patch}", f"model.depth={self.depth}", f"train.batch_size={self.batch}"
+        return config.load(experiment_file("01"), "full", sets).config
 
 
 SIZES = {
@@ -177,7 +177,7 @@ class Store:
             experiment=record.experiment, variant=record.variant, label=f"{record.experiment} {record.variant}".strip(), title=record.title,
             profile=record.profile, dataset=record.dataset.name, dataset_digest=record.dataset.digest, seed=record.seed,
             fingerprint=record.fingerprint, git_commit="", git_dirty="", device=record.device,
-            params=config.flatten(config.load(experiment_file("01"), "laptop").config), description="", params_count=record.params,
+            params=config.flatten(config.load(experiment_file("01"), "overnight").config), description="", params_count=record.params,
             flops=record.flops, train=record.dataset.train, validation=record.dataset.validation, test=record.dataset.test,
         )  # fmt: skip
         about.write(folder)

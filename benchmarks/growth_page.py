@@ -111,7 +111,7 @@ def _excess(point: dict[str, Any]) -> str:
 
 def _how(results: dict[str, Any]) -> list[str]:
     return [
-        "- Training is 01 in the profile `laptop` (dim 96, 3 heads; patch 4, depth 4, batch 128 where nothing else is said): whole optimisation",
+        "- Training is 01 with dim 96 and 3 heads (patch 4, depth 4, batch 128 where nothing else is said): whole optimisation",
         "  steps of the trainer's own `Step`, augmentation included, on random images. All sizes live in one process and take turns of 0.3",
         f"  seconds in each of {len(results['series']['depth'][0]['seconds'])} rounds, so that noise falls on all alike. Work is `cost.training_flops`.",
         "- Runs are the published ones with other seeds and 100 epochs of history: 10 groups of seeds (the eight experiments, two variations)",

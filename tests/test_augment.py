@@ -24,7 +24,7 @@ THEIRS = v2.TrivialAugmentWide()
 ALL = config.Augment(
     crop=4,
     flip=True,
-    trivial_augment=True,
+    trivial_augment=1,
     erase=0.5,
     color_jitter=config.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
 )
@@ -171,7 +171,7 @@ def test_augment_is_torchvisions_pipeline():
     g = generator(5)
     corner, mirrored = augment.draw_crop(32, 4, g), augment.draw_flip(32, 0.5, g)
     jitter, order = augment.draw_color_jitter(32, ALL.color_jitter, g)
-    op, magnitude = augment.draw_trivial_augment(32, g)
+    op, magnitude = augment.draw_trivial_augment(32, 1, g)
     box = augment.draw_erase(32, 32, 32, 0.5, g)
     names = list(THEIRS._AUGMENTATION_SPACE)
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
@@ -227,8 +227,18 @@ def test_draw_color_jitter_leaves_off_what_is_off():
     assert [v is None for v in values] == [True, False, True, True]
 
 
+def test_trivial_augment_spares_the_share_of_images_that_it_is_told_to():
+    op, magnitude = augment.draw_trivial_augment(40_000, 0.3, generator())
+    counts = torch.bincount(op, minlength=14).numpy()
+    expected = [40_000 * (0.7 + 0.3 / 14)] + [40_000 * 0.3 / 14] * 13  # of the 30 % a fourteenth draws the identity
+    assert stats.chisquare(counts, expected).pvalue > P_MIN
+    assert (magnitude[op == 0] == 0).all()
+    always, _ = augment.draw_trivial_augment(1000, 1, generator())
+    assert (always != op[:1000]).any()
+
+
 def test_draw_trivial_augment_is_torchvisions(monkeypatch):
-    op, magnitude = augment.draw_trivial_augment(40_000, generator())
+    op, magnitude = augment.draw_trivial_augment(40_000, 1, generator())
     assert stats.chisquare(torch.bincount(op, minlength=14).numpy()).pvalue > P_MIN
     seen = []
     monkeypatch.setattr(THEIRS, "_apply_image_or_video_transform", lambda image, name, value, **_: seen.append((name, value)) or image)
@@ -396,7 +406,7 @@ def test_only_the_given_generator_is_drawn_from():
         config.Augment(crop=4),
         config.Augment(flip=True),
         config.Augment(color_jitter=ALL.color_jitter),
-        config.Augment(trivial_augment=True),
+        config.Augment(trivial_augment=1),
         config.Augment(erase=1.0),
     ],
 )
@@ -410,7 +420,7 @@ def test_an_image_does_not_depend_on_its_neighbours():
     """Alone, or in another order, an image comes out the same. Bit for bit: no sum runs over the batch."""
     images, g = noise(48), generator()
     cut = (augment.draw_crop(48, 4, g), augment.draw_flip(48, 0.5, g))
-    trivial = augment.draw_trivial_augment(48, g)
+    trivial = augment.draw_trivial_augment(48, 1, g)
     (jitter, order), box = augment.draw_color_jitter(48, ALL.color_jitter, g), augment.draw_erase(48, 32, 32, 0.5, g)
 
     def through(index: Tensor) -> Tensor:
@@ -496,7 +506,7 @@ def test_on_a_gpu():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert out.device.type == targets.device.type == "cuda"
-    op, magnitude = augment.draw_trivial_augment(64, generator())
+    op, magnitude = augment.draw_trivial_augment(64, 1, generator())
     jitter, order = augment.draw_color_jitter(64, ALL.color_jitter, generator())
     for apply, params in ((augment.trivial_augment, (op, magnitude)), (augment.color_jitter, (jitter, order))):
         there = [tuple(v.to(cuda) for v in p) if isinstance(p, tuple) else p.to(cuda) for p in params]

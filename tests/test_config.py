@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,10 @@ def test_the_ladder_is_what_the_reports_describe() -> None:
     assert (six.optim.lr, six.optim.weight_decay, six.optim.warmup.percent) == (6e-4, 0.05, 5)
     assert (six.train.epochs, six.train.batch_size, six.train.eval_batch_size) == (300, 192, 512)
     strong, clean = six.phases
-    assert (strong.augment.trivial_augment, strong.augment.crop, strong.augment.flip, strong.augment.erase) == (True, 4, True, 0.25)
+    assert (strong.augment.trivial_augment, strong.augment.crop, strong.augment.flip, strong.augment.erase) == (1.0, 4, True, 0.25)
     assert (strong.mix.mixup, strong.mix.cutmix, strong.label_smoothing) == (0.4, 1.0, 0.05)
     assert clean.percent / 100 * six.train.epochs == 15
-    assert (clean.mix, clean.label_smoothing, clean.augment.trivial_augment) == (None, 0.0, False)
+    assert (clean.mix, clean.label_smoothing, clean.augment) == (None, 0.0, strong.augment)
     assert (six.ema.start, six.ema.end) == (0.995, 0.9995)
     assert (six.distill.temperature, six.distill.weight) == (2.0, 0.5)
 
@@ -65,7 +66,9 @@ def test_the_ladder_is_what_the_reports_describe() -> None:
         return {k for k in one.keys() | two.keys() if one.get(k) != two.get(k)}
 
     assert differ("03_hybrid_r18", "04_explicit_transformer") == {"model.encoder", "model.layer_scale"}
-    assert differ("02_regularized_vit", "03_hybrid_r18") == {"model.stem", "model.encoder", "model.layer_scale", "model.drop_path"}
+    assert differ("02_regularized_vit", "03_hybrid_r18") == {
+        "model.stem", "model.encoder", "model.layer_scale", "model.drop_path", "model.dropout",
+    }  # fmt: skip
     assert all(k.startswith("distill") for k in differ("02_regularized_vit", "05_kd_r18"))
     assert all(k.startswith(("phases", "model.drop_path")) for k in differ("01_baseline_vit", "02_regularized_vit"))
 
@@ -106,14 +109,22 @@ def test_title_and_claim_are_not_inherited(tmp_path: Path) -> None:
         config.load(write(tmp_path, "extends: base.yaml\n"))
 
 
-def test_a_profile_scales_and_never_switches_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Make `text` the profile quick."""
     (tmp_path / "profiles").mkdir()
     monkeypatch.setattr(config, "PROFILE_DIR", tmp_path / "profiles")
-    write(
-        tmp_path / "profiles",
-        "epochs_percent: 50\nall: {ema: {start: 0.1, end: 0.2}, train: {batch_size: 8}}\n"
-        "vit: {model: {dim: 64, class_attention: 1}}\nresnet: {model: {width: 8}}\n",
-        "quick.yaml",
+
+    def write_profile(text: str) -> None:
+        write(tmp_path / "profiles", text, "quick.yaml")
+
+    return write_profile
+
+
+def test_a_profile_scales_and_never_switches_on(profile: Callable[[str], None], tmp_path: Path) -> None:
+    profile(
+        "all: {epochs_percent: 50, ema: {start: 0.1, end: 0.2}, train: {batch_size: 8}}\n"
+        "vit: {model: {dim: 64, class_attention: 1}}\nresnet: {model: {width: 8}}\n"
     )
     path = write(tmp_path, MINIMAL)
     got = config.load(path, "quick").config
@@ -124,6 +135,63 @@ def test_a_profile_scales_and_never_switches_on(monkeypatch: pytest.MonkeyPatch,
     assert config.load(with_ema, "quick").config.ema == config.EMA(start=0.1, end=0.2)
     with_ca = write(tmp_path, MINIMAL.replace("depth: 2", "depth: 4, class_attention: 2"), "z.yaml")
     assert config.load(with_ca, "quick").config.model.class_attention == 1
+
+
+def test_the_nearest_section_of_a_profile_wins(profile: Callable[[str], None], tmp_path: Path) -> None:
+    """all, then the model's, then that of each file that the experiment extends, its own last."""
+    profile(
+        "all: {epochs_percent: 200, train: {batch_size: 8}}\nvit: {train: {batch_size: 16}, model: {dim: 64}}\n"
+        "experiments:\n  base: {epochs_percent: 300, model: {dim: 96}, optim: {lr: 2e-3}}\n  child: {model: {dim: 128}}\n"
+    )
+    write(tmp_path, MINIMAL, "base.yaml")
+    child = write(tmp_path, "extends: base.yaml\ntitle: C\n", "child.yaml")
+    stranger = write(tmp_path, MINIMAL, "stranger.yaml")
+
+    def scaled(path: Path) -> tuple[int, int, int, float]:
+        got = config.load(path, "quick").config
+        return got.train.epochs, got.train.batch_size, got.model.dim, got.optim.lr
+
+    assert scaled(stranger) == (6, 16, 64, 1e-3)
+    assert scaled(tmp_path / "base.yaml") == (9, 16, 96, 2e-3)
+    assert scaled(child) == (9, 16, 128, 2e-3)
+
+
+def test_a_profile_weakens_all_regularisation_by_one_factor(profile: Callable[[str], None], tmp_path: Path) -> None:
+    profile("regularisation: 0.5\n")
+    text = MINIMAL.replace("heads: 2", "heads: 2, dropout: 0.1, drop_path: 0.2").replace(
+        "- name: all",
+        "- {name: a, percent: 50, augment: {crop: 4, flip: true, trivial_augment: 1.0, erase: 0.25}, mix: {mixup: 0.4}, label_smoothing: 0.1}\n"
+        "  - {name: b, mix: {cutmix: 1.0, prob: 0.4}}",
+    )
+    got = config.load(write(tmp_path, text), "quick").config
+    one, two = got.phases
+    assert (got.model.dropout, got.model.drop_path, one.label_smoothing, one.mix.prob, two.mix.prob) == (0.05, 0.1, 0.05, 0.5, 0.2)
+    assert one.augment == config.Augment(crop=4, flip=True, trivial_augment=0.5, erase=0.125)
+    assert (two.augment, two.label_smoothing) == (config.Augment(), 0.0)
+    set_after = config.load(tmp_path / "x.yaml", "quick", ("phases.0.label_smoothing=0.1",)).config
+    assert set_after.phases[0].label_smoothing == 0.1  # what is set by hand stands as it is written
+    profile("regularisation: 1\n")
+    as_written = config.load(tmp_path / "x.yaml", "quick").config
+    assert (as_written.model.drop_path, as_written.phases[0].mix.prob, as_written.phases[1].mix.prob) == (0.2, 1.0, 0.4)
+
+
+def test_profiles_name_experiments_that_exist() -> None:
+    names = {p.stem for p in LADDER}
+    for name in config.PROFILES:
+        sections = yaml.safe_load((config.PROFILE_DIR / f"{name}.yaml").read_text(encoding="utf-8")).get("experiments", {})
+        assert set(sections) <= names, name
+
+
+def test_what_a_profile_does_not_know_is_an_error(profile: Callable[[str], None], tmp_path: Path) -> None:
+    profile("regularization: 0.5\n")
+    with pytest.raises(ValueError, match=r"quick\.yaml:1: regularization: unknown key"):
+        config.load(write(tmp_path, MINIMAL), "quick")
+    profile("all: {epochs_percent: half}\n")
+    with pytest.raises(ValueError, match=r"quick\.yaml:1: epochs_percent: expected a number above 0, got \"half\""):
+        config.load(tmp_path / "x.yaml", "quick")
+    profile("vit: {model: {dims: 64}}\n")
+    with pytest.raises(ValueError, match=r"quick\.yaml:1: model\.dims: unknown key, did you mean 'dim'"):
+        config.load(tmp_path / "x.yaml", "quick")
 
 
 def test_set_overrides_win_and_name_the_variant(tmp_path: Path) -> None:
@@ -304,6 +372,36 @@ def test_fingerprint_is_of_the_work_alone(tmp_path: Path) -> None:
         )
         == 4
     )
+
+
+PINNED = {
+    ("01_baseline_vit", "full"): "51f298a3085f",
+    ("03_hybrid_r18", "full"): "afe0f51fa46d",
+    ("06_kd_r50_class_attention", "full"): "26108917195b",
+    ("resnet50", "full"): "d6858065672c",
+}
+
+
+@pytest.mark.parametrize(("name", "profile"), PINNED)
+def test_fingerprints_stand(name: str, profile: str) -> None:
+    """Finished runs and published records are found by these: a new key with a default that changes nothing must leave them as they are."""
+    path = next(p for p in LADDER if p.stem == name)
+    assert config.fingerprint(config.load(path, profile).config, "data", "teacher") == PINNED[name, profile]
+
+
+def test_a_new_key_leaves_a_fingerprint_as_it_is(tmp_path: Path) -> None:
+    class LaterTrain(config.Train):
+        new: bool = False
+
+    class Later(config.Experiment):
+        train: LaterTrain
+        another: int = 3
+
+    now = config.load(write(tmp_path, MINIMAL)).config
+    later = Later.model_validate_json(now.model_dump_json())
+    assert config.fingerprint(later, "d", None) == config.fingerprint(now, "d", None)
+    used = Later.model_validate_json(json.dumps(json.loads(now.model_dump_json()) | {"another": 4}))
+    assert config.fingerprint(used, "d", None) != config.fingerprint(now, "d", None)
 
 
 def test_spelling_out_a_default_changes_nothing(tmp_path: Path) -> None:

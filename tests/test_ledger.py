@@ -47,7 +47,7 @@ def declare(monkeypatch: pytest.MonkeyPatch, *declared: Claim) -> None:
     monkeypatch.setattr(claims, "load", lambda: claims.Ledger(confidence=0.95, seeds=3, claims=declared))
 
 
-def run(experiment: str, seed: int, top1: float, profile: str = "laptop", sets: tuple[str, ...] = ()) -> RunRecord:
+def run(experiment: str, seed: int, top1: float, profile: str = "overnight", sets: tuple[str, ...] = ()) -> RunRecord:
     """The record of a run of exactly what experiments/ says."""
     resolved = Arm(experiment=experiment, set=sets).resolve(profile)
     record = fake_record(experiment, seed, profile=profile, variant=resolved.variant)
@@ -55,7 +55,7 @@ def run(experiment: str, seed: int, top1: float, profile: str = "laptop", sets: 
     return record.model_copy(update=found)
 
 
-def arms(seeds: Sequence[int] = (0, 1, 2), profile: str = "laptop") -> list[RunRecord]:
+def arms(seeds: Sequence[int] = (0, 1, 2), profile: str = "overnight") -> list[RunRecord]:
     return [run(experiment, seed, TOP1[experiment][seed], profile) for experiment in TOP1 for seed in seeds]
 
 
@@ -104,10 +104,10 @@ def test_every_caption_says_how_sure_and_where(tmp_path: Path, undrawn: None) ->
     assert len(captions) == 4
     for caption in captions:
         assert "Confidence 95 %, Holm over the 1 tested claim." in caption
-        assert "Data set cifar10, profile laptop, seeds 0, 1, 2, device NVIDIA H100" in caption
+        assert "Data set cifar10, profile overnight, seeds 0, 1, 2, device NVIDIA H100" in caption
 
 
-@pytest.mark.parametrize("profile", ["laptop", "full"])
+@pytest.mark.parametrize("profile", ["overnight", "full"])
 def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
     report.build(arms(profile=profile), tmp_path, {})
     for name in ("README.md", "report.html"):
@@ -117,7 +117,7 @@ def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
 
 
 def test_the_index_counts(tmp_path: Path, undrawn: None) -> None:
-    report.build(arms(), tmp_path / "laptop-cifar10", {})
+    report.build(arms(), tmp_path / "overnight-cifar10", {})
     report.index(tmp_path)
     assert "- Of 3 claims of the reports 2 are supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
@@ -149,7 +149,7 @@ def test_nothing_measured_no_section(tmp_path: Path, undrawn: None, runs: str) -
     report.build(arms(), tmp_path, {})
     assert (tmp_path / "figures" / "claims-dark.svg").is_file()
     found = {
-        "other configurations": [fake_record(e, profile="laptop") for e in TOP1],
+        "other configurations": [fake_record(e, profile="overnight") for e in TOP1],
         "another data set": [digits(r) for r in arms()],
         "one arm": [r for r in arms() if r.experiment == BASELINE],
     }
@@ -183,7 +183,7 @@ def test_round_trip(tmp_path: Path) -> None:
     book = ledger.build(arms(), report_dir, lambda run: None)
     assert book == ledger.read(report_dir / "claims.json")
     assert (book.profile, book.dataset, book.devices, book.seeds, book.confidence) == (
-        "laptop", "cifar10", ("NVIDIA H100 80GB HBM3",), 3, 0.95,
+        "overnight", "cifar10", ("NVIDIA H100 80GB HBM3",), 3, 0.95,
     )  # fmt: skip
     written = (report_dir / "claims.json").read_bytes()
     ledger.build(arms()[::-1], report_dir, lambda run: None)
@@ -278,7 +278,7 @@ MADE_UP = (
 
 
 def book(*results: verdicts.Result) -> ledger.Book:
-    return ledger.Book(profile="laptop", dataset="cifar10", devices=("a CPU",), confidence=0.95, seeds=3, results=results)
+    return ledger.Book(profile="overnight", dataset="cifar10", devices=("a CPU",), confidence=0.95, seeds=3, results=results)
 
 
 def test_forest_is_drawn_the_same_each_time_in_both_themes(tmp_path: Path) -> None:
@@ -344,18 +344,18 @@ def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn:
         report.publish(tmp_path, tmp_path / "results", told.append)
     assert told == []
     [(run_id, name, status, uri)] = query(tmp_path, "SELECT run_uuid, name, status, artifact_uri FROM runs")
-    assert (name, status) == ("ledger laptop-cifar10", "FINISHED")
+    assert (name, status) == ("ledger overnight-cifar10", "FINISHED")
     tags = dict(query(tmp_path, "SELECT key, value FROM tags"))
     assert tags.items() >= {
-        "vitlab.kind": "ledger", "vitlab.profile": "laptop", "vitlab.dataset": "cifar10", "claim.gain": "supported", "claim.headline": "not measured",
+        "vitlab.kind": "ledger", "vitlab.profile": "overnight", "vitlab.dataset": "cifar10", "claim.gain": "supported", "claim.headline": "not measured",
     }.items()  # fmt: skip
     rows = dict(query(tmp_path, "SELECT key, value FROM metrics"))
     assert len(rows) == len(query(tmp_path, "SELECT * FROM metrics")) == 4
-    gain = result(tmp_path / "results" / "laptop-cifar10", GAIN)
+    gain = result(tmp_path / "results" / "overnight-cifar10", GAIN)
     assert (rows["claim/gain/effect"], rows["claim/gain/effect_low"], rows["claim/gain/effect_high"]) == (gain.effect, gain.low, gain.high)
     assert rows["claim/smaller/effect"] < 0
     shipped = tracking._local(uri) / "claims.json"
-    assert shipped.read_bytes() == (tmp_path / "results" / "laptop-cifar10" / "claims.json").read_bytes()
+    assert shipped.read_bytes() == (tmp_path / "results" / "overnight-cifar10" / "claims.json").read_bytes()
     assert real(tmp_path) == []  # it is no finished run
 
     declare(monkeypatch, GAIN.model_copy(update={"id": "renamed"}), SMALLER)
@@ -380,7 +380,7 @@ def test_a_report_stands_where_mlflow_cannot_be_reached(tmp_path: Path, undrawn:
 
 
 def test_without_runs_in_the_store_no_store_is_made(tmp_path: Path, undrawn: None) -> None:
-    report.build(arms(), tmp_path / "results" / "laptop-cifar10", {})
+    report.build(arms(), tmp_path / "results" / "overnight-cifar10", {})
     report.publish(tmp_path, tmp_path / "results")
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -390,7 +390,7 @@ def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch
     monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
     monkeypatch.setattr(tracking, "ship_ledger", lambda root, path: "")
     monkeypatch.setattr(tracking, "download", lambda *_: (_ for _ in ()).throw(ValueError("no such artifact")))
-    out = tmp_path / "results" / "laptop-cifar10"
+    out = tmp_path / "results" / "overnight-cifar10"
     report.publish(tmp_path, tmp_path / "results")
     assert result(out, GAIN).pair is None
     for run, share in zip(found, (0.7, 0.5)):

@@ -222,13 +222,13 @@ def test_without_a_run_the_published_weights_of_the_foremost_set_predict(world: 
         "full-digits": of_digits,
         "quick-cifar10": of_digits.model_copy(update={"dataset": facts.model_copy(update={"mean": (-9.0, 0.5, 9.0)}), "profile": "quick"}),
         "ledger-cifar10": of_digits.model_copy(update={"dataset": facts, "profile": "ledger", "title": "A ledger's"}),
-        "laptop-cifar10": of_digits.model_copy(update={"dataset": facts, "profile": "laptop", "title": "A laptop's"}),
+        "overnight-cifar10": of_digits.model_copy(update={"dataset": facts, "profile": "overnight", "title": "A night's"}),
         "full-cifar10": of_digits.model_copy(update={"dataset": facts, "title": "The reports' own"}),
     }
     out_dirs = {name: publish(world, name, record) for name, record in sets.items()}
     assert run(capsys, "predict", image, main=cli.main)[1].splitlines() == own, "a run of one's own comes first"
     shutil.rmtree(world.root / "runs")
-    for name in ("full-cifar10", "laptop-cifar10", "ledger-cifar10", "quick-cifar10", "full-digits"):
+    for name in ("full-cifar10", "overnight-cifar10", "ledger-cifar10", "quick-cifar10", "full-digits"):
         code, out, err = run(capsys, "predict", image, main=cli.main)
         assert (code, err) == (0, "")
         first, guesses = out.splitlines()
@@ -268,9 +268,9 @@ def test_verify_finds_published_weights_that_are_not_the_best_runs(tmp_path: Pat
 
 
 def test_sets_of_other_data_and_smaller_profiles_come_later() -> None:
-    runs = [digits(fake_record()), *(fake_record(profile=p) for p in ("a-strangers", "quick", "ledger", "laptop", "full"))]
+    runs = [digits(fake_record()), *(fake_record(profile=p) for p in ("a-strangers", "quick", "ledger", "overnight", "full"))]
     ranked = sorted(runs, key=lambda r: records.rank(r, f"{r.profile}-{r.dataset.name}"))
     assert [(r.profile, r.dataset.name) for r in ranked] == [
-        *((p, "cifar10") for p in ("full", "laptop", "ledger", "quick", "a-strangers")),
+        *((p, "cifar10") for p in ("full", "overnight", "ledger", "quick", "a-strangers")),
         ("full", "digits"),
     ]

@@ -332,7 +332,7 @@ def test_teacher_that_is_not_in_the_set(tmp_path: Path, undrawn: None) -> None:
     assert (row[1], row[6]) == ("resnet18", "9.70 / –")
 
 
-@pytest.mark.parametrize(("profile", "dataset"), [("quick", "cifar10"), ("laptop", "cifar10"), ("full", "digits"), ("full", "cifar10")])
+@pytest.mark.parametrize(("profile", "dataset"), [("quick", "cifar10"), ("overnight", "cifar10"), ("full", "digits"), ("full", "cifar10")])
 def test_scale_is_said(tmp_path: Path, undrawn: None, profile: str, dataset: str) -> None:
     runs = fake_set(2, THREE, profile=profile)
     runs = [r.model_copy(update={"dataset": r.dataset.model_copy(update={"name": dataset})}) for r in runs]
@@ -499,15 +499,15 @@ def digits(run: RunRecord) -> RunRecord:
 
 
 def test_index_shows_the_best_set(tmp_path: Path, undrawn: None) -> None:
-    for name in ("full-digits", "quick-cifar10", "laptop-cifar10"):
+    for name in ("full-digits", "quick-cifar10", "overnight-cifar10"):
         profile, data = name.split("-")
         runs = fake_set(1, THREE, profile=profile)
         report.build([digits(r) if data == "digits" else r for r in runs], tmp_path / name, {})
     report.index(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "reports' scale: [laptop-cifar10](laptop-cifar10/README.md)" in text
+    assert "reports' scale: [overnight-cifar10](overnight-cifar10/README.md)" in text
     listed = re.findall(r"^\| \[([\w-]+)\]", text, re.MULTILINE)
-    assert listed == ["laptop-cifar10", "quick-cifar10", "full-digits"]
+    assert listed == ["overnight-cifar10", "quick-cifar10", "full-digits"]
     targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert all((tmp_path / t).is_file() for t in targets)
 

@@ -177,7 +177,7 @@ def test_download(archive: Path, tiny: dict[str, bytes], tmp_path: Path, monkeyp
 
 
 def test_unreachable_site(tmp_path: Path) -> None:
-    for name, profile in (("cifar10", "quick"), ("auto", "laptop"), ("auto", "full")):
+    for name, profile in (("cifar10", "quick"), ("auto", "overnight"), ("auto", "full")):
         with pytest.raises(
             ValueError, match=r"cannot be downloaded: 127\.0\.0\.1: .*refused.*cifar-10-python\.tar\.gz.*VITLAB_DATA_DIR.*--data digits"
         ):

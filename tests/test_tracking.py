@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def info(experiment: str, seed: int = 0, **changes: object) -> RunInfo:
     values = {
-        "experiment": experiment, "variant": "", "label": experiment, "title": "A title", "profile": "laptop", "dataset": "cifar10",
+        "experiment": experiment, "variant": "", "label": experiment, "title": "A title", "profile": "overnight", "dataset": "cifar10",
         "dataset_digest": "d" * 64, "seed": seed, "fingerprint": "0123456789ab", "git_commit": "c0ffee", "git_dirty": "", "device": "a CPU",
         "params": {f"group.{i}": str(i) for i in range(130)}, "description": "What it is.", "params_count": 10, "flops": 20,
         "train": 30, "validation": 4, "test": 5,
@@ -188,7 +188,7 @@ def test_ship_is_idempotent_and_needs_no_memory_of_it(root: Path, tmp_path: Path
     [parent], [child] = runs_of(root, "idempotent", "parent"), runs_of(root, "idempotent", "seed")
     assert child == first
     assert tags(root, child)["mlflow.parentRunId"] == parent
-    assert query(root, "SELECT name FROM runs WHERE run_uuid = ?", parent) == [("idempotent · laptop · cifar10",)]
+    assert query(root, "SELECT name FROM runs WHERE run_uuid = ?", parent) == [("idempotent · overnight · cifar10",)]
     assert dict(query(root, "SELECT key, value FROM params WHERE run_uuid = ?", child)) == about.params
     said = tags(root, child)
     assert said["vitlab.seed"] == "0"
@@ -392,7 +392,7 @@ def test_run_deleted_in_mlflow_is_made_again(root: Path, tmp_path: Path) -> None
     tracking.ship(tmp_path, root, None, final=True)
     for kind in ("seed", "parent"):
         store.connect(root).client.delete_run(runs_of(root, "deleted", kind)[0])
-    assert tracking.sync(tmp_path, root) == [("deleted · laptop · cifar10 · s0", True, "")]
+    assert tracking.sync(tmp_path, root) == [("deleted · overnight · cifar10 · s0", True, "")]
     [child], [parent] = runs_of(root, "deleted", "seed"), runs_of(root, "deleted", "parent")
     assert tags(root, child)["mlflow.parentRunId"] == parent
     assert latest(root, parent)["final/test_top1"] == 72
@@ -449,7 +449,7 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
     old.rename(new)
     runs = tracking.finished_runs(new)
     assert [run.fetch("report.txt", tmp_path / "unused").read_text() for run in runs] == [
-        f"report.txt of fan-out · laptop · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
+        f"report.txt of fan-out · overnight · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
     ]
     assert all(run.folder is not None and run.folder.is_relative_to(new) for run in runs)
     store.prepare_store(new)
@@ -548,7 +548,7 @@ def test_one_damaged_run_does_not_keep_the_others_from_being_synced(root: Path, 
         finish(tmp_path / name)
     (tmp_path / "a" / "record.json").write_text("{")
     outcome = tracking.sync(tmp_path, root)
-    assert [(label, ok) for label, ok, _ in outcome] == [(f"damaged · laptop · cifar10 · s{i}", i == 1) for i in range(2)]
+    assert [(label, ok) for label, ok, _ in outcome] == [(f"damaged · overnight · cifar10 · s{i}", i == 1) for i in range(2)]
     assert "record.json: not a readable run record" in outcome[0][2]
     shutil.rmtree(tmp_path / "a")
     assert tracking.sync(tmp_path, root) == []

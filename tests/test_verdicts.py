@@ -125,7 +125,7 @@ def test_runs_of_other_settings_are_not_taken() -> None:
     changed = Arm(experiment=A.experiment, set=("train.epochs=2",))
     (got,) = judge(ledger(), [*three(changed, 52, 53, 54), *three(B, 50, 50, 51)])
     assert got.verdict == "not measured"
-    (other_profile,) = judge(ledger(), [*three(A, 52, 53, 54, profile="laptop"), *three(B, 50, 50, 51, profile="laptop")])
+    (other_profile,) = judge(ledger(), [*three(A, 52, 53, 54, profile="overnight"), *three(B, 50, 50, 51, profile="overnight")])
     assert other_profile.verdict == "not measured"
     spelt_out = Arm(experiment=A.experiment, set=("train.precision=auto",))
     (same,) = judge(ledger(), [*three(spelt_out, 52, 53, 54), *three(B, 50, 50, 51)])

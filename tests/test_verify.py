@@ -53,7 +53,7 @@ def rename(path: Path, old: str, new: str) -> None:
 def test_what_is_committed_follows_from_what_was_measured(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = verify(capsys)
     assert code == 0, out
-    for page in ("README.md", "results/README.md", "results/laptop-cifar10/README.md", "benchmarks/README.md", "benchmarks/GROWTH.md"):
+    for page in ("README.md", "results/README.md", "results/overnight-cifar10/README.md", "benchmarks/README.md", "benchmarks/GROWTH.md"):
         assert f"{page}: as measured" in out.splitlines()
 
 
@@ -66,7 +66,7 @@ BASELINE = r"^\| 01 .*?\| (\d+\.\d\d) "
         ("README.md", BASELINE),
         ("README.md", r"trains (\d+\.\d\d) times"),
         ("results/README.md", BASELINE),
-        ("results/laptop-cifar10/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
+        ("results/overnight-cifar10/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
         ("README.md", r"^The last full run, .*? (\d+) kills"),
         ("benchmarks/README.md", r"against plain .*?\| (\d+\.\d\d)x"),
         ("benchmarks/GROWTH.md", r"in (\d+\.\d) minutes"),
@@ -84,15 +84,15 @@ def test_a_changed_digit_is_found(page: str, pattern: str, copy: Path, capsys: p
 
 
 def test_a_changed_record_is_found_on_every_page_that_shows_it(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = copy / "results" / "laptop-cifar10" / "records" / "01_baseline_vit-s0.json"
+    record = copy / "results" / "overnight-cifar10" / "records" / "01_baseline_vit-s0.json"
     change(record, r'"test_top1": (\d+\.\d)')
     code, out = verify(capsys)
     assert code == 1
     assert {said.partition(":")[0] for said in out.splitlines()[:-1]} == {
         "README.md",
         "results/README.md",
-        "results/laptop-cifar10/README.md",
-        "results/laptop-cifar10/claims.json",
+        "results/overnight-cifar10/README.md",
+        "results/overnight-cifar10/claims.json",
     }
 
 
@@ -116,7 +116,7 @@ def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, c
 
 
 def test_a_readme_that_names_an_unknown_set_is_a_mistake(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rename(copy / "README.md", "<!-- results: laptop-cifar10 -->", "<!-- results: no-such -->")
+    rename(copy / "README.md", "<!-- results: overnight-cifar10 -->", "<!-- results: no-such -->")
     code, _, err = run(capsys, "verify", main=cli.main)
     assert (code, "no-such: no finished runs to report" in err) == (2, True)
 

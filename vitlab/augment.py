@@ -34,7 +34,7 @@ def augment(images: Tensor, cfg: config.Augment, mean: Tensor, std: Tensor, gene
     if cfg.color_jitter is not None:
         images = color_jitter(images, *draw_color_jitter(batch, cfg.color_jitter, generator))
     if cfg.trivial_augment:
-        images = trivial_augment(images, *draw_trivial_augment(batch, generator))
+        images = trivial_augment(images, *draw_trivial_augment(batch, cfg.trivial_augment, generator))
     images = normalize(images, mean, std)
     if cfg.erase:
         images = erase(images, draw_erase(batch, height, width, cfg.erase, generator))
@@ -293,10 +293,15 @@ def _magnitudes(device: torch.device) -> Tensor:
     return torch.stack([torch.stack([m, -m if signed else m], 1) for m, signed in TRIVIAL_AUGMENT.values()]).double().to(device)
 
 
-def draw_trivial_augment(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Per image one operation, (B,) by its place in TRIVIAL_AUGMENT, and its signed magnitude, (B,) float64; all equally likely."""
+def draw_trivial_augment(batch: int, prob: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Per image one operation, (B,) by its place in TRIVIAL_AUGMENT, and its signed magnitude, (B,) float64; all equally likely.
+
+    With probability 1 - `prob` an image gets the first, which leaves it as it is.
+    """
     sizes = _magnitudes(generator.device).shape
     op, magnitude, sign = (torch.randint(n, (batch,), generator=generator, device=generator.device) for n in sizes)
+    if prob < 1:
+        op = torch.where(torch.rand(batch, generator=generator, device=generator.device) < prob, op, 0)
     return op, _magnitudes(generator.device)[op, magnitude, sign]
 
 

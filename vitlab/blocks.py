@@ -1,4 +1,4 @@
-"""Blocks of a page written by hand that are made from measurements: `<!-- results: laptop-cifar10 -->` ... `<!-- end -->`."""
+"""Blocks of a page written by hand that are made from measurements: `<!-- results: overnight-cifar10 -->` ... `<!-- end -->`."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None
 
 
 def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--profile", default="auto", choices=["auto", "quick", "ledger", "laptop", "full"], help=f"default: {default}")
+    parser.add_argument("--profile", default="auto", choices=["auto", "quick", "ledger", "overnight", "full"], help=f"default: {default}")
 
 
 def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, default: str) -> None:

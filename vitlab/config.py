@@ -10,6 +10,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from vitlab.files import UNPRINTABLE
 from vitlab.paths import EXPERIMENTS
 from vitlab.yaml_places import MAX_DEPTH, MAX_KEY, Keys, Place, cut, dotted, parse, read_yaml, shown
 
-PROFILES = ("quick", "ledger", "laptop", "full")  # the smaller one first
+PROFILES = ("quick", "ledger", "overnight", "full")  # the smaller one first
 PROFILE_DIR = EXPERIMENTS / "profiles"
+SCHEMA_VERSION = 2  # raised when a default changes, or what a key means: it is part of every fingerprint
 
 
 class Schema(BaseModel):
@@ -119,7 +121,7 @@ class Augment(Schema):
     crop: Annotated[int, Field(ge=0, le=16)] = 0  # RandomCrop's padding in pixels; 0 is off
     flip: bool = False  # left-right, p = 0.5; off where the data set has no such symmetry
     color_jitter: ColorJitter | None = None
-    trivial_augment: bool = False
+    trivial_augment: Annotated[float, Field(ge=0, le=1)] = 0.0  # the probability that an image gets its one operation
     erase: Annotated[float, Field(ge=0, le=1)] = 0.0  # RandomErasing's probability
 
 
@@ -233,7 +235,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Keys, Place]
         places.update({p: place for p, place in over_places.items() if p[: len(path)] == path})
 
 
-def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place]]:
+def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place], tuple[str, ...]]:
+    """Return the file's values laid on those it extends, the place of each, and the names of all these files, its own last."""
     path = path.resolve()
     if path in chain:
         names = " -> ".join(p.name for p in (*chain, path))
@@ -246,43 +249,90 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
         distill["teacher"] = os.path.abspath(path.parent / distill["teacher"])  # relative to the file that names it
     parent = own.pop("extends", None)
     if parent is None:
-        return own, own_places
+        return own, own_places, (path.stem,)
     place = own_places[("extends",)]
     if not isinstance(parent, str):
         raise ValueError(f"{place}: extends: expected another experiment's file name")
     target = path.parent / parent
     if not os.path.isfile(target):
         raise ValueError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
-    values, places = _read_extended(target, (*chain, path))
+    values, places, names = _read_extended(target, (*chain, path))
     for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
         values.pop(inherited, None)
     _merge(values, own, places, own_places)
-    return values, places
+    return values, places, (*names, path.stem)
 
 
-def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str) -> None:
-    """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off."""
-    path = PROFILE_DIR / f"{profile}.yaml"
-    over, over_places = read_yaml(path)
+def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, names: tuple[str, ...]) -> None:
+    """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off.
+
+    Its sections apply in this order: `all`, then `vit` or `resnet`, then `experiments.NAME` for each of `names`, which are the files
+    that the experiment extends, the farthest first, and its own. In a section lie sizes and settings as in an experiment, and
+    `epochs_percent`, of the epochs that the experiment has. `regularisation` is one factor for all probabilities and rates of
+    regularisation.
+    """
+    over, over_places = read_yaml(PROFILE_DIR / f"{profile}.yaml")
     for key in over:
-        if key not in ("epochs_percent", "all", "vit", "resnet"):
-            raise ValueError(f"{over_places[(key,)]}: {key}: unknown key; a profile has 'epochs_percent', 'all', 'vit', 'resnet'")
+        if key not in ("regularisation", "all", "vit", "resnet", "experiments"):
+            raise ValueError(
+                f"{over_places[(key,)]}: {key}: unknown key; a profile has 'regularisation', 'all', 'vit', 'resnet', 'experiments'"
+            )
     model = values.get("model")
-    name = model.get("name") if isinstance(model, dict) else None
-    for section in ("all", name):
-        part = over.get(section) if isinstance(section, str) else None
-        if isinstance(part, dict):
-            # what is no section, though it should be, stays for the validation to name
-            part = {k: v for k, v in part.items() if isinstance(values.get(k, {} if k in ("data", "train") else None), dict)}
-            if "model" in part:
-                kind = ViT if name == "vit" else ResNet
-                part["model"] = {k: v for k, v in part["model"].items() if model.get(k, kind.model_fields[k].default)}
-            if "ema" in part and values["ema"].get("start") is None:  # a decay that does not rise stays one that does not
-                part["ema"] = {k: v for k, v in part["ema"].items() if k != "start"}
-            _merge(values, part, places, {p[1:]: place for p, place in over_places.items() if p[0:1] == (section,) and p[1:]})
+    kind = model.get("name") if isinstance(model, dict) else None
+    percent = 100
+    for section in (("all",), *((kind,) for _ in [0] if kind in ("vit", "resnet")), *(("experiments", name) for name in names)):
+        part: Any = over
+        for key in section:
+            part = (part or {}).get(key)
+        if part is None:
+            continue
+        percent = _positive(part, "epochs_percent", percent, over_places.get((*section, "epochs_percent")))
+        # what is no section, though it should be, stays for the validation to name
+        part = {
+            k: v
+            for k, v in part.items()
+            if k != "epochs_percent" and isinstance(values.get(k, {} if k in ("data", "train") else None), dict)
+        }
+        if "model" in part:
+            defaults = (ViT if kind == "vit" else ResNet).model_fields
+            part["model"] = {k: v for k, v in part["model"].items() if k not in defaults or model.get(k, defaults[k].default)}
+        if "ema" in part and values["ema"].get("start") is None:  # a decay that does not rise stays one that does not
+            part["ema"] = {k: v for k, v in part["ema"].items() if k != "start"}
+        n = len(section)
+        _merge(values, part, places, {p[n:]: place for p, place in over_places.items() if p[:n] == section and p[n:]})
     train = values.get("train")
-    if "epochs_percent" in over and isinstance(train, dict) and type(train.get("epochs")) is int:
-        train["epochs"] = max(min(1, train["epochs"]), round(train["epochs"] * over["epochs_percent"] / 100))
+    if isinstance(train, dict) and type(train.get("epochs")) is int:
+        train["epochs"] = max(min(1, train["epochs"]), round(train["epochs"] * percent / 100))
+    _weaken(values, _positive(over, "regularisation", 1, over_places.get(("regularisation",))))
+
+
+def _positive(section: dict[str, Any], key: str, default: float, place: Place | None) -> float:
+    value = section.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError(f"{place}: {key}: expected a number above 0, got {cut(json.dumps(value))}")
+    return value
+
+
+def _weaken(values: dict[str, Any], factor: float) -> None:
+    """Multiply by `factor`: how often batches are mixed, images erased and given TrivialAugment, DropPath's and dropout's rates, label smoothing."""
+
+    def scale(section: Any, key: str, default: float = 0.0) -> None:
+        if isinstance(section, dict):
+            value = section.get(key, default)
+            if type(value) in (int, float) and value:  # anything else stays for the validation to name
+                section[key] = round(value * factor, 6)
+
+    if factor == 1:
+        return
+    scale(values.get("model"), "dropout")
+    scale(values.get("model"), "drop_path")
+    phases = values.get("phases")
+    for phase in phases if isinstance(phases, list) else ():
+        if isinstance(phase, dict):
+            scale(phase, "label_smoothing")
+            scale(phase.get("augment"), "erase")
+            scale(phase.get("augment"), "trivial_augment")
+            scale(phase.get("mix"), "prob", Mix.model_fields["prob"].default)
 
 
 def _set(values: dict[str, Any], places: dict[Keys, Place], assignment: str) -> None:
@@ -335,8 +385,8 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     path = Path(path)
     if profile not in PROFILES:
         raise ValueError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
-    values, places = _read_extended(path)
-    _overlay(values, places, profile)
+    values, places, names = _read_extended(path)
+    _overlay(values, places, profile, names)
     for assignment in sets:
         _set(values, places, assignment)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
@@ -419,11 +469,14 @@ def _known_keys(loc: tuple[Any, ...]) -> list[str]:
 
 
 def fingerprint(config: Experiment, data_digest: str, teacher: str | None) -> str:
-    """12 hex digits that name a run's work: the configuration (less names and claims), the data, the teacher's fingerprint."""
-    what = config.model_dump(mode="json", exclude={"title", "description", "claim"})
-    if what["distill"]:
-        del what["distill"]["teacher"]  # its path says nothing; its fingerprint does
-    text = json.dumps({"config": what, "data": data_digest, "teacher": teacher}, sort_keys=True)
+    """12 hex digits that name a run's work: the configuration (less names and claims), the data, the teacher's fingerprint.
+
+    Of the configuration counts what differs from the defaults, so that a key added later, whose default changes nothing, leaves every
+    finished run its name.
+    """
+    what = config.model_dump(mode="json", exclude={"title", "description", "claim"}, exclude_defaults=True)
+    what.get("distill", {}).pop("teacher", None)  # its path says nothing; its fingerprint does
+    text = json.dumps({"schema": SCHEMA_VERSION, "config": what, "data": data_digest, "teacher": teacher}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

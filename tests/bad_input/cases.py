@@ -157,7 +157,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
     "seeds with a gap": (("--seeds", "1,,2"), "'1,,2': expected whole numbers"),
     "a negative seed": (("--seeds=-1",), "'-1': seeds are between 0 and 2^32 - 1"),
     "a seed too large": (("--seeds", "4294967296"), "seeds are between 0 and 2^32 - 1"),
-    "an unknown profile": (("--profile", "huge"), "invalid choice: 'huge' (choose from 'auto', 'quick', 'ledger', 'laptop', 'full')"),
+    "an unknown profile": (("--profile", "huge"), "invalid choice: 'huge' (choose from 'auto', 'quick', 'ledger', 'overnight', 'full')"),
     "an unknown flag": (("--epochs", "3"), "unrecognized arguments: --epochs 3"),
     "no such data": (("--data", "/nowhere"), "--data /nowhere: no such folder; expected auto, cifar10, digits, or a folder of images"),
     "data of an unknown user": (("--data", "~nobody-of-this-name/x"), "~nobody-of-this-name/x: no such folder"),
