@@ -68,37 +68,25 @@ class Attention(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Queries from the special tokens only: (B, N, D), bias (h, S, N) or None -> (B, S, D)."""
+    """Each special token attends to the patches, with weights of its own: (B, N, D) -> (B, S, D)."""
 
     def __init__(self, dim: int, heads: int, special: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.special, self.dropout = heads, special, dropout
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = nn.ModuleList(nn.Linear(dim, dim) for _ in range(special))
+        self.kv = nn.Linear(dim, 2 * special * dim)
+        self.proj = nn.ModuleList(nn.Linear(dim, dim) for _ in range(special))
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: None) -> Tensor:
         B, N, D = x.shape
         S, d = self.special, D // self.heads
-        q = self.q(x[:, :S]).reshape(B, S, self.heads, d).transpose(1, 2)  # (B, h, S, d)
-        k, v = self.kv(x).reshape(B, N, 2, self.heads, d).permute(2, 0, 3, 1, 4)  # 2 x (B, h, N, d)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0)
-        return self.proj(x.transpose(1, 2).reshape(B, S, D))
-
-
-class SpecialBias(nn.Module):
-    """Attention bias of the special tokens' queries -> (h, S, N)."""
-
-    def __init__(self, heads: int, patches: int, special: int) -> None:
-        super().__init__()
-        self.patches, self.special = patches, special
-        self.to_special = nn.Parameter(torch.zeros(heads, 1, 1))
-        self.to_patch = nn.Parameter(torch.zeros(heads, 1, 1))
-
-    def forward(self) -> Tensor:
-        return torch.cat(
-            [self.to_special.expand(-1, self.special, self.special), self.to_patch.expand(-1, self.special, self.patches)], dim=2
-        )
+        kv = self.kv(x[:, S:]).reshape(B, N - S, 2, S, self.heads, d).permute(2, 3, 0, 4, 1, 5)  # (2, S, B, h, P, d)
+        out = []
+        for i in range(S):
+            q = self.q[i](x[:, i]).reshape(B, self.heads, 1, d)
+            y = F.scaled_dot_product_attention(q, kv[0, i], kv[1, i], dropout_p=self.dropout if self.training else 0.0)  # (B, h, 1, d)
+            out.append(self.proj[i](y.reshape(B, D)))
+        return torch.stack(out, dim=1)
 
 
 class RelativeBias(nn.Module):
@@ -106,20 +94,23 @@ class RelativeBias(nn.Module):
 
     def __init__(self, heads: int, grid: int, special: int) -> None:
         super().__init__()
-        self.from_special = SpecialBias(heads, grid * grid, special)
-        self.from_patch = nn.Parameter(torch.zeros(heads, 1, 1))
-        self.row = nn.Parameter(torch.zeros(heads, 2 * grid - 1))
-        self.col = nn.Parameter(torch.zeros(heads, 2 * grid - 1))
+        self.special_to_special = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.special_to_patch = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.patch_to_special = nn.Parameter(torch.zeros(heads, 1, 1))
+        self.row = nn.Parameter(torch.zeros(heads, grid))
+        self.col = nn.Parameter(torch.zeros(heads, grid))
         y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
         y, x = y.flatten(), x.flatten()  # (P,)
-        self.register_buffer("rows_apart", y[:, None] - y[None, :] + grid - 1, persistent=False)  # (P, P), from 0
-        self.register_buffer("cols_apart", x[:, None] - x[None, :] + grid - 1, persistent=False)
+        self.register_buffer("rows_apart", (y[:, None] - y[None, :]).abs(), persistent=False)  # (P, P)
+        self.register_buffer("cols_apart", (x[:, None] - x[None, :]).abs(), persistent=False)
         self.special = special
 
     def forward(self) -> Tensor:
         patches = self.row[:, self.rows_apart] + self.col[:, self.cols_apart]  # (h, P, P)
-        from_patch = torch.cat([self.from_patch.expand(-1, patches.shape[1], self.special), patches], dim=2)  # (h, P, N)
-        return torch.cat([self.from_special(), from_patch], dim=1)
+        S, P = self.special, patches.shape[1]
+        from_special = torch.cat([self.special_to_special.expand(-1, S, S), self.special_to_patch.expand(-1, S, P)], dim=2)  # (h, S, N)
+        from_patch = torch.cat([self.patch_to_special.expand(-1, P, S), patches], dim=2)  # (h, P, N)
+        return torch.cat([from_special, from_patch], dim=1)
 
 
 class Block(nn.Module):
@@ -166,7 +157,7 @@ class PlainViT(nn.Module):
                 bias = None if learned else RelativeBias(cfg.heads, grid, self.special)
             else:
                 attn = ClassAttention(cfg.dim, cfg.heads, self.special, cfg.dropout)
-                bias = None if learned else SpecialBias(cfg.heads, grid * grid, self.special)
+                bias = None
             blocks.append(Block(cfg, attn, bias, cfg.drop_path * i / max(cfg.depth - 1, 1)))
         self.encoder = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(cfg.dim)

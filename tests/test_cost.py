@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab import config, cost
 from vitlab.models import build
+from vitlab.paths import EXPERIMENTS
 
 
 def vit(**changes: object) -> config.ViT:
@@ -26,6 +27,11 @@ GRID = [
         for distill in (False, True)
         for last in (0, 2)
         for scale in (None, 1e-4)
+    ),
+    *(
+        vit(stem="resnet18", stem_stages=2, stem_width=8, dim=dim, depth=depth, class_attention=depth - 1)
+        for dim in (16, 32)
+        for depth in (1, 2)
     ),
     *(vit(stem=stem, encoder="torch", stem_width=4, distill_token=distill) for stem in ("patch", "resnet18") for distill in (False, True)),
     *(vit(patch_size=patch, position=position, depth=1) for patch in (1, 2, 4, 16, 32) for position in ("learned", "relative")),
@@ -61,14 +67,14 @@ LATE = [
     vit(depth=depth, class_attention=last, stem=stem, stem_width=4, distill_token=True, position=position, patch_size=patch)
     for depth, last in ((6, 0), (6, 1), (6, 2), (6, 3), (4, 1), (2, 1), (1, 0))
     for stem, position, patch in (("patch", "learned", 8), ("patch", "relative", 4), ("resnet18", "learned", 8))
-]
+] + [vit(depth=6, class_attention=1, stem="resnet18", stem_stages=2, stem_width=4, distill_token=True)]
 
 
 @pytest.mark.parametrize("cfg", LATE, ids=lambda c: f"{c.stem}{c.patch_size}-{c.depth}-{c.class_attention}")
 def test_late_cost_is_the_last_blocks(cfg: config.ViT) -> None:
     """The last third of the blocks one by one, each on all tokens: the counter's FLOPs, whichever of them have class attention."""
     model = build(cfg, 7).eval()
-    grid = 8 if cfg.stem == "resnet18" else 32 // cfg.patch_size
+    grid = (16 if cfg.stem_stages == 2 else 8) if cfg.stem == "resnet18" else 32 // cfg.patch_size
     tokens = torch.zeros(1, 2 + grid**2, cfg.dim)
     blocks = list(model.encoder)[-max(1, cfg.depth // 3) :]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -84,6 +90,12 @@ def test_known_sizes() -> None:
     assert cost.parameters(r50, 10) == 25_557_032 - 3 * 64 * (49 - 9) - 2_049_000 + 20_490
     assert cost.forward_flops(r18, 10) == pytest.approx(1.11e9, rel=0.01)
     assert cost.forward_flops(r50, 10) == pytest.approx(2.60e9, rel=0.01)
+
+
+def test_the_distillation_student_has_the_reports_size() -> None:
+    """10.6M parameters, in its "Model Comparison"."""
+    student = config.load(EXPERIMENTS / "06_kd_r50_class_attention.yaml").config.model
+    assert cost.parameters(student, 10) == pytest.approx(10.6e6, rel=0.005)
 
 
 def test_cost_needs_no_torch() -> None:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from timm.layers import DropPath as TimmDropPath
-from timm.models.cait import ClassAttn, LayerScaleBlockClassAttn
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from vitlab.models.layers import (
     DropPath,
     LayerScale,
     RelativePositionBias,
-    SpecialPositionBias,
     attend,
 )
 
@@ -76,23 +74,47 @@ def to_explicit(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def same_gradients(ours: Tensor, theirs: Tensor, our_parameters: dict[str, Tensor], their_parameters: dict[str, Tensor]) -> None:
+    """Of a random linear function of both outputs, by the parameters of one name."""
+    weights = torch.randn(theirs.shape)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    assert our_parameters.keys() == their_parameters.keys()
+    for name, p in their_parameters.items():
+        torch.testing.assert_close(our_parameters[name].grad, p.grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_explicit_block_is_torchs_pre_norm_gelu_layer(mode: str) -> None:
+    drop = 0.3 if mode == "eval" else 0.0  # dropout only in eval, where it must do nothing
+    theirs = shake(nn.TransformerEncoderLayer(32, 4, 64, drop, "gelu", batch_first=True, norm_first=True)).train(mode == "train")
+    ours = Block(32, Attention(32, 4, drop), 64, drop, 0.0, None, None).train(mode == "train")
+    ours.load_state_dict(to_explicit(theirs.state_dict()))
+    x = torch.randn(3, 17, 32)
+    expected, got = theirs(x), ours(x)
+    torch.testing.assert_close(got, expected, **EXACT)
+    same_gradients(got, expected, dict(ours.named_parameters()), to_explicit(dict(theirs.named_parameters())))
+
+
 @pytest.mark.parametrize("stem", ["patch", "resnet18"])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("distill_token", [False, True])
-def test_explicit_encoder_is_torchs(stem: str, mode: str, distill_token: bool) -> None:
-    # dropout only in eval, where it must do nothing
-    common = {"stem": stem, "stem_width": 4, "distill_token": distill_token, "dropout": 0.3 if mode == "eval" else 0.0}
-    theirs = shake(build(vit(encoder="torch", **common), 10))
-    ours = build(vit(encoder="explicit", **common), 10)
-    ours.load_state_dict(to_explicit(theirs.state_dict()))
-    expected, got = (model.train(mode == "train").forward_heads(images()) for model in (theirs, ours))
+def test_torch_encoder_is_pytorchs_with_its_defaults(stem: str, mode: str, distill_token: bool) -> None:
+    """Post-norm, ReLU, no norm after the last layer: each token's head reads what nn.TransformerEncoder puts out."""
+    drop = 0.3 if mode == "eval" else 0.0
+    model = shake(build(vit(stem=stem, stem_width=4, encoder="torch", distill_token=distill_token, dropout=drop), 10)).train(
+        mode == "train"
+    )
+    layer = nn.TransformerEncoderLayer(d_model=32, nhead=4, dim_feedforward=64, dropout=drop, batch_first=True)
+    theirs = nn.TransformerEncoder(layer, num_layers=2).train(mode == "train")
+    theirs.load_state_dict(model.encoder.state_dict())
+    stem_out = model.stem(images()).flatten(2).transpose(1, 2)
+    tokens = torch.cat((model.tokens.expand(3, -1, -1), stem_out), dim=1) + model.position
+    encoded = theirs(tokens)
+    expected = torch.stack([head(encoded[:, i]) for i, head in enumerate(model.heads)])
+    got = model.forward_heads(images())
     torch.testing.assert_close(got, expected, **EXACT)
-    weights = torch.randn(expected.shape)
-    (expected * weights).sum().backward()
-    (got * weights).sum().backward()
-    ours_grad = {name: p.grad for name, p in ours.named_parameters()}
-    for name, grad in to_explicit({name: p.grad for name, p in theirs.named_parameters()}).items():
-        torch.testing.assert_close(ours_grad[name], grad, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    same_gradients(got, expected, dict(model.encoder.named_parameters()), dict(theirs.named_parameters()))
 
 
 def test_torch_encoder_under_no_grad_is_itself() -> None:
@@ -249,45 +271,37 @@ def test_vit_is_timms(layer_scale: float | None, distill_token: bool) -> None:
     torch.testing.assert_close(ours(images()), theirs(images()), **EXACT)
 
 
-def to_timm_class_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    out = {}
-    for key, value in state.items():
-        if "kv." in key:
-            out[key.replace("kv.", "k.")], out[key.replace("kv.", "v.")] = value.chunk(2)
-        else:
-            out[key.replace("scale1.gamma", "gamma_1").replace("scale2.gamma", "gamma_2")] = value
-    return out
+@pytest.mark.parametrize("special", [1, 2])
+def test_class_attention_is_one_torch_attention_per_special_token(special: int) -> None:
+    """Each token's query, over the patches alone, in an nn.MultiheadAttention of its own."""
+    ours = shake(ClassAttention(32, 4, special))
+    x = torch.randn(3, special + 16, 32)
+    keys, values = (t.chunk(special) for t in ours.kv.weight.chunk(2))
+    key_biases, value_biases = (t.chunk(special) for t in ours.kv.bias.chunk(2))
+    expected = []
+    for i in range(special):
+        theirs = nn.MultiheadAttention(32, 4, batch_first=True)
+        with torch.no_grad():
+            theirs.in_proj_weight.copy_(torch.cat((ours.q[i].weight, keys[i], values[i])))
+            theirs.in_proj_bias.copy_(torch.cat((ours.q[i].bias, key_biases[i], value_biases[i])))
+        theirs.out_proj.load_state_dict(ours.proj[i].state_dict())
+        expected.append(theirs(x[:, i : i + 1], x[:, special:], x[:, special:])[0])
+    torch.testing.assert_close(ours(x), torch.cat(expected, dim=1), **EXACT)
 
 
-def test_class_attention_is_timms() -> None:
-    ours, theirs = shake(ClassAttention(32, 4, special=1)), ClassAttn(32, 4, qkv_bias=True)
-    theirs.load_state_dict(to_timm_class_attention(ours.state_dict()))
-    x = torch.randn(3, 17, 32)
-    torch.testing.assert_close(ours(x), theirs(x), **EXACT)
-
-
-def test_class_block_is_timms() -> None:
-    ours = shake(ClassBlock(32, ClassAttention(32, 4, special=1), 64, 0.0, 0.0, 0.1, None))
-    theirs = LayerScaleBlockClassAttn(32, 4, mlp_ratio=2.0, qkv_bias=True)
-    theirs.load_state_dict(to_timm_class_attention(ours.state_dict()))
-    x = torch.randn(3, 17, 32)
-    torch.testing.assert_close(ours(x)[:, :1], theirs(x[:, 1:], x[:, :1]), **EXACT)
-
-
-def test_class_attention_is_the_special_rows_of_attention() -> None:
-    """With two special tokens, and a bias: what full attention computes for them under the same weights."""
-    full, ours = shake(Attention(32, 4)), ClassAttention(32, 4, special=2)
-    state = full.state_dict()
-    for kind in ("weight", "bias"):
-        state[f"q.{kind}"], state[f"kv.{kind}"] = state.pop(f"qkv.{kind}").split((32, 64))
-    ours.load_state_dict(state)
-    x, bias = torch.randn(3, 18, 32), torch.randn(4, 18, 18)
-    torch.testing.assert_close(ours(x, bias[:, :2]), full(x, bias)[:, :2], **EXACT)
+def test_class_block_is_caits_around_its_attention() -> None:
+    """z = special + gamma_1 attention(norm(x)); z + gamma_2 mlp(norm(z)) (CaiT, equation 5), the norms and the MLP one for both tokens."""
+    block = shake(ClassBlock(32, ClassAttention(32, 4, special=2), 64, 0.0, 0.0, 0.1, None))
+    x = torch.randn(3, 18, 32)
+    attended = block.attn(F.layer_norm(x, (32,), block.norm1.weight, block.norm1.bias))
+    z = x[:, :2] + block.scale1.gamma * attended
+    z = z + block.scale2.gamma * block.mlp(F.layer_norm(z, (32,), block.norm2.weight, block.norm2.bias))
+    torch.testing.assert_close(block(x)[:, :2], z, **EXACT)
 
 
 @pytest.mark.parametrize("special", [1, 2])
 def test_class_block_leaves_patches_untouched(special: int) -> None:
-    block = ClassBlock(32, ClassAttention(32, 4, special), 64, 0.1, 0.1, 0.1, SpecialPositionBias(4, 16, special)).train()
+    block = ClassBlock(32, ClassAttention(32, 4, special), 64, 0.1, 0.1, 0.1, None).train()
     x = torch.randn(3, special + 16, 32)
     y = block(x)
     assert torch.equal(y[:, special:], x[:, special:])
@@ -330,24 +344,24 @@ def test_relative_position_bias_by_hand(grid: int, special: int) -> None:
         for i in range(n):
             for j in range(n):
                 if i < special:
-                    table = module.from_special.to_special if j < special else module.from_special.to_patch
+                    table = module.special_to_special if j < special else module.special_to_patch
                     expected[h, i, j] = table[h, 0, 0].item()
                 elif j < special:
-                    expected[h, i, j] = module.from_patch[h, 0, 0].item()
+                    expected[h, i, j] = module.patch_to_special[h, 0, 0].item()
                 else:
                     (yi, xi), (yj, xj) = divmod(i - special, grid), divmod(j - special, grid)
-                    expected[h, i, j] = (module.row[h, yi - yj + grid - 1] + module.col[h, xi - xj + grid - 1]).item()
+                    expected[h, i, j] = (module.row[h, abs(yi - yj)] + module.col[h, abs(xi - xj)]).item()
     torch.testing.assert_close(module(), expected)
-    assert torch.equal(module.from_special(), module()[:, :special])
 
 
 def test_relative_position_bias_is_each_blocks_own_and_used() -> None:
     model = build(vit(position="relative", depth=3, class_attention=1, distill_token=True), 10).eval()
     assert model.position is None
-    kinds = [type(block.position) for block in model.encoder]
-    assert kinds == [RelativePositionBias, RelativePositionBias, SpecialPositionBias]
+    *full, last = model.encoder
+    assert [type(block.position) for block in full] == [RelativePositionBias, RelativePositionBias]
+    assert last.position is None  # a class block: all its keys are patches, and one term for all changes nothing
     before = model(images())
-    for block in model.encoder:
+    for block in full:
         saved = {k: v.clone() for k, v in block.position.state_dict().items()}
         shake(block.position)
         assert not torch.allclose(model(images()), before)
@@ -429,20 +443,22 @@ def test_resnet_starts_as_torchvisions(depth: int) -> None:
             assert ours.std().item() == pytest.approx(std, rel=0.1, abs=1e-6), name
 
 
-def test_stem_is_resnet18_up_to_its_third_stage() -> None:
-    """The hybrid's tokens are torchvision's feature map, row by row; a projection stands only where the widths differ."""
-    model = shake(build(vit(stem="resnet18", stem_width=64, dim=256, depth=1), 10)).eval()
+@pytest.mark.parametrize(("stages", "channels", "grid"), [(2, 128, 16), (3, 256, 8)])
+def test_stem_is_resnet18_up_to_its_second_or_third_stage(stages: int, channels: int, grid: int) -> None:
+    """The hybrid's tokens are torchvision's feature map, row by row, projected also where its channels are the dimension already."""
+    model = shake(build(vit(stem="resnet18", stem_stages=stages, stem_width=64, dim=channels, depth=1), 10)).eval()
     theirs = torchvision_resnet(18).eval()
     theirs.load_state_dict(model.stem.state_dict(), strict=False)
     x = images(2)
     with torch.no_grad():
-        features = nn.Sequential(*[getattr(theirs, n) for n in ("conv1", "bn1", "relu", "layer1", "layer2", "layer3")])(x)
-        assert features.shape == (2, 256, 8, 8)
-        torch.testing.assert_close(model.stem(x), features, rtol=1e-3, atol=1e-3)
-    assert not hasattr(model.stem, "proj")
-    narrow = build(vit(stem="resnet18", stem_width=4), 10)
-    assert narrow.stem.proj.weight.shape == (32, 16, 1, 1)
-    assert narrow.position.shape == (1, 65, 32)
+        names = ("conv1", "bn1", "relu", "layer1", "layer2", "layer3")[: 3 + stages]
+        features = nn.Sequential(*[getattr(theirs, n) for n in names])(x)
+        assert features.shape == (2, channels, grid, grid)
+        tokens = torch.einsum("bchw,dc->bdhw", features, model.stem.proj.weight[:, :, 0, 0]) + model.stem.proj.bias[:, None, None]
+        torch.testing.assert_close(model.stem(x), tokens, rtol=1e-3, atol=1e-3)
+    narrow = build(vit(stem="resnet18", stem_stages=stages, stem_width=4), 10)
+    assert narrow.stem.proj.weight.shape == (32, channels // 16, 1, 1)
+    assert narrow.position.shape == (1, 1 + grid**2, 32)
 
 
 # ------------------------------------------------------------------------------------------------------ every model
@@ -452,6 +468,7 @@ EVERY = {
         vit(),
         vit(encoder="torch", dropout=0.1),
         vit(stem="resnet18", stem_width=4),
+        vit(stem="resnet18", stem_width=4, stem_stages=2),
         vit(stem="resnet18", stem_width=8, encoder="torch", distill_token=True),
         vit(position="relative", patch_size=32),
         vit(depth=3, position="relative", class_attention=1, distill_token=True, layer_scale=1e-4, drop_path=0.1, dropout=0.1),
@@ -503,6 +520,5 @@ def test_no_weight_decay_names_the_tables() -> None:
     model = build(vit(depth=2, position="relative", class_attention=1), 5)
     assert model.no_weight_decay() == {
         "tokens",
-        *(f"encoder.0.position.{t}" for t in ("from_patch", "row", "col", "from_special.to_special", "from_special.to_patch")),
-        *(f"encoder.1.position.{t}" for t in ("to_special", "to_patch")),
+        *(f"encoder.0.position.{t}" for t in ("special_to_special", "special_to_patch", "patch_to_special", "row", "col")),
     }

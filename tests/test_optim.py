@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vitlab import config, models, optim
+from vitlab import checkpoint, config, models, optim
 
 VIT = config.ViT(name="vit", dim=32, depth=3, heads=2, layer_scale=0.1, position="relative", class_attention=1, distill_token=True)
 
@@ -72,3 +73,89 @@ def test_optimizers_equal_torchs_plain_ones(cfg: config.AdamW | config.SGD) -> N
             o.zero_grad()
     torch.testing.assert_close(model.weight, reference.weight)
     torch.testing.assert_close(model.bias, reference.bias)
+
+
+def gradients(model: nn.Module, step: int) -> None:
+    """From images that are a function of the step, so that a run can be cut anywhere."""
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+    model.forward_heads(images).square().mean().backward()
+
+
+MUON = config.Muon(name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, betas=(0.8, 0.99))
+HYBRID = config.ViT(name="vit", dim=32, depth=1, heads=2, stem="resnet18", stem_width=4, encoder="torch")
+
+
+@pytest.mark.parametrize("vit", [VIT, HYBRID], ids=["explicit", "torch"])
+def test_muon_is_torchs_muon_and_adamw(vit: config.ViT) -> None:
+    """Stepped by hand on the same gradients. Muon has the blocks' linear maps, AdamW the rest."""
+    torch.manual_seed(0)
+    ours = models.build(vit, 10)
+    theirs = copy.deepcopy(ours)
+    optimizer = optim.build(MUON, ours)
+    named = dict(theirs.named_parameters())
+    hidden = {f"encoder.{n}.weight" for n, m in theirs.encoder.named_modules() if isinstance(m, nn.Linear)}
+    hidden |= {n for n in named if n.endswith("in_proj_weight")}  # PyTorch's attention has a bare matrix there
+    assert len(hidden) == (2 * 4 + 7 if vit is VIT else 4)
+    plain = {n for n, p in named.items() if p.ndim == 1 or n == "tokens" or "position" in n}
+    muon = torch.optim.Muon([named[n] for n in hidden], lr=1.0, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    groups = [
+        {"params": [p for n, p in named.items() if n not in hidden | plain], "weight_decay": 0.1},
+        {"params": [named[n] for n in plain], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=1.0, betas=(0.8, 0.99), foreach=False)
+    rate = torch.zeros(())
+    for group in optimizer.param_groups:
+        group["lr"] = rate  # as Step does
+    for i, lr in enumerate((0.001, 0.02, 0.02, 0.005)):
+        gradients(ours, i)
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.grad = p.grad.clone()
+        for group in (*muon.param_groups, *adamw.param_groups):
+            group["lr"] = lr
+        rate.fill_(lr)
+        optimizer.step()
+        muon.step()
+        adamw.step()
+        optimizer.zero_grad()
+        for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """By way of a checkpoint, and into another model's optimizer."""
+
+    def start() -> tuple[nn.Module, optim.Muon]:
+        torch.manual_seed(0)
+        model = models.build(VIT, 10)
+        return model, optim.build(MUON, model)
+
+    def steps(model: nn.Module, optimizer: optim.Muon, which: range) -> None:
+        rate = torch.zeros(())
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for i in which:
+            gradients(model, i)
+            rate.fill_(0.02 / (i + 1))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole, first, second = start(), start(), start()
+    steps(*whole, range(5))
+    steps(*first, range(2))
+    checkpoint.save(tmp_path, {"model": first[0].state_dict(), "optimizer": first[1].state_dict()})
+    state, damaged = checkpoint.load(tmp_path, torch.device("cpu"))
+    assert not damaged
+    second[0].load_state_dict(state["model"])
+    second[1].load_state_dict(state["optimizer"])
+    steps(*second, range(2, 5))
+    for (name, a), b in zip(whole[0].named_parameters(), second[0].parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_muon_clears_every_gradient() -> None:
+    model = models.build(VIT, 10)
+    optimizer = optim.build(MUON, model)
+    model.forward_heads(torch.zeros(1, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())

@@ -67,6 +67,21 @@ def test_no_operation_of_a_step_waits_for_the_device(
     assert set(step.sums) == {"loss", "ce", "kd", "grad_norm", "top1"}
 
 
+def test_muon_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW's part is left out, as above."""
+    model = models.build(config.ViT(name="vit", dim=16, depth=2, heads=2, class_attention=1), 4)
+    optimizer = optim.build(config.Muon(name="muon", lr=1e-3), model)
+    monkeypatch.setattr(optimizer.adamw, "step", lambda: None)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.full((), 1e-3)
+    model.forward_heads(torch.randn(2, 3, 32, 32)).sum().backward()
+    with Operations() as seen:
+        optimizer.step()
+    assert "addmm" in seen.names  # Newton and Schulz's
+    for name in seen.names.keys() & WAITING:
+        pytest.fail(f"{name} waits for the device:\n{seen.names[name]}")
+
+
 @pytest.mark.parametrize("name", ["03_hybrid_r18", "06_kd_r50_class_attention", "teachers/resnet18"])
 def test_the_forward_compiles_whole(name: str, as_on_a_gpu: None) -> None:
     """Without a break in the graph, and to the same numbers: PyTorch's encoder, ours with all it has, a ResNet."""

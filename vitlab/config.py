@@ -72,6 +72,7 @@ class ViT(Schema):
     stem: Literal["patch", "resnet18"] = "patch"
     patch_size: Literal[1, 2, 4, 8, 16, 32] = 4
     stem_width: Annotated[int, Field(ge=4, le=512)] = 64  # channels of the ResNet-18 stem's first stage
+    stem_stages: Literal[2, 3] = 3  # of ResNet-18's four: 3 leave 8x8 tokens, 2 leave 16x16
     encoder: Literal["torch", "explicit"] = "explicit"
     dim: Annotated[int, Field(ge=4, le=4096)] = 256
     depth: Annotated[int, Field(ge=1, le=64)] = 12
@@ -169,7 +170,19 @@ class SGD(Schema):
     grad_clip: Annotated[float, Field(gt=0)] | None = None
 
 
-Optim = Annotated[AdamW | SGD, Field(discriminator="name")]
+class Muon(Schema):
+    """Muon (Jordan 2024) for the matrices of a ViT's blocks, its updates as large as AdamW's ("Muon is Scalable", 2025); AdamW for the rest."""
+
+    name: Literal["muon"]
+    lr: Annotated[float, Field(gt=0, le=10)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95  # Muon's; Nesterov's
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # AdamW's
+    warmup: Length | None = None
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+
+
+Optim = Annotated[AdamW | SGD | Muon, Field(discriminator="name")]
 
 
 class Train(Schema):
@@ -205,6 +218,12 @@ class Experiment(Schema):
     train: Train
     ema: EMA | None = None
     distill: Distill | None = None
+
+    @model_validator(mode="after")
+    def _optim_fits(self) -> Experiment:
+        if self.optim.name == "muon" and self.model.name != "vit":
+            raise ValueError(f"optim: muon is for the matrices of a ViT's blocks, model '{self.model.name}' has none: use adamw or sgd")
+        return self
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Experiment:
@@ -450,14 +469,14 @@ def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str
 
 
 def _tags(key: Keys) -> str:
-    return "'vit', 'resnet'" if key == ("model",) else "'adamw', 'sgd'"
+    return "'vit', 'resnet'" if key == ("model",) else "'adamw', 'sgd', 'muon'"
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     """The keys allowed beside the unknown last one of `loc`, which may pass through union tags."""
     kinds: dict[str, type[Schema]] = {
         "data": Data, "claim": Claim, "phases": Phase, "augment": Augment, "color_jitter": ColorJitter, "mix": Mix, "warmup": Length,
-        "train": Train, "ema": EMA, "distill": Distill, "vit": ViT, "resnet": ResNet, "adamw": AdamW, "sgd": SGD,
+        "train": Train, "ema": EMA, "distill": Distill, "vit": ViT, "resnet": ResNet, "adamw": AdamW, "sgd": SGD, "muon": Muon,
     }  # fmt: skip
     for part in reversed(loc[:-1]):
         if part in kinds:

@@ -41,16 +41,19 @@ def training_flops(cfg: config.ViT | config.ResNet, classes: int, teacher: int =
 
 def late_flops(cfg: config.ViT) -> int:
     """FLOPs of the last third of the blocks, each computed whole: where class attention saves work, if it is there."""
-    grid, special = _grid(cfg), 2 if cfg.distill_token else 1
-    tokens, third = special + grid**2, max(1, cfg.depth // 3)
+    third = max(1, cfg.depth // 3)
     saving = min(cfg.class_attention, third)  # class attention comes last
-    full, last = _block(cfg, grid, tokens, tokens), _block(cfg, grid, special, tokens)
-    return (full * (third - saving) + last * saving).flops
+    return (_block(cfg, _special(cfg) + _grid(cfg) ** 2) * (third - saving) + _class_block(cfg) * saving).flops
+
+
+def _special(cfg: config.ViT) -> int:
+    """Tokens that are no patches: class, and distillation."""
+    return 2 if cfg.distill_token else 1
 
 
 def _grid(cfg: config.ViT) -> int:
-    """Patches along a side: the ResNet-18 stem leaves as many as patches of 4x4."""
-    return IMAGE_SIZE // (cfg.patch_size if cfg.stem == "patch" else 4)
+    """Patches along a side. Each stage of the ResNet-18 stem but the first halves the resolution."""
+    return IMAGE_SIZE // (cfg.patch_size if cfg.stem == "patch" else 2 ** (cfg.stem_stages - 1))
 
 
 def _first(cfg: config.ViT | config.ResNet) -> Cost:
@@ -96,29 +99,41 @@ def _features(width: int, depths: tuple[int, ...], bottleneck: bool) -> tuple[Co
 
 
 def _vit(cfg: config.ViT, classes: int) -> Cost:
-    dim, grid, special = cfg.dim, _grid(cfg), 2 if cfg.distill_token else 1
+    dim, grid, special = cfg.dim, _grid(cfg), _special(cfg)
     if cfg.stem == "patch":
         stem = _first(cfg)
     else:
-        stem, channels = _features(cfg.stem_width, (2, 2, 2), bottleneck=False)
-        if channels != dim:
-            stem += _linear(channels, dim, tokens=grid**2)
+        stem, channels = _features(cfg.stem_width, (2,) * cfg.stem_stages, bottleneck=False)
+        stem += _linear(channels, dim, tokens=grid**2)
     tokens = special + grid**2
     added = special * dim + (tokens * dim if cfg.position == "learned" else 0)
-    full, last = _block(cfg, grid, tokens, tokens), _block(cfg, grid, special, tokens)
-    encoder = full * (cfg.depth - cfg.class_attention) + last * cfg.class_attention
-    if cfg.encoder == "explicit" and not cfg.class_attention:  # of the last block only the special tokens are computed
-        encoder += Cost(flops=last.flops - full.flops)
-    return stem + Cost(added) + encoder + Cost(2 * dim) + _linear(dim, classes) * special
+    encoder = _block(cfg, tokens) * (cfg.depth - cfg.class_attention) + _class_block(cfg) * cfg.class_attention
+    if cfg.encoder == "explicit":
+        encoder += Cost(2 * dim)  # the final norm; PyTorch's post-norm layers have none after them
+        if not cfg.class_attention:  # of the last block only the special tokens are computed
+            encoder += Cost(flops=_block(cfg, special).flops - _block(cfg, tokens).flops)
+    return stem + Cost(added) + encoder + _linear(dim, classes) * special
 
 
-def _block(cfg: config.ViT, grid: int, queries: int, tokens: int) -> Cost:
-    """A block that updates `queries` of its `tokens`: all of them, or the special ones in a class block."""
-    dim, hidden = cfg.dim, int(cfg.dim * cfg.mlp_ratio)
+def _block(cfg: config.ViT, queries: int) -> Cost:
+    """A block that updates `queries` of its tokens: all of them, or the special ones alone."""
+    dim, grid = cfg.dim, _grid(cfg)
+    tokens = _special(cfg) + grid**2
     attention = _linear(dim, dim, queries) + _linear(dim, 2 * dim, tokens) + _linear(dim, dim, queries)
-    attention += Cost(0, 2 * 2 * queries * tokens * dim)  # q k^T, and the weights times v
-    mlp = _linear(dim, hidden, queries) + _linear(hidden, dim, queries)
-    extra = 2 * 2 * dim + (2 * dim if cfg.layer_scale is not None else 0)  # two layer norms, two LayerScales
-    if cfg.position == "relative":  # per head: to special and to patch; with patches' queries also patch to special, rows, columns
-        extra += cfg.heads * (2 if queries < tokens else 3 + 2 * (2 * grid - 1))
-    return attention + mlp + Cost(extra)
+    products = Cost(0, 2 * 2 * queries * tokens * dim)  # q k^T, and the weights times v
+    # per head: special to special, special to patch, patch to special, and a distance's term for each row and each column
+    bias = Cost(cfg.heads * (3 + 2 * grid) if cfg.position == "relative" else 0)
+    return attention + products + bias + _mlp(cfg, queries)
+
+
+def _class_block(cfg: config.ViT) -> Cost:
+    """A block in which each special token attends to the patches, with an attention of its own."""
+    dim, special, patches = cfg.dim, _special(cfg), _grid(cfg) ** 2
+    attention = _linear(dim, dim) + _linear(dim, 2 * dim, patches) + _linear(dim, dim) + Cost(0, 2 * 2 * patches * dim)
+    return attention * special + _mlp(cfg, special)
+
+
+def _mlp(cfg: config.ViT, tokens: int) -> Cost:
+    """Of a block, all but its attention: the MLP on `tokens`, two layer norms, two LayerScales."""
+    dim, hidden = cfg.dim, int(cfg.dim * cfg.mlp_ratio)
+    return _linear(dim, hidden, tokens) + _linear(hidden, dim, tokens) + Cost(2 * 2 * dim + (2 * dim if cfg.layer_scale is not None else 0))

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vitlab.config import SGD, AdamW
+from vitlab import config
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -22,12 +22,62 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def build(cfg: AdamW | SGD, model: nn.Module) -> torch.optim.Optimizer:
+class Muon:
+    """torch.optim.Muon for the matrices of a ViT's blocks and torch.optim.AdamW for everything else, used as one optimizer.
+
+    Muon's updates are scaled to AdamW's size, so that one learning rate and one weight decay serve both.
+    """
+
+    def __init__(self, cfg: config.Muon, model: nn.Module) -> None:
+        decayed, plain = parameter_groups(model, cfg.weight_decay)
+        blocks = {id(p) for p in model.encoder.parameters()}
+        self.matrices = [p for p in decayed["params"] if id(p) in blocks]
+        decayed["params"] = [p for p in decayed["params"] if id(p) not in blocks]
+        self.muon = torch.optim.Muon(
+            self.matrices, lr=1.0, weight_decay=cfg.weight_decay, momentum=cfg.momentum, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adamw = _adamw([decayed, plain], cfg)
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """AdamW's groups. Muon takes its learning rate from the first of them."""
+        return self.adamw.param_groups
+
+    @torch.no_grad()
+    def step(self) -> None:
+        # torch's Muon wants its learning rate as a number on the host, and would make a GPU wait for it. Its step, decay
+        # included, is proportional to that rate: one is taken at a rate of 1, then the weights go that part of the way.
+        start = torch._foreach_clone(self.matrices)
+        self.muon.step()
+        torch._foreach_sub_(self.matrices, start)
+        torch._foreach_mul_(self.matrices, self.param_groups[0]["lr"])
+        torch._foreach_add_(self.matrices, start)
+        self.adamw.step()
+
+    def zero_grad(self) -> None:
+        self.muon.zero_grad()
+        self.adamw.zero_grad()
+
+    def state_dict(self) -> dict[str, dict]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+
+
+def build(cfg: config.AdamW | config.SGD | config.Muon, model: nn.Module) -> torch.optim.Optimizer | Muon:
+    if isinstance(cfg, config.Muon):
+        return Muon(cfg, model)
     groups = parameter_groups(model, cfg.weight_decay)
-    if isinstance(cfg, AdamW):
-        on_gpu = next(model.parameters()).is_cuda  # its step count too, for a CUDA graph
-        return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=on_gpu)
+    if isinstance(cfg, config.AdamW):
+        return _adamw(groups, cfg)
     return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+
+
+def _adamw(groups: list[dict], cfg: config.AdamW | config.Muon) -> torch.optim.AdamW:
+    on_gpu = groups[0]["params"][0].is_cuda  # its step count too, for a CUDA graph
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=on_gpu)
 
 
 class EMA:

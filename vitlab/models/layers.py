@@ -103,24 +103,26 @@ class Attention(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """CaiT's class attention (Touvron et al. 2021, "Going deeper with Image Transformers", section 3).
+    """Class attention in which special tokens attend to patches only (distillation report, "Architecture"): (B, N, D) -> (B, S, D).
 
-    Queries from the `special` leading tokens only, keys and values from all: (B, N, D) -> (B, S, D).
+    CaiT's (Touvron et al. 2021, section 3) with two changes: keys and values come from the patches alone, and each special token has an
+    attention of its own. A token's h heads are h of the S * h heads of one attention with a single query.
     """
 
     def __init__(self, dim: int, heads: int, special: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.special, self.dropout = heads, special, dropout
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.q = nn.ModuleList(nn.Linear(dim, dim) for _ in range(special))
+        self.kv = nn.Linear(dim, 2 * special * dim)  # one product for all: the keys of each special token, then the values of each
+        self.proj = nn.ModuleList(nn.Linear(dim, dim) for _ in range(special))
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, queries: int | None = None) -> Tensor:
-        assert queries in (None, self.special)
-        q = self.q(x[:, : self.special]).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, h, S, d)
-        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x (B, h, N, d)
-        x = attend(q, k, v, bias, self.dropout if self.training else 0.0)
-        return self.proj(x.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor) -> Tensor:
+        special, patches = x[:, : self.special], x[:, self.special :]
+        q = torch.stack([q(special[:, i]) for i, q in enumerate(self.q)], dim=1)  # (B, S, D)
+        q = q.reshape(len(x), self.special * self.heads, 1, -1)  # (B, S * h, 1, d)
+        k, v = self.kv(patches).unflatten(-1, (2, self.special * self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x (B, S * h, P, d)
+        x = attend(q, k, v, None, self.dropout if self.training else 0.0).reshape(special.shape)  # (B, S, D)
+        return torch.stack([proj(x[:, i]) for i, proj in enumerate(self.proj)], dim=1)
 
 
 class MLP(nn.Module):
@@ -161,47 +163,35 @@ class DropPath(nn.Module):
         return x * keep.div_(1 - self.p)
 
 
-class SpecialPositionBias(nn.Module):
-    """Attention bias of the special tokens' queries, one learned term per head for each kind of key -> (h, S, N)."""
-
-    def __init__(self, heads: int, patches: int, special: int) -> None:
-        super().__init__()
-        self.patches, self.special = patches, special
-        self.to_special = nn.Parameter(torch.empty(heads, 1, 1))
-        self.to_patch = nn.Parameter(torch.empty(heads, 1, 1))
-        for table in (self.to_special, self.to_patch):
-            nn.init.trunc_normal_(table, std=0.02)
-
-    def forward(self) -> Tensor:
-        s, p = self.special, self.patches
-        return torch.cat((self.to_special.expand(-1, s, s), self.to_patch.expand(-1, s, p)), dim=2)
-
-
 class RelativePositionBias(nn.Module):
     """2D decomposed relative position bias, added to the attention logits -> (h, N, N) (distillation report, section 5).
 
-    Between patches i and j, bias[h, i, j] = row[h, y_i - y_j] + col[h, x_i - x_j]: 2 * (2 * grid - 1) numbers per head
-    instead of Swin's (2 * grid - 1)^2. Special tokens have no place in the grid, so pairs with one have a term of their own.
+    Between patches i and j, bias[h, i, j] = row[h, |y_i - y_j|] + col[h, |x_i - x_j|], the two parts of their Manhattan distance:
+    2 * grid numbers per head instead of Swin's (2 * grid - 1)^2. Special tokens have no place in the grid, so pairs with one have
+    terms of their own.
     """
 
     def __init__(self, heads: int, grid: int, special: int) -> None:
         super().__init__()
         self.special = special
-        self.from_special = SpecialPositionBias(heads, grid * grid, special)
-        self.from_patch = nn.Parameter(torch.empty(heads, 1, 1))  # patch -> special
-        self.row = nn.Parameter(torch.empty(heads, 2 * grid - 1))
-        self.col = nn.Parameter(torch.empty(heads, 2 * grid - 1))
-        for table in (self.from_patch, self.row, self.col):
+        self.special_to_special = nn.Parameter(torch.empty(heads, 1, 1))
+        self.special_to_patch = nn.Parameter(torch.empty(heads, 1, 1))
+        self.patch_to_special = nn.Parameter(torch.empty(heads, 1, 1))
+        self.row = nn.Parameter(torch.empty(heads, grid))
+        self.col = nn.Parameter(torch.empty(heads, grid))
+        for table in self.parameters():
             nn.init.trunc_normal_(table, std=0.02)
         at = torch.arange(grid)
-        self.register_buffer("offset", at[:, None] - at[None, :] + grid - 1, persistent=False)  # (grid, grid), from 0
+        self.register_buffer("distance", (at[:, None] - at[None, :]).abs(), persistent=False)  # (grid, grid)
 
     def forward(self) -> Tensor:
-        row = self.row[:, self.offset][:, :, None, :, None]  # (h, y_i, 1, y_j, 1)
-        col = self.col[:, self.offset][:, None, :, None, :]  # (h, 1, x_i, 1, x_j)
+        row = self.row[:, self.distance][:, :, None, :, None]  # (h, y_i, 1, y_j, 1)
+        col = self.col[:, self.distance][:, None, :, None, :]  # (h, 1, x_i, 1, x_j)
         patches = (row + col).flatten(3, 4).flatten(1, 2)  # (h, P, P)
-        from_patch = torch.cat((self.from_patch.expand(-1, patches.shape[1], self.special), patches), dim=2)  # (h, P, N)
-        return torch.cat((self.from_special(), from_patch), dim=1)
+        s, p = self.special, patches.shape[1]
+        from_special = torch.cat((self.special_to_special.expand(-1, s, s), self.special_to_patch.expand(-1, s, p)), dim=2)  # (h, S, N)
+        from_patch = torch.cat((self.patch_to_special.expand(-1, p, s), patches), dim=2)  # (h, P, N)
+        return torch.cat((from_special, from_patch), dim=1)
 
 
 class Block(nn.Module):
@@ -245,7 +235,14 @@ class Block(nn.Module):
 
 
 class ClassBlock(Block):
-    """CaiT's block with ClassAttention: only the special tokens change, patch tokens pass untouched: (B, N, D) -> (B, N, D)."""
+    """CaiT's block with ClassAttention: only the special tokens change, patch tokens pass untouched: (B, N, D) -> (B, N, D).
+
+    Norms and MLP are shared by the special tokens. It has no position bias: all keys are patches, and one term for every patch
+    changes nothing under softmax.
+    """
+
+    def attention_branch(self, x: Tensor, queries: int | None) -> Tensor:
+        return self.drop_path(self.scale1(self.dropout(self.attn(self.norm1(x)))))
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
         special = super().forward(x, self.attn.special)

@@ -16,7 +16,6 @@ from vitlab.models.layers import (
     Encoder,
     PatchEmbed,
     RelativePositionBias,
-    SpecialPositionBias,
     init_linear,
 )
 from vitlab.models.resnet import features
@@ -39,12 +38,17 @@ class ViT(nn.Module):
             self.register_parameter("position", None)
         self.dropout = Dropout(cfg.dropout)
         self.encoder = _torch_encoder(cfg) if cfg.encoder == "torch" else _explicit_encoder(cfg, grid, self.special)
-        self.norm = nn.LayerNorm(cfg.dim)
+        # A post-norm layer ends in a norm; a second one would only rescale it, and nn.TransformerEncoder has none by default.
+        self.norm = nn.Identity() if cfg.encoder == "torch" else nn.LayerNorm(cfg.dim)
         self.heads = nn.ModuleList(nn.Linear(cfg.dim, classes) for _ in self.head_names)
         self._initialise()
 
     def _initialise(self) -> None:
-        """The same for both encoders, so that only the implementation differs; stems have initialised themselves."""
+        """Initialise all but the stem, which has done so itself, and alike for both encoders.
+
+        PyTorch's own start differs by parameter (Xavier for q, k, v, LeCun for the others) and its encoder copies one layer, so that
+        all start equal. With a common start, two experiments that differ in the encoder differ in its blocks and not in luck or scale.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module.weight, module.bias)
@@ -77,20 +81,18 @@ def _stem(cfg: config.ViT) -> tuple[nn.Module, int]:
     """A module (B, 3, 32, 32) -> (B, D, grid, grid), and its grid."""
     if cfg.stem == "patch":
         return PatchEmbed(3, cfg.dim, cfg.patch_size), IMAGE_SIZE // cfg.patch_size
-    # ResNet-18's first three stages: as many tokens as patches of 4 x 4
-    layers = features(BasicBlock, (2, 2, 2), cfg.stem_width)
-    channels = 4 * cfg.stem_width
-    if channels != cfg.dim:
-        layers["proj"] = PatchEmbed(channels, cfg.dim, 1)
-    return nn.Sequential(layers), IMAGE_SIZE // 4
+    layers = features(BasicBlock, (2,) * cfg.stem_stages, cfg.stem_width)
+    reduced = 2 ** (cfg.stem_stages - 1)  # each stage but the first halves the resolution and doubles the channels
+    # Projected also where the channels are `dim` already: every width is then the same design, and features that come out of a
+    # ReLU about 1 in size do not drown position embeddings of 0.02.
+    layers["proj"] = PatchEmbed(reduced * cfg.stem_width, cfg.dim, 1)
+    return nn.Sequential(layers), IMAGE_SIZE // reduced
 
 
 def _torch_encoder(cfg: config.ViT) -> nn.Module:
-    """PyTorch's own implementation; what its layers lack (config.ViT says what) is the explicit encoder's."""
-    layer = nn.TransformerEncoderLayer(
-        cfg.dim, cfg.heads, int(cfg.dim * cfg.mlp_ratio), cfg.dropout, activation="gelu", batch_first=True, norm_first=True
-    )
-    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)
+    """PyTorch's encoder with its defaults, post-norm and ReLU; what its layers lack (config.ViT says what) is the explicit encoder's."""
+    layer = nn.TransformerEncoderLayer(cfg.dim, cfg.heads, int(cfg.dim * cfg.mlp_ratio), cfg.dropout, batch_first=True)
+    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)  # those are for padding, and warn about odd heads
 
 
 def _explicit_encoder(cfg: config.ViT, grid: int, special: int) -> nn.Module:
@@ -99,15 +101,11 @@ def _explicit_encoder(cfg: config.ViT, grid: int, special: int) -> nn.Module:
     blocks: list[nn.Module] = []
     for i in range(cfg.depth):
         drop_path = cfg.drop_path * i / max(cfg.depth - 1, 1)
-        position: nn.Module | None = None
         if i < cfg.depth - cfg.class_attention:
-            if cfg.position == "relative":
-                position = RelativePositionBias(cfg.heads, grid, special)
             attn = Attention(cfg.dim, cfg.heads, cfg.dropout)
+            position = RelativePositionBias(cfg.heads, grid, special) if cfg.position == "relative" else None
             blocks.append(Block(cfg.dim, attn, hidden, cfg.dropout, drop_path, cfg.layer_scale, position))
         else:
-            if cfg.position == "relative":
-                position = SpecialPositionBias(cfg.heads, grid * grid, special)
             attn = ClassAttention(cfg.dim, cfg.heads, special, cfg.dropout)
-            blocks.append(ClassBlock(cfg.dim, attn, hidden, cfg.dropout, drop_path, cfg.layer_scale, position))
+            blocks.append(ClassBlock(cfg.dim, attn, hidden, cfg.dropout, drop_path, cfg.layer_scale, None))
     return Encoder(blocks, special)
