@@ -16,7 +16,7 @@ LEVELS = [
     {"__init__", "paths", "files", "blocks"},
     {"yaml_places"},
     {"config"},
-    {"records", "half"},
+    {"records", "half", "ranking"},
     {"published", "schedule", "progress", "cost", "sources", "journal", "lock"},
     {"machine", "claims", "statistics"},
     {"meter", "verdicts"},
@@ -82,7 +82,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
         assert "mlflow" not in packages
     if own not in ("figures", "forest"):
         assert not packages & {"matplotlib", "seaborn"}
-    judging = {"claims", "statistics", "verdicts", "claim_runs", "ledger"}
+    judging = {"claims", "statistics", "ranking", "verdicts", "claim_runs", "ledger"}
     showing = {"figures", "forest", "tables", "report", "published", "half"}
     if own in judging | showing | {"config", "records", "cost", "plan", "schedule", "progress", "journal"}:
         assert not packages & {"torch", "torchvision"}

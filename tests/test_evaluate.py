@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
 
-from vitlab import config, evaluate, machine, models
+from vitlab import config, evaluate, models
 from vitlab.augment import normalize
+from vitlab.ranking import ranked
 
 NAMES = tuple("ABCDE")
 
@@ -33,6 +34,30 @@ def test_accuracy_equals_scikit_learns(scored: tuple[torch.Tensor, torch.Tensor]
     assert got["top5"] == pytest.approx(100 * sk.top_k_accuracy_score(labels, scores, k=5), abs=1e-4)
     assert got["loss"] == pytest.approx(sk.log_loss(labels, scores.double().softmax(-1)), rel=1e-5)
     assert evaluate.accuracy(*scored)["top5"] == 100.0  # of five classes
+
+
+# Six classes, images whose scores tie; beside each its classes by hand: the likeliest first, of equal scores the lowest index first.
+TIED = [
+    ([0, 2, 2, 1, 2, 0], [1, 2, 4, 3, 0, 5]),
+    ([3, 3, 3, 3, 3, 3], [0, 1, 2, 3, 4, 5]),
+    ([-1, -2, -1, -2, -1, -2], [0, 2, 4, 1, 3, 5]),
+    ([0, 0, 0, 0, 0, 9], [5, 0, 1, 2, 3, 4]),
+]
+
+
+def test_of_equal_scores_the_lowest_class_comes_first_in_every_number() -> None:
+    scores, order = torch.tensor([s for s, _ in TIED], dtype=torch.float32), [o for _, o in TIED]
+    assert ranked(scores.numpy()).tolist() == evaluate.ranking(scores).tolist() == order
+    labels = torch.tensor([4, 5, 2, 5])  # of these images the third, sixth, second and first class
+    got = evaluate.accuracy(scores, labels)
+    assert (got["top1"], got["top5"]) == (25.0, 75.0)  # the second image's label is the last of six
+    counts = evaluate.confusion(scores, labels)
+    assert {(int(t), int(p)): int(counts[t, p]) for t, p in np.argwhere(counts)} == {(4, 1): 1, (5, 0): 1, (2, 0): 1, (5, 5): 1}
+    assert [f.accuracy for f in evaluate.per_class(counts, tuple("abcdef"))] == [0, 0, 0, 0, 0, 50.0]
+    confidences = [np.exp(2) / (2 + np.exp(1) + 3 * np.exp(2)), 1 / 6, 1 / (3 + 3 * np.exp(-1)), np.exp(9) / (5 + np.exp(9))]
+    _, shown = evaluate.sample_grid(scores, labels)
+    assert [(t, p) for t, p, _ in shown] == [(4, 1), (5, 0), (2, 0), (5, 5)]
+    assert [c for *_, c in shown] == pytest.approx(confidences)
 
 
 def test_confusion_and_per_class_equal_scikit_learns(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -66,10 +91,9 @@ def test_logits_do_not_depend_on_the_batch_size_and_are_stored_as_they_are(tmp_p
     model = models.build(config.ViT(name="vit", dim=16, depth=2, heads=2, distill_token=True, drop_path=0.5, dropout=0.5), 10)
     images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8)
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    off = machine.autocast_for("fp32", torch.device("cpu"))
-    whole = evaluate.logits(model, images, mean, std, 11, off)
+    whole = evaluate.logits(model, images, mean, std, 11)
     assert whole.shape == (2, 11, 10)
-    torch.testing.assert_close(evaluate.logits(model, images, mean, std, 4, off), whole)
+    torch.testing.assert_close(evaluate.logits(model, images, mean, std, 4), whole)
     with torch.no_grad():
         torch.testing.assert_close(whole.mean(0), model.eval()(normalize(images, mean, std)))
     evaluate.write_predictions(tmp_path / "p.npz", {"raw": whole}, torch.arange(11) % 10, model.head_names, NAMES * 2)

@@ -189,7 +189,7 @@ class Train(Schema):
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 192
     eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device has it in hardware
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of training; auto: bf16 where the device has it in hardware
 
 
 class EMA(Schema):

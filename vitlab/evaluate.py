@@ -1,4 +1,4 @@
-"""Predictions are computed once, as logits; every metric and picture is derived from them."""
+"""Predictions are computed once, as logits in float32; every metric and picture is derived from them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,34 @@ from torch import Tensor, nn
 
 from vitlab import files
 from vitlab.augment import normalize
+from vitlab.ranking import ranked
 from vitlab.records import ClassFacts
 
 
 @torch.inference_mode()
-def logits(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, batch_size: int, autocast: torch.autocast) -> Tensor:
-    """images uint8 (N, 3, H, W) -> float32 (heads, N, C), on the images' device. Leaves the model in eval mode."""
+def logits(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> Tensor:
+    """images uint8 (N, 3, H, W) -> float32 (heads, N, C), on the images' device. Leaves the model in eval mode.
+
+    Computed in float32 whatever training's precision: bf16 has 8 significant bits, so that many logits would tie.
+    """
     model.eval()
     out = []
     for batch in images.split(batch_size):
-        with autocast:
-            out.append(model.forward_heads(normalize(batch, mean, std)).float())
+        out.append(model.forward_heads(normalize(batch, mean, std)))
     return torch.cat(out, dim=1)
+
+
+def ranking(scores: Tensor) -> Tensor:
+    """scores (N, C) on any device -> (N, C) classes on the CPU, ordered by `ranked`."""
+    return torch.from_numpy(ranked(scores.numpy(force=True)))
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """scores (N, C) logits, labels (N,) -> top1 and top5 in percent, loss in nats. Top-5 of fewer classes is top-C."""
-    top = scores.topk(min(5, scores.shape[-1]), dim=-1).indices == labels[:, None]
+    right = ranking(scores)[:, :5] == labels.cpu()[:, None]
     return {
-        "top1": top[:, 0].float().mean().item() * 100,
-        "top5": top.any(-1).float().mean().item() * 100,
+        "top1": right[:, 0].float().mean().item() * 100,
+        "top5": right.any(-1).float().mean().item() * 100,
         "loss": F.cross_entropy(scores, labels).item(),
     }
 
@@ -38,7 +46,8 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 def confusion(scores: Tensor, labels: Tensor) -> np.ndarray:
     """(C, C) counts, [true][predicted]."""
     classes = scores.shape[-1]
-    return torch.bincount(labels * classes + scores.argmax(-1), minlength=classes * classes).view(classes, classes).cpu().numpy()
+    predicted = ranking(scores)[:, 0]
+    return torch.bincount(labels.cpu() * classes + predicted, minlength=classes * classes).view(classes, classes).numpy()
 
 
 def per_class(counts: np.ndarray, names: tuple[str, ...]) -> tuple[ClassFacts, ...]:
@@ -67,7 +76,7 @@ def classification_report(facts: tuple[ClassFacts, ...], top1: float) -> str:
 
 def sample_grid(scores: Tensor, labels: Tensor, count: int = 36) -> tuple[list[int], list[tuple[int, int, float]]]:
     """The first `count` test images, not picked by result: their indices, and (true, predicted, confidence in [0, 1]) of each."""
-    confidence, predicted = scores[:count].softmax(-1).max(-1)
+    predicted, confidence = ranking(scores[:count])[:, 0], scores[:count].softmax(-1).amax(-1)
     shown = [(int(t), int(p), float(c)) for t, p, c in zip(labels[:count], predicted, confidence, strict=True)]
     return list(range(len(shown))), shown
 

@@ -62,7 +62,7 @@ def predicted(run: Run) -> torch.Tensor:
     try:
         with np.load(path, allow_pickle=False) as stored:
             logits = stored["logits_ema" if "logits_ema" in stored else "logits_raw"]  # (H, N, C)
-        return torch.from_numpy(logits).mean(0).argmax(-1)
+        return evaluate.ranking(torch.from_numpy(logits).mean(0))[:, 0]
     except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
         raise ValueError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
 
@@ -102,8 +102,7 @@ def execute(
 
     objective: CrossEntropy | Distillation = CrossEntropy()
     if run.teacher is not None and teacher is not None and cfg.distill is not None:
-        autocast = machine.autocast_for(cfg.train.precision, where)
-        scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
+        scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
         teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
         say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
         objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
@@ -147,12 +146,9 @@ def finish(
     from vitlab import figures  # 150 MB, which nothing needs while training
 
     cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
-    autocast = machine.autocast_for(cfg.train.precision, where)
     clock = time.perf_counter()
     weights = {"raw": model} | ({"ema": trained.ema.model} if trained.ema else {})
-    heads = {
-        kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size, autocast) for kind, m in weights.items()
-    }
+    heads = {kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size) for kind, m in weights.items()}
     seconds = total(trained.history, trained.after) | {"test": time.perf_counter() - clock}
     headline = "ema" if trained.ema else "raw"
     scores, labels = heads[headline].mean(0), data.test_labels
@@ -232,7 +228,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         weights_sha256=file_sha256(teacher.folder / published.WEIGHTS),
         validation_top1=validation_top1,
         test_top1=record.metrics["test_top1"],
-        agreement=(predicted(teacher) == scores.argmax(-1).cpu()).float().mean().item() * 100,
+        agreement=(predicted(teacher) == evaluate.ranking(scores)[:, 0]).float().mean().item() * 100,
         gain=top1 - record.metrics["test_top1"],
     )
 

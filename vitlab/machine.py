@@ -70,7 +70,7 @@ def precision(asked: str, where: torch.device) -> str:
 
 
 def autocast_for(asked: str, where: torch.device) -> torch.autocast:
-    """The context of a forward pass: mixed precision, or one that does nothing."""
+    """The context of a training step's forward pass: mixed precision, or one that does nothing."""
     return torch.autocast(where.type, torch.bfloat16, enabled=precision(asked, where) == "bf16")
 
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from vitlab import checkpoint, config, published, records
+from vitlab import checkpoint, config, evaluate, published, records
 from vitlab.augment import normalize
 from vitlab.data import decode
 
@@ -70,11 +70,13 @@ def classify(images: list[Path], folder: Path | None, runs_dir: Path, results_di
         raise ValueError(f"no finished run below {runs_dir}, and none published below {results_dir}; {train}")
     with torch.inference_mode():
         inputs = normalize(pixels, torch.tensor(record.dataset.mean), torch.tensor(record.dataset.std))
-        top = model(inputs).softmax(-1).topk(min(3, len(record.dataset.classes)))
+        scores = model(inputs)  # (N, C)
+    top = evaluate.ranking(scores)[:, :3]
+    shares = scores.softmax(-1).gather(-1, top)
     lines = [
         f"{origin}{record.title} ({record.experiment}, {record.profile}, {record.dataset.name}, test top-1 {record.metrics['test_top1']:.2f} %)"
     ]
-    for path, values, indices in zip(images, top.values, top.indices, strict=True):
+    for path, values, indices in zip(images, shares, top, strict=True):
         guesses = ", ".join(f"{record.dataset.classes[i]} {v:.1%}" for v, i in zip(values.tolist(), indices.tolist(), strict=True))
         lines.append(f"{path}: {guesses}")
     return lines

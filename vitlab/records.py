@@ -78,7 +78,7 @@ class RunRecord(_Frozen):
     # matrix product's on this machine), mfu (their ratio, percent); and seconds_<phase>: of train_seconds, and of the test split's forward
     perf: dict[str, float] = {}
     device: str
-    precision: str
+    precision: str  # of training; predictions are computed in float32
     threads: int
     versions: dict[str, str]
     git: dict[str, str]  # commit, dirty: hash of uncommitted changes or ""

@@ -17,7 +17,6 @@ from vitlab import checkpoint, evaluate, optim, schedule
 from vitlab.config import Experiment
 from vitlab.data import Dataset, epoch_order, seed_for
 from vitlab.journal import Journal, system_metrics
-from vitlab.machine import autocast_for
 from vitlab.meter import Meter
 from vitlab.step import Step
 
@@ -183,8 +182,7 @@ def train(
 
 
 def _validate(model: nn.Module, data: Dataset, cfg: Experiment, prefix: str) -> dict[str, float]:
-    autocast = autocast_for(cfg.train.precision, data.mean.device)
-    heads = evaluate.logits(model, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size, autocast)
+    heads = evaluate.logits(model, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
     scores = evaluate.accuracy(heads.mean(0), data.validation_labels)
     return {f"{prefix}top1": scores["top1"], f"{prefix}loss": scores["loss"]}
 

@@ -13,6 +13,7 @@ import numpy as np
 from vitlab import config, records
 from vitlab.claims import Claim, Ledger, exact, fingerprint, measure
 from vitlab.config import Schema
+from vitlab.ranking import ranked
 from vitlab.records import RunRecord
 from vitlab.statistics import Pair, distance, estimate, holm, pair, seeds_needed
 
@@ -202,7 +203,7 @@ def _right(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | No
                 return None
             logits = stored[f"logits_{weights}"]  # (H, N, C)
             scores = logits[heads.index(name)] if name in heads else logits.mean(0)
-            return stored["labels"], scores.argmax(-1) == stored["labels"]
+            return stored["labels"], ranked(scores)[:, 0] == stored["labels"]
     except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
         remedy = "train the run anew with --force, or delete it in MLflow, then 'vitlab sync'"
         raise ValueError(f"{path}: no readable predictions ({str(e) or type(e).__name__}); {remedy}") from None
