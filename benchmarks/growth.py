@@ -71,7 +71,13 @@ class Size:
         return (cost.IMAGE_SIZE // self.patch) ** 2
 
     def load(self) -> config.Experiment:
-        sets = "model.dim=96", "model.heads=3", f"model.patch_size={self.patch}", f"model.depth={self.depth}", f"train.batch_size={self.batch}"
+        sets = (
+            "model.dim=96",
+            "model.heads=3",
+            f"model.patch_size={self.patch}",
+            f"model.depth={self.depth}",
+            f"train.batch_size={self.batch}",
+        )
         return config.load(experiment_file("01"), "full", sets).config
 
 

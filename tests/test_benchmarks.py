@@ -146,7 +146,15 @@ def results() -> dict:
         "experiments": {"01": experiment(), "06": experiment()},
         "input": {n: {"vitlab": [30_000.0, 40_000.0], "torchvision": [2_000.0, 2_000.0]} for n in recipe.RECIPES},
         "startup": {"help": [0.2] * 5, "plan": [1.0] * 5},
-        "bookkeeping": {"training": 99.5, "checkpoint": 0.3, "tracking": 0.2, "closing": 1.5, "images": 9950.0, "profile": "overnight", "epochs": 3},
+        "bookkeeping": {
+            "training": 99.5,
+            "checkpoint": 0.3,
+            "tracking": 0.2,
+            "closing": 1.5,
+            "images": 9950.0,
+            "profile": "overnight",
+            "epochs": 3,
+        },
     }
 
 
@@ -204,7 +212,15 @@ def test_page_is_rendered_from_latest_json_alone(tmp_path: Path) -> None:
 def test_accuracy_is_compared_seed_by_seed() -> None:
     """Differences 1, 2 and 3: mean 2, standard deviation 1, and t(0.975, 2) = 4.3027 over the root of 3."""
     assert accuracy.interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.30265 / 3**0.5), rel=1e-5)
-    facts = {"experiment": "01", "variant": "x=1", "profile": "overnight", "dataset": "cifar10", "train": 7600, "epochs": 6, "device": "a CPU"}
+    facts = {
+        "experiment": "01",
+        "variant": "x=1",
+        "profile": "overnight",
+        "dataset": "cifar10",
+        "train": 7600,
+        "epochs": 6,
+        "device": "a CPU",
+    }
     facts |= {"threads": 1, "commit": "abc"}
     before = [facts | {"seed": s, "top1": 40.0 + s} for s in (0, 1, 2)]
     after = [facts | {"seed": s, "top1": 41.0 + 2 * s, "commit": "def"} for s in (2, 1, 0)]
