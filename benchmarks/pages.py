@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks import accuracy, growth_page, page
 from vitlab import blocks, files
+from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.yaml_places import shown
 
@@ -41,11 +42,11 @@ def all_pages(folder: Path = HERE) -> dict[Path, str]:
 
 
 def readme(text: str, folder: Path = HERE) -> str:
-    """`text` with its blocks `<!-- benchmark: FILE.json -->` made anew. Raises ValueError for a file that no paragraph is made of."""
+    """`text` with its blocks `<!-- benchmark: FILE.json -->` made anew. Raises UserError for a file that no paragraph is made of."""
 
     def paragraph(name: str) -> str:
         if name not in PARAGRAPHS:
-            raise ValueError(f"<!-- benchmark: {name} -->: no such paragraph; expected one of {', '.join(PARAGRAPHS)}")
+            raise UserError(f"<!-- benchmark: {name} -->: no such paragraph; expected one of {', '.join(PARAGRAPHS)}")
         return PARAGRAPHS[name](_read(folder / name))
 
     return blocks.fill(text, "benchmark", paragraph)
@@ -61,4 +62,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ValueError(f"{shown(path)}: cannot be read ({e}); restore it, or measure anew") from None
+        raise UserError(f"{shown(path)}: cannot be read ({e}); restore it, or measure anew") from None

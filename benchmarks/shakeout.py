@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab import config, plan, sources
+from vitlab.errors import UserError
 from vitlab.journal import write_json
 from vitlab.paths import EXPERIMENTS, REPOSITORY, RUNS
 from vitlab.progress import clock
@@ -33,11 +34,11 @@ HEADING = (
 
 
 def chosen(runs: list[plan.Run], only: str) -> list[plan.Run]:
-    """Those whose names begin with one of `only`'s, which have commas between; "" for all. Raises ValueError for one that none has."""
+    """Those whose names begin with one of `only`'s, which have commas between; "" for all. Raises UserError for one that none has."""
     words = [word for word in only.split(",") if word]
     for word in words:
         if not any(run.resolved.id.startswith(word) for run in runs):
-            raise ValueError(f"--only: no experiment's name begins with '{word}'; there are {', '.join(run.resolved.id for run in runs)}")
+            raise UserError(f"--only: no experiment's name begins with '{word}'; there are {', '.join(run.resolved.id for run in runs)}")
     return [run for run in runs if not words or run.resolved.id.startswith(tuple(words))]
 
 
@@ -136,7 +137,7 @@ def main() -> None:
     try:
         source = sources.resolve(args.data, data_dir, args.profile)
         runs = chosen(plan.make([EXPERIMENTS], args.profile, source, [0], (), RUNS), args.only)
-    except ValueError as e:
+    except UserError as e:
         parser.error(str(e))
     sys.exit(not shake_out(runs, source, data_dir, args.profile, args.epochs, args.out))
 

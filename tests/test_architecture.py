@@ -14,6 +14,7 @@ import vitlab
 PACKAGE = Path(vitlab.__file__).parent
 LEVELS = [
     {"__init__", "paths", "files", "blocks"},
+    {"errors"},
     {"yaml_places"},
     {"config"},
     {"records", "half", "ranking"},

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitlab import checkpoint, cli, config, data, experiment, records
+from vitlab.errors import UserError
 from vitlab.journal import read_journal
 from vitlab.paths import REPOSITORY
 
@@ -51,14 +52,12 @@ def test_case(case: Case, world: World, capsys: pytest.CaptureFixture[str], reco
     argv = [str(a) for a in case.arrange(world)]
     before = contents(world.root)
     main = cli.run_main if case.command == "runner" else cli.main
-    try:
+    with pytest.raises(SystemExit) as e:
         main(argv)
-    except SystemExit as e:
-        code = e.code
-    except BaseException:
+    err = capsys.readouterr().err
+    if "Traceback" in err:
         record_property("traceback", True)
-        raise
-    check(code, capsys.readouterr().err, case, world.root, before)
+    check(e.value.code, err, case, world.root, before)
     if case.real:
         command = [REPOSITORY / "runner.py"] if case.command == "runner" else ["-m", "vitlab"]
         env = os.environ | {"VITLAB_ROOT": str(world.root), "PYTHONPATH": str(REPOSITORY)}
@@ -167,7 +166,7 @@ def reads_or_names(read: Callable[[Path], object], path: Path, content: bytes) -
     path.write_bytes(content)
     try:
         read(path)
-    except ValueError as e:
+    except UserError as e:
         assert path.name in str(e)  # noqa: PT017
 
 
@@ -191,7 +190,7 @@ def test_any_damage_to_an_experiment(tmp_path: Path, damage: Callable[[bytes], b
 )
 @MADE_UP
 def test_any_set(assignment: str) -> None:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UserError):
         config.load(EXPERIMENTS / "good.yaml", "full", (assignment,))
 
 

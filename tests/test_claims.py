@@ -12,6 +12,7 @@ from declared import COUNTS, DIGEST, A, B, claim, judge, ledger, run, three
 
 from vitlab import claims, config, plan
 from vitlab.claims import Arm
+from vitlab.errors import UserError
 from vitlab.records import TeacherFacts
 from vitlab.sources import CIFAR10_CLASSES, Source
 
@@ -69,19 +70,19 @@ def test_other_metrics() -> None:
     ],
 )
 def test_what_a_record_lacks_is_named(metric: str, expected: str) -> None:
-    with pytest.raises(ValueError) as e:  # noqa: PT011
+    with pytest.raises(UserError) as e:
         claims.measure(run(A), metric)
     assert expected in str(e.value)
 
 
 def test_metrics_that_cannot_be_had_are_named() -> None:
-    with pytest.raises(ValueError, match=r"confusion\.cat\.dog: pets has no test image of cat"):
+    with pytest.raises(UserError, match=r"confusion\.cat\.dog: pets has no test image of cat"):
         claims.measure(run(A, counts=((0, 0, 0), *COUNTS[1:])), "confusion.cat.dog")
-    with pytest.raises(ValueError, match="train_loss: not in the record"):
+    with pytest.raises(UserError, match="train_loss: not in the record"):
         claims.measure(run(A, history=()), "train_loss")
-    with pytest.raises(ValueError, match="gflops_last_third: resnet50 is no ViT"):
+    with pytest.raises(UserError, match="gflops_last_third: resnet50 is no ViT"):
         claims.exact(Arm(experiment="teachers/resnet50").resolve("full"), "gflops_last_third", 10)
-    with pytest.raises(ValueError, match="c: relative to test_top1 of its second arm, which is 0"):
+    with pytest.raises(UserError, match="c: relative to test_top1 of its second arm, which is 0"):
         judge(ledger(claim(relative=True)), [*three(A, 1, 2, 3), *three(B, 0, 1, 2)])
 
 
@@ -249,6 +250,6 @@ def test_mistakes_name_file_and_line(case: str, tmp_path: Path, monkeypatch: pyt
     text, expected = MISTAKES[case]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError) as e:  # noqa: PT011
+    with pytest.raises(UserError) as e:
         claims.load(Path("x.yaml"))
     assert str(e.value).startswith(expected)

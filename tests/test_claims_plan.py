@@ -12,6 +12,7 @@ from test_cli import run, small_world  # noqa: F401 a fixture
 from test_report import fake_record
 
 from vitlab import claim_runs, claims, cli, plan, records, verdicts
+from vitlab.errors import UserError
 from vitlab.sources import Source, resolve
 
 CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
@@ -117,16 +118,16 @@ def test_what_needs_no_run_is_not_planned(planned: Callable[..., claim_runs.Plan
     assert len(planned(ledger(full, exact, cats)).runs) == 2
     assert {r.resolved.variant for r in planned(ledger(full, exact, cats), profile="full").runs} == {"", "train.epochs=1"}
     for declared, source in ((ledger(full, exact), CIFAR10), (ledger(cats), resolve("digits", tmp_path, "quick"))):
-        with pytest.raises(ValueError, match="none of these claims needs a run"):
+        with pytest.raises(UserError, match="none of these claims needs a run"):
             planned(declared, source=source)
 
 
 def test_only_names_claims(planned: Callable[..., claim_runs.Plan]) -> None:
     declared = ledger({"id": "small", "arms": [SMALL]}, {"id": "taught", "arms": [TAUGHT]})
     assert {r.resolved.id for r in planned(declared, "small").runs} == {"01_baseline_vit"}
-    with pytest.raises(ValueError, match="--only smal: no such claim; did you mean small"):
+    with pytest.raises(UserError, match="--only smal: no such claim; did you mean small"):
         planned(declared, "smal")
-    with pytest.raises(ValueError, match=r"--only xyz: no such claim; they are declared in claims.yaml"):
+    with pytest.raises(UserError, match=r"--only xyz: no such claim; they are declared in claims.yaml"):
         planned(declared, "xyz")
 
 
@@ -178,7 +179,7 @@ def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
     assert verdicts._right(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
     assert verdicts._right(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(ValueError, match=r"predictions.npz: no readable predictions .*--force"):
+    with pytest.raises(UserError, match=r"predictions.npz: no readable predictions .*--force"):
         verdicts._right(path, "test_top1")
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vitlab import config, yaml_places
+from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
 LADDER = [*sorted(p for p in EXPERIMENTS.glob("*.yaml") if p.name != "claims.yaml"), *sorted((EXPERIMENTS / "teachers").glob("*.yaml"))]
@@ -105,7 +106,7 @@ def test_another_name_starts_the_section_anew(tmp_path: Path) -> None:
 
 def test_title_and_claim_are_not_inherited(tmp_path: Path) -> None:
     write(tmp_path, MINIMAL + "claim: {text: x, source: y}\n", "base.yaml")
-    with pytest.raises(ValueError, match="title: missing"):
+    with pytest.raises(UserError, match="title: missing"):
         config.load(write(tmp_path, "extends: base.yaml\n"))
 
 
@@ -184,13 +185,13 @@ def test_profiles_name_experiments_that_exist() -> None:
 
 def test_what_a_profile_does_not_know_is_an_error(profile: Callable[[str], None], tmp_path: Path) -> None:
     profile("regularization: 0.5\n")
-    with pytest.raises(ValueError, match=r"quick\.yaml:1: regularization: unknown key"):
+    with pytest.raises(UserError, match=r"quick\.yaml:1: regularization: unknown key"):
         config.load(write(tmp_path, MINIMAL), "quick")
     profile("all: {epochs_percent: half}\n")
-    with pytest.raises(ValueError, match=r"quick\.yaml:1: epochs_percent: expected a number above 0, got \"half\""):
+    with pytest.raises(UserError, match=r"quick\.yaml:1: epochs_percent: expected a number above 0, got \"half\""):
         config.load(tmp_path / "x.yaml", "quick")
     profile("vit: {model: {dims: 64}}\n")
-    with pytest.raises(ValueError, match=r"quick\.yaml:1: model\.dims: unknown key, did you mean 'dim'"):
+    with pytest.raises(UserError, match=r"quick\.yaml:1: model\.dims: unknown key, did you mean 'dim'"):
         config.load(tmp_path / "x.yaml", "quick")
 
 
@@ -217,7 +218,7 @@ def test_an_ema_that_does_not_rise_is_recorded_and_stays_so_in_every_profile(tmp
         end = config.load(tmp_path / "x.yaml", profile).config.ema
         assert end.start is not None
         assert config.load(flat, profile).config.ema == config.EMA(start=None, end=end.end)
-    with pytest.raises(ValueError, match=r"ema\.end: missing"):
+    with pytest.raises(UserError, match=r"ema\.end: missing"):
         config.load(write(tmp_path, MINIMAL + "ema: {start: 0.9}\n", "z.yaml"))
 
 
@@ -239,7 +240,7 @@ def test_a_teacher_that_is_set_lies_beside_the_experiment(tmp_path: Path, monkey
     absolute = str(tmp_path / "base" / "teachers" / "other.yaml")
     assert config.load(path, "full", (f"distill.teacher={absolute}",)).config.distill.teacher == absolute
     with pytest.raises(
-        ValueError, match=r"^--set distill\.teacher=teachers/none\.yaml: distill\.teacher: .*experiments/teachers/none\.yaml: no such"
+        UserError, match=r"^--set distill\.teacher=teachers/none\.yaml: distill\.teacher: .*experiments/teachers/none\.yaml: no such"
     ):
         config.load(path, "full", ("distill.teacher=teachers/none.yaml",))
 
@@ -305,7 +306,7 @@ MISTAKES = {
 def test_mistakes_name_file_line_and_remedy(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text, expected = MISTAKES[case]
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as e:  # noqa: PT011
+    with pytest.raises(UserError) as e:
         config.load(write(tmp_path, text))
     assert expected in str(e.value)
 
@@ -313,20 +314,20 @@ def test_mistakes_name_file_line_and_remedy(case: str, tmp_path: Path, monkeypat
 def test_circular_extends(tmp_path: Path) -> None:
     write(tmp_path, "extends: b.yaml\n", "a.yaml")
     write(tmp_path, "extends: a.yaml\n", "b.yaml")
-    with pytest.raises(ValueError, match=r"circular 'extends': a\.yaml -> b\.yaml -> a\.yaml"):
+    with pytest.raises(UserError, match=r"circular 'extends': a\.yaml -> b\.yaml -> a\.yaml"):
         config.load(tmp_path / "a.yaml")
 
 
 def test_an_error_in_the_parent_names_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, MINIMAL.replace("dim: 32", "dim: -1"), "base.yaml")
-    with pytest.raises(ValueError, match=r"^base\.yaml:2: model\.dim: "):
+    with pytest.raises(UserError, match=r"^base\.yaml:2: model\.dim: "):
         config.load(write(tmp_path, "extends: base.yaml\ntitle: C\n"))
 
 
 @pytest.mark.parametrize("bad", ["optim.lr", "=3", "optim..lr=1", "phases.9.name=x", "title.x=1", "optim.lr=[", "train.epochs=0"])
 def test_bad_overrides_are_named(bad: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^--set "):
+    with pytest.raises(UserError, match=r"^--set "):
         config.load(write(tmp_path, MINIMAL), "full", (bad,))
 
 
@@ -335,7 +336,7 @@ def test_bad_overrides_are_named(bad: str, tmp_path: Path) -> None:
 def test_whatever_is_set_the_answer_is_a_value_error_or_an_experiment(tmp_path: Path, text: str, key: str) -> None:
     path = write(tmp_path, MINIMAL)
     for assignment in (text, f"{key}={text}", f"{key}.{text}=1"):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(UserError):
             assert isinstance(config.load(path, "full", (assignment,)).config, config.Experiment)
 
 
@@ -344,18 +345,18 @@ def test_whatever_is_set_the_answer_is_a_value_error_or_an_experiment(tmp_path: 
 def test_whatever_a_file_holds_the_answer_names_it(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(ValueError, match=r"x\.yaml"):  # nothing this short is an experiment
+    with pytest.raises(UserError, match=r"x\.yaml"):  # nothing this short is an experiment
         config.load(path)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         config.load(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         config.load(tmp_path / "binary.yaml")
     (tmp_path / "huge.yaml").write_bytes(b"#" * (2 << 20))
-    with pytest.raises(ValueError, match="larger than 64 KiB"):
+    with pytest.raises(UserError, match="larger than 64 KiB"):
         config.load(tmp_path / "huge.yaml")
 
 

@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from vitlab import config, data, sources
+from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
 needs_cifar10 = pytest.mark.skipif(
@@ -245,7 +246,7 @@ def test_cifar10_layout(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(loaded.test_images[:, channel, row, column].numpy(), pixels[5, :, 1024 * channel + 32 * row + column])
     train = torch.from_numpy(pixels[:5].reshape(100, 3, 32, 32)), torch.tensor(labels[:5]).flatten()
     assert bag(split(loaded, "train"), split(loaded, "validation")) == bag(train)
-    with pytest.raises(ValueError, match=r"data.test_limit: 9 is less than the data set's 10 classes"):
+    with pytest.raises(UserError, match=r"data.test_limit: 9 is less than the data set's 10 classes"):
         data.load(cifar10_of(contents, monkeypatch), config.Data.model_construct(validation=0.05, train_limit=None, test_limit=9), "cpu")
 
 
@@ -327,7 +328,7 @@ def test_folder_that_changes_meanwhile(tmp_path: Path) -> None:
     make_folder(tmp_path / "set")
     source = sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full")
     Image.fromarray(noise((32, 32, 3), 999)).save(tmp_path / "set" / "ant" / "0.png")
-    with pytest.raises(ValueError, match="changed while they were read"):
+    with pytest.raises(UserError, match="changed while they were read"):
         data.load(source, config.Data(), "cpu")
     assert source.cache is not None
     assert not source.cache.exists()
@@ -335,7 +336,7 @@ def test_folder_that_changes_meanwhile(tmp_path: Path) -> None:
 
 def test_too_few_for_validation(tmp_path: Path) -> None:
     make_folder(tmp_path / "set", n=2)
-    with pytest.raises(ValueError, match="set: 2 training images are too few to set 1 aside"):
+    with pytest.raises(UserError, match="set: 2 training images are too few to set 1 aside"):
         data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")
 
 
@@ -391,7 +392,7 @@ def test_bad_images(tmp_path: Path) -> None:
     def reason(content: bytes | None = None) -> str:
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.png: cannot be used as an image \(.*\); replace or remove it") as e:
+        with pytest.raises(UserError, match=r"bad\.png: cannot be used as an image \(.*\); replace or remove it") as e:
             data.decode(path)
         return str(e.value)
 
@@ -418,5 +419,5 @@ def test_bad_images(tmp_path: Path) -> None:
 def test_bad_image_in_a_folder_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path / "set")
     (tmp_path / "set" / "bee" / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"bee.notes\.txt: cannot be used as an image"):
+    with pytest.raises(UserError, match=r"bee.notes\.txt: cannot be used as an image"):
         data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")

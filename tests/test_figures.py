@@ -92,7 +92,7 @@ def test_wrong_predictions_are_framed(tmp_path: Path) -> None:
 def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     images, shown = grid()
     for bad in (images[:5], images.astype(float), images[..., :1]):
-        with pytest.raises(ValueError, match="expected \\(N, H, W, 3\\) uint8"):
+        with pytest.raises(AssertionError, match="expected \\(N, H, W, 3\\) uint8"):
             figures.run_figures(fake_record(), tmp_path, bad, shown)
 
 

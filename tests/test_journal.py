@@ -12,6 +12,7 @@ import pytest
 from test_tracking import info
 
 import vitlab.journal
+from vitlab.errors import UserError
 from vitlab.journal import Journal, RunInfo, read_journal
 
 
@@ -53,17 +54,17 @@ def test_truncate_goes_back_to_a_checkpoint(tmp_path: Path) -> None:
     journal.truncate(size)
     journal.append("event", text="replayed")
     assert [entry["text"] for _, entry in read_journal(tmp_path / "j")] == ["covered", "replayed"]
-    with pytest.raises(ValueError, match="the checkpoint speaks of 9999"):
+    with pytest.raises(UserError, match="the checkpoint speaks of 9999"):
         journal.truncate(9999)
 
 
 def test_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "j").write_text('{"kind": "event", "time": 1}\n{"ki\n{"kind": "event", "time": 2}\n')
-    with pytest.raises(ValueError, match="j:2: not a journal's line"):
+    with pytest.raises(UserError, match="j:2: not a journal's line"):
         read_journal(tmp_path / "j")
     for line in ("[]", "7", '{"kind": "event"}', '{"kind": "metrics", "time": 1, "values": [1]}', "[" * 9999):
         (tmp_path / "j").write_text(line + "\n")
-        with pytest.raises(ValueError, match="j:1: not a journal's line"):
+        with pytest.raises(UserError, match="j:1: not a journal's line"):
             read_journal(tmp_path / "j")
 
 
@@ -72,7 +73,7 @@ def test_run_info_round_trip_and_damage(tmp_path: Path) -> None:
     about.write(tmp_path)
     assert RunInfo.read(tmp_path) == about
     (tmp_path / "run.json").write_text('{"experiment": "01"}')
-    with pytest.raises(ValueError, match=r"run\.json: not a readable description"):
+    with pytest.raises(UserError, match=r"run\.json: not a readable description"):
         RunInfo.read(tmp_path)
 
 

@@ -14,6 +14,7 @@ from test_report import EVIL, Page, digits, fake_record, files, markdown_rows
 
 from vitlab import claims, figures, forest, ledger, records, report, statistics, tracking, verdicts
 from vitlab.claims import Arm, Claim
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 
 BASELINE, REGULARISED, STUDENT = "01_baseline_vit", "02_regularized_vit", "06_kd_r50_class_attention"
@@ -196,7 +197,7 @@ def test_round_trip(tmp_path: Path) -> None:
 )
 def test_a_damaged_ledger_is_named(tmp_path: Path, content: str, what: str) -> None:
     (tmp_path / "claims.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=f"claims.json: {what}.*restore it, or delete it"):
+    with pytest.raises(UserError, match=f"claims.json: {what}.*restore it, or delete it"):
         ledger.build(arms(), tmp_path, lambda run: None)
 
 
@@ -389,7 +390,7 @@ def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch
     found = stored(tmp_path / "store", arms([0]))
     monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
     monkeypatch.setattr(tracking, "ship_ledger", lambda root, path: "")
-    monkeypatch.setattr(tracking, "download", lambda *_: (_ for _ in ()).throw(ValueError("no such artifact")))
+    monkeypatch.setattr(tracking, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
     out = tmp_path / "results" / "overnight-cifar10"
     report.publish(tmp_path, tmp_path / "results")
     assert result(out, GAIN).pair is None

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import run
 
 from vitlab import cli, experiment, files, pack, published, records, tracking
+from vitlab.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -172,7 +173,7 @@ def test_a_weight_beyond_half_precision_is_named_and_nothing_left_half_packed(wo
     written: list[Path] = []
     write = files.write
     monkeypatch.setattr(files, "write", lambda path, content: (written.append(path), write(path, content)))
-    with pytest.raises(ValueError, match="beyond half precision") as e:
+    with pytest.raises(UserError, match="beyond half precision") as e:
         pack.pack(runs, runs, world.root / "to", lambda _: None)
     assert f"{path}: {name} holds -65536" in str(e.value)
     assert written

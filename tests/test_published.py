@@ -17,6 +17,7 @@ from test_report import THREE, Page, digits, fake_record, fake_set
 from test_report import files as contents
 
 from vitlab import checkpoint, cli, config, half, models, published, records, report, tracking
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -50,7 +51,7 @@ def test_a_file_with_fewer_numbers_than_the_model_costs_no_memory(
     params = sum(p.numel() for p in built.parameters())
     monkeypatch.setattr(models, "build", lambda *_: pytest.fail("memory was taken"))
     save_file({"w": torch.zeros(params - 1, dtype=precision)}, tmp_path / "w")
-    with pytest.raises(ValueError, match=f"w: cannot be used as the run's weights \\({params - 1:,} numbers, the model has {params:,}"):
+    with pytest.raises(UserError, match=f"w: cannot be used as the run's weights \\({params - 1:,} numbers, the model has {params:,}"):
         checkpoint.load_model(tmp_path / "w", cfg, 10)
 
 
@@ -59,7 +60,7 @@ def test_infinities_that_were_there_are_no_loss(tmp_path: Path) -> None:
     (tmp_path / "h").write_bytes(half.to_half((tmp_path / "w").read_bytes(), "a run"))
     found = load_file(tmp_path / "h")["a"]
     assert torch.equal(found.nan_to_num(7, 8, 9), torch.tensor([8, 7, 0, -65_504], dtype=torch.float16))
-    with pytest.raises(ValueError, match="a run: cannot be used as the run's weights"):
+    with pytest.raises(UserError, match="a run: cannot be used as the run's weights"):
         half.to_half(b"no weights", "a run")
 
 
@@ -68,22 +69,22 @@ def test_what_is_compressed_comes_back_and_costs_no_more_than_allowed() -> None:
     packed = half.compress(content)
     assert lzma.decompress(packed) == content == half.decompress(packed, len(content))
     assert len(packed) < 0.95 * len(content)
-    with pytest.raises(ValueError, match="more than 99,999 bytes"):
+    with pytest.raises(UserError, match="more than 99,999 bytes"):
         half.decompress(packed, len(content) - 1)
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(UserError, match="cut off"):
         half.decompress(packed[:-1], len(content))
-    with pytest.raises(ValueError, match="something follows its end"):
+    with pytest.raises(UserError, match="something follows its end"):
         half.decompress(packed + b"x", len(content))
     bomb = half.compress(bytes(30_000_000))
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="more than 1,000 bytes"):
+        with pytest.raises(UserError, match="more than 1,000 bytes"):
             half.decompress(bomb, 1000)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
     greedy = lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 2 * half.MEMORY}])
-    with pytest.raises(ValueError, match="Memory usage limit"):
+    with pytest.raises(UserError, match="Memory usage limit"):
         half.decompress(greedy, 1000)
 
 
@@ -122,7 +123,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tracking.Fini
 
 
 def no_download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
-    raise ValueError(f"MLflow run {run_id} has no {artifact}")
+    raise UserError(f"MLflow run {run_id} has no {artifact}")
 
 
 def add(found: list[tracking.FinishedRun], tmp_path: Path, run: RunRecord, **weights: torch.Tensor) -> Path:

@@ -19,6 +19,7 @@ from scipy import stats
 
 from vitlab import records, report, tables, tracking
 from vitlab.config import Claim
+from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 
@@ -481,13 +482,13 @@ def test_markdown_escapes() -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no finished runs"):
+    with pytest.raises(UserError, match="no finished runs"):
         report.build([], tmp_path, {})
-    with pytest.raises(ValueError, match="one profile and one data set, got full-cifar10, quick-cifar10"):
+    with pytest.raises(UserError, match="one profile and one data set, got full-cifar10, quick-cifar10"):
         report.build([fake_record(), fake_record(profile="quick")], tmp_path, {})
     with pytest.raises(ValueError, match="no test_top1, test_top5"):
         fake_record(metrics={"validation_top1": 1.0})
-    with pytest.raises(ValueError, match="no set with records"):
+    with pytest.raises(UserError, match="no set with records"):
         report.index(tmp_path)
 
 
@@ -538,7 +539,7 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
     monkeypatch.setattr(tracking, "finished_runs", lambda root: [])
     report.publish(tmp_path, tmp_path / "results")
     assert {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")} == before
-    with pytest.raises(ValueError, match="no finished runs to report"):
+    with pytest.raises(UserError, match="no finished runs to report"):
         report.publish(tmp_path, tmp_path / "nothing")
 
 

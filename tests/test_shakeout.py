@@ -18,6 +18,7 @@ from conftest import TINY
 from benchmarks import first_epochs, shakeout
 from vitlab import machine, plan, schedule, sources, trainer
 from vitlab.data import Dataset
+from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
 DIGITS = sources.resolve("digits", Path("data"), "quick")
@@ -185,7 +186,7 @@ def test_an_exception_is_told(tmp_path: Path) -> None:
     assert done.returncode == 1
     machine_line, error = map(json.loads, done.stdout.splitlines())
     assert machine_line["machine"]["device"]
-    assert error["error"].startswith("ValueError: ")
+    assert error["error"].startswith("UserError: ")
     assert "gone.yaml: no such file" in error["error"]
     assert "Traceback" in done.stderr
 
@@ -194,5 +195,5 @@ def test_only_those_named() -> None:
     runs = plan.make([EXPERIMENTS], "quick", DIGITS, [0], (), Path("runs"))
     assert len(shakeout.chosen(runs, "")) == 8
     assert [run.resolved.id for run in shakeout.chosen(runs, "06,resnet50")] == ["resnet50", "06_kd_r50_class_attention"]
-    with pytest.raises(ValueError, match="begins with 'nothing'; there are 01_baseline_vit"):
+    with pytest.raises(UserError, match="begins with 'nothing'; there are 01_baseline_vit"):
         shakeout.chosen(runs, "01,nothing")

@@ -21,6 +21,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from vitlab import config, data, sources
+from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
 needs_cifar10 = pytest.mark.skipif(
@@ -133,7 +134,7 @@ def test_cut_file_is_named(tiny: dict[str, bytes], tmp_path: Path) -> None:
     path = place(tiny, tmp_path) / "data_batch_3"
     path.write_bytes(tiny["data_batch_3"][:1000])
     for name in ("cifar10", "auto"):  # auto does not hide it behind the digits
-        with pytest.raises(ValueError, match=r"data_batch_3: damaged: 1,000 bytes, expected 12\d,\d+.*Delete .*vitlab data"):
+        with pytest.raises(UserError, match=r"data_batch_3: damaged: 1,000 bytes, expected 12\d,\d+.*Delete .*vitlab data"):
             sources.resolve(name, tmp_path, "quick")
 
 
@@ -145,7 +146,7 @@ def test_changed_byte_is_found_before_any_unpickling(tiny: dict[str, bytes], tmp
     source = sources.resolve("cifar10", tmp_path, "full")
     monkeypatch.setattr(data, "_ArrayUnpickler", None)  # whoever calls it fails with a TypeError
     md5 = hashlib.md5(content).hexdigest()
-    with pytest.raises(ValueError, match=rf"test_batch: damaged: md5 {md5}, expected {sources.CIFAR10_FILES['test_batch'][1]}"):
+    with pytest.raises(UserError, match=rf"test_batch: damaged: md5 {md5}, expected {sources.CIFAR10_FILES['test_batch'][1]}"):
         data.load(source, config.Data(), "cpu")
 
 
@@ -179,16 +180,16 @@ def test_download(archive: Path, tiny: dict[str, bytes], tmp_path: Path, monkeyp
 def test_unreachable_site(tmp_path: Path) -> None:
     for name, profile in (("cifar10", "quick"), ("auto", "overnight"), ("auto", "full")):
         with pytest.raises(
-            ValueError, match=r"cannot be downloaded: 127\.0\.0\.1: .*refused.*cifar-10-python\.tar\.gz.*VITLAB_DATA_DIR.*--data digits"
+            UserError, match=r"cannot be downloaded: 127\.0\.0\.1: .*refused.*cifar-10-python\.tar\.gz.*VITLAB_DATA_DIR.*--data digits"
         ):
             sources.resolve(name, tmp_path, profile)
-    with pytest.raises(ValueError, match="cannot be downloaded"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         sources.prepare(tmp_path)
 
 
 def test_damaged_archive_without_a_network(archive: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=rf"{archive.name} is damaged: md5 .*, expected {sources.CIFAR10_ARCHIVE[2]}"):
+    with pytest.raises(UserError, match=rf"{archive.name} is damaged: md5 .*, expected {sources.CIFAR10_ARCHIVE[2]}"):
         sources.resolve("cifar10", archive.parent, "full")
 
 
@@ -201,7 +202,7 @@ def test_name_lookup_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setattr(sources, "REACH_SECONDS", 0.1)
-    with pytest.raises(ValueError, match=r"no answer within 0\.1 s"):
+    with pytest.raises(UserError, match=r"no answer within 0\.1 s"):
         sources.resolve("cifar10", tmp_path, "full")
     release.set()
 
@@ -227,7 +228,7 @@ def test_without_download_no_network_is_asked(tmp_path: Path, monkeypatch: pytes
 
 def test_data_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="Not a directory"):
+    with pytest.raises(UserError, match="Not a directory"):
         sources.resolve("cifar10", tmp_path / "file", "full")
 
 
@@ -243,7 +244,7 @@ def test_digits(tmp_path: Path) -> None:
 
 def test_digits_without_scikit_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"scikit-learn.*not installed"):
+    with pytest.raises(UserError, match=r"scikit-learn.*not installed"):
         sources.resolve("digits", tmp_path, "full")
 
 
@@ -308,7 +309,7 @@ def test_dataset_yaml(tmp_path: Path) -> None:
         ("\nflip: true", "dataset.yaml:2: flip: unknown key"),
     ):
         (root / "dataset.yaml").write_text(text)
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             sources.resolve(str(root), tmp_path, "full")
 
 
@@ -320,16 +321,16 @@ def test_links(tmp_path: Path) -> None:
         (root / name).symlink_to(outside / name)
     assert len(sources.scan(root).train) == 4
     (outside / "ant" / "loop").symlink_to(outside / "ant")
-    with pytest.raises(ValueError, match=r"ant.loop: not a file"):
+    with pytest.raises(UserError, match=r"ant.loop: not a file"):
         sources.scan(root)
     (outside / "ant" / "loop").unlink()
     (root / "loop").symlink_to(root)
-    with pytest.raises(ValueError, match=r"loop.ant: not a file"):
+    with pytest.raises(UserError, match=r"loop.ant: not a file"):
         sources.scan(root)
     (root / "loop").unlink()
     for target in ("self", "nowhere"):
         (root / "self").symlink_to(target)
-        with pytest.raises(ValueError, match="self: a link that leads nowhere"):
+        with pytest.raises(UserError, match="self: a link that leads nowhere"):
             sources.scan(root)
         (root / "self").unlink()
 
@@ -378,17 +379,17 @@ def break_fifo(root: Path) -> None:
 def test_bad_folders(tmp_path: Path, spoil, message: str) -> None:
     root = folder_of(tmp_path / "set")
     spoil(root)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         sources.resolve(str(root), tmp_path, "full")
 
 
 def test_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
     image(tmp_path / "ant" / "0.png")
     image(tmp_path / "cat" / "0.png")
-    with pytest.raises(ValueError, match=r"ant: has one image; add some"):
+    with pytest.raises(UserError, match=r"ant: has one image; add some"):
         sources.scan(tmp_path)
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cifar1O: no such folder; expected auto, cifar10, digits, or a folder"):
+    with pytest.raises(UserError, match=r"cifar1O: no such folder; expected auto, cifar10, digits, or a folder"):
         sources.resolve(str(tmp_path / "cifar1O"), tmp_path, "full")

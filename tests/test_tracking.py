@@ -20,6 +20,7 @@ import pytest
 from scipy import stats
 
 from vitlab import records, store, tracking
+from vitlab.errors import UserError
 from vitlab.journal import Journal, RunInfo, read_journal
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 from vitlab.tracking import Shipper
@@ -156,7 +157,7 @@ store.connect(Path({str(tmp_path)!r}))
 
 def test_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("what a disk may leave of a database " * 100)
-    with pytest.raises(ValueError, match=r"mlflow\.db: not a readable database"):
+    with pytest.raises(UserError, match=r"mlflow\.db: not a readable database"):
         store.prepare_store(tmp_path)
 
 
@@ -323,7 +324,7 @@ def test_final_ship(root: Path, tmp_path: Path) -> None:
         assert run.fetch(name, tmp_path / "unused").read_bytes() == (tmp_path / name).read_bytes()
         assert tracking.download(root, child, name, tmp_path / "copy").read_bytes() == (tmp_path / name).read_bytes()
     assert not (tmp_path / "unused").exists()
-    with pytest.raises(ValueError, match=r"has no nothing\.txt"):
+    with pytest.raises(UserError, match=r"has no nothing\.txt"):
         run.fetch("nothing.txt", tmp_path / "copy")
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load as parse_safetensors
 from torch import nn
 
 from vitlab import config, cost, files, models
+from vitlab.errors import UserError
 
 MAGIC = b"vitlab-checkpoint-2\n"  # then what torch.save wrote, then its SHA-256
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
@@ -51,7 +52,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, or None; and a line for each damaged one passed over.
 
-    Raises ValueError for one that is whole and not this program's: of another version, or holding more than numbers.
+    Raises UserError for one that is whole and not this program's: of another version, or holding more than numbers.
     """
     damaged = []
     for name in NAMES:
@@ -61,7 +62,7 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, lis
         except FileNotFoundError:
             continue
         if (version := re.match(rb"vitlab-checkpoint-(\d+)\n", data)) and version[0] != MAGIC:
-            raise ValueError(f"{path}: checkpoint of version {int(version[1])}, this vitlab reads 2; update it, or train anew with --force")
+            raise UserError(f"{path}: checkpoint of version {int(version[1])}, this vitlab reads 2; update it, or train anew with --force")
         head, body, checksum = data[: len(MAGIC)], memoryview(data)[len(MAGIC) : -32], data[-32:]
         if head != MAGIC or hashlib.sha256(body).digest() != checksum:
             damaged.append(f"{path}: damaged (checksum differs), passed over")
@@ -75,38 +76,41 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, lis
 
 @contextlib.contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """What a checkpoint that is whole can still be: another model's. Raises ValueError for whatever its parts do not fit."""
+    """What a checkpoint that is whole can still be: another model's. Raises UserError for whatever its parts do not fit."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise _foreign(folder / NAMES[0], e) from None
 
 
-def _foreign(path: Path, e: Exception) -> ValueError:
+def _foreign(path: Path, e: Exception) -> UserError:
     reason = (str(e).splitlines() or [type(e).__name__])[0]
-    return ValueError(f"{path}: not a checkpoint of this run ({reason}); delete it and the one before it, or train anew with --force")
+    return UserError(f"{path}: not a checkpoint of this run ({reason}); delete it and the one before it, or train anew with --force")
 
 
 def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
-    """The model with the weights in `path`, on the CPU, in eval mode. Raises ValueError where they are missing, damaged or another model's."""
+    """The model with the weights in `path`, on the CPU, in eval mode. Raises UserError where they are missing, damaged or another model's."""
     try:
         return parse_model(path.read_bytes(), cfg, classes)  # not mapped: a file that another process cuts would kill this one
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{path}: cannot be used as the run's weights ({e}); train it anew with --force") from None
+    except (OSError, UserError) as e:
+        raise UserError(f"{path}: cannot be used as the run's weights ({e}); train it anew with --force") from None
 
 
 def parse_model(content: bytes, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
-    """The model in single precision, with the weights in `content`: safetensors of any precision. Raises ValueError, in one line, where
+    """The model in single precision, with the weights in `content`: safetensors of any precision. Raises UserError, in one line, where
     they are damaged or another model's."""
     try:
         tensors = parse_safetensors(content)
-        numbers = sum(tensor.numel() for tensor in tensors.values())
-        if cost.parameters(cfg, classes) > numbers:  # before memory is taken for them
-            raise ValueError(f"{numbers:,} numbers, the model has {cost.parameters(cfg, classes):,}")
-        model = models.build(cfg, classes)
+    except (ValueError, SafetensorError) as e:
+        raise UserError(str(e).splitlines()[0]) from None
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if cost.parameters(cfg, classes) > numbers:  # before memory is taken for them
+        raise UserError(f"{numbers:,} numbers, the model has {cost.parameters(cfg, classes):,}")
+    model = models.build(cfg, classes)
+    try:
         model.load_state_dict(tensors)
-    except (RuntimeError, ValueError, SafetensorError) as e:
-        raise ValueError(str(e).splitlines()[0]) from None
+    except RuntimeError as e:  # names or shapes that are another model's
+        raise UserError(str(e).splitlines()[0]) from None
     return model.eval()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vitlab import claims, plan, records, verdicts
 from vitlab.claims import Claim, Ledger
+from vitlab.errors import UserError
 from vitlab.plan import Run
 from vitlab.records import RunRecord
 from vitlab.sources import Source
@@ -73,7 +74,7 @@ def make(
     """Every run that the claims (those in `only`, all for none) need, so ordered that claims are settled as soon as may be.
 
     A run whose record is published counts, wherever it was trained: it is trained here only where it teaches one that is not. Next is always the claim with the least work left, in FLOPs of its unfinished runs, their teachers' included; of equals, the first
-    declared. Raises ValueError for an unknown claim, and where none of them needs a run.
+    declared. Raises UserError for an unknown claim, and where none of them needs a run.
     """
     wanted = [
         claim
@@ -81,7 +82,7 @@ def make(
         if not claim.exact and (profile == "full" or not claim.full_size_only)
     ]
     if not wanted:
-        raise ValueError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
+        raise UserError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
     known: dict[Key, Run] = {}
     arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # many claims share one
     needs: dict[str, dict[Key, Run]] = {}
@@ -122,5 +123,5 @@ def _only(ledger: Ledger, only: Sequence[str]) -> Ledger:
         if name not in ids:
             close = difflib.get_close_matches(name, ids, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"they are declared in {claims.FILE.name}, for example {ids[0]}"
-            raise ValueError(f"--only {name}: no such claim; {hint}")
+            raise UserError(f"--only {name}: no such claim; {hint}")
     return ledger.model_copy(update={"claims": tuple(c for c in ledger.claims if not only or c.id in only)})

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from vitlab import config, cost
 from vitlab.config import Schema
+from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import RunRecord
 from vitlab.yaml_places import MAX_DEPTH, Place, read_yaml, shown
@@ -135,12 +136,12 @@ class Ledger(Schema):
 
 
 def load(path: Path = FILE) -> Ledger:
-    """Read and validate the declarations. Raises ValueError: `file:line: key: what and remedy`."""
+    """Read and validate the declarations. Raises UserError: `file:line: key: what and remedy`."""
     values, places = read_yaml(path)
     try:
         return Ledger.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
-        raise ValueError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
+        raise UserError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
 
 
 def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
@@ -163,14 +164,14 @@ def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
 def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> str:
     """Of the run that the arm stands for, its teacher's in it; as plan.make has it, without reading a data set."""
     if students > MAX_DEPTH:
-        raise ValueError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
+        raise UserError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
     distill = resolved.config.distill
     teacher = fingerprint(_load(Path(distill.teacher), resolved.profile), digest, students + 1) if distill else None
     return config.fingerprint(resolved.config, digest, teacher)
 
 
 def measure(record: RunRecord, metric: str) -> float:
-    """One run's value of a metric that is not EXACT. Raises ValueError where the record has no such metric."""
+    """One run's value of a metric that is not EXACT. Raises UserError where the record has no such metric."""
     name, *classes = metric.split(".")
     if metric == "teacher_gain" and record.teacher is not None:
         return record.teacher.gain
@@ -179,14 +180,14 @@ def measure(record: RunRecord, metric: str) -> float:
     if name in ("confusion", "confusion_lead") and len(classes) == 2:
         if unknown := set(classes) - set(record.dataset.classes):
             names = ", ".join(record.dataset.classes)
-            raise ValueError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected two of {names}")
+            raise UserError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected two of {names}")
         if name == "confusion_lead" and classes[0] == classes[1]:
-            raise ValueError(f"{metric}: expected two different classes")
+            raise UserError(f"{metric}: expected two different classes")
         return _confusion(record, *classes) if name == "confusion" else _confusion_lead(record, *classes)
     if metric in record.metrics:
         return record.metrics[metric]
     known = ", ".join(sorted(record.metrics))
-    raise ValueError(
+    raise UserError(
         f"{metric}: not in the record of {record.experiment}; expected {known}, train_loss, teacher_gain or confusion[_lead].A.B"
     )
 
@@ -195,7 +196,7 @@ def _confusion(record: RunRecord, true: str, predicted: str) -> float:
     names = record.dataset.classes
     row = record.confusion[names.index(true)]
     if not sum(row):
-        raise ValueError(f"confusion.{true}.{predicted}: {record.dataset.name} has no test image of {true}")
+        raise UserError(f"confusion.{true}.{predicted}: {record.dataset.name} has no test image of {true}")
     return 100 * row[names.index(predicted)] / sum(row)
 
 
@@ -216,5 +217,5 @@ def exact(resolved: config.Resolved, metric: str, classes: int) -> float:
     if metric == "gflops":
         return cost.forward_flops(model, classes) / 1e9
     if not isinstance(model, config.ViT):
-        raise ValueError(f"{metric}: {resolved.label} is no ViT, so it has no blocks")
+        raise UserError(f"{metric}: {resolved.label} is no ViT, so it has no blocks")
     return cost.late_flops(model) / 1e9

@@ -1,7 +1,7 @@
 """The commands. Heavy modules are imported where they are needed: `--help` and `--dry-run` start at once.
 
-Exit codes: 0; 1 where training failed, the disk is full or a published number is wrong; 2 for a user's mistake, with one message;
-128 + the signal where one stopped it.
+Exit codes: 0; 1 where training failed, the disk is full or a published number is wrong, and for a bug, with its traceback; 2 for a
+user's mistake, with one message; 128 + the signal where one stopped it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from vitlab import errors
+from vitlab.errors import UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
 
@@ -40,7 +43,7 @@ SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the termina
 
 
 def _guard(command: Callable[[], int]) -> NoReturn:
-    """Run a command; a user's mistake becomes one clear message and exit code 2."""
+    """Run a command; a user's mistake becomes one clear message and exit code 2, anything unexpected a traceback and exit code 1."""
     try:
         with _on_signals(_stop_at_once):
             code = command()
@@ -52,11 +55,13 @@ def _guard(command: Callable[[], int]) -> NoReturn:
     except DiskFull as e:
         print(f"error: {printable(str(e))}", file=sys.stderr)
         sys.exit(1)
-    except (ValueError, OSError) as e:
-        if os.environ.get("VITLAB_DEBUG"):
-            raise
-        file = isinstance(e, OSError) and e.filename
-        text = f"{os.fsdecode(file)}: {e.strerror}; check the path, its permissions and the disk's space" if file else str(e)
+    except Exception as e:
+        text = errors.message(e)
+        if text is None or os.environ.get("VITLAB_DEBUG"):
+            traceback.print_exc()
+            if text is None:
+                print("This should not have happened. Please report it as an issue, with the traceback above", file=sys.stderr)
+            sys.exit(1)
         print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(2)
 
@@ -458,7 +463,7 @@ def _claims(args: argparse.Namespace) -> int:
         return _run_claims(args, ledger)
     idle = {"--seeds": args.seeds, "--budget": math.isfinite(args.budget), "--only": args.only, "--dry-run": args.dry_run}
     if given := [flag for flag, value in idle.items() if value]:
-        raise ValueError(f"{', '.join(given)}: about training; add --run")
+        raise UserError(f"{', '.join(given)}: about training; add --run")
     with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
     for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
         results = _results(ledger, profile, args.data)
@@ -567,7 +572,7 @@ def _sync(args: argparse.Namespace) -> int:
     from vitlab import predict, tracking
 
     if not args.folder.is_dir():
-        raise ValueError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
+        raise UserError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
     outcome = tracking.sync(args.folder, ROOT, predict.model_to_log)
     for label, ok, reason in outcome:
         print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
@@ -579,6 +584,9 @@ def _sync(args: argparse.Namespace) -> int:
 def _schema(args: argparse.Namespace) -> int:
     from vitlab import config
 
-    args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
+    try:
+        args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
+    except FileNotFoundError as e:  # its folder
+        raise errors.refused(e) from None
     print(_short(args.file))
     return 0

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitlab.errors import UserError
 from vitlab.files import UNPRINTABLE
 from vitlab.paths import EXPERIMENTS
 from vitlab.yaml_places import MAX_DEPTH, MAX_KEY, Keys, Place, cut, dotted, parse, read_yaml, shown
@@ -259,9 +260,9 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
     path = path.resolve()
     if path in chain:
         names = " -> ".join(p.name for p in (*chain, path))
-        raise ValueError(f"{shown(chain[-1])}: circular 'extends': {names}; let one of them stand alone")
+        raise UserError(f"{shown(chain[-1])}: circular 'extends': {names}; let one of them stand alone")
     if len(chain) == MAX_DEPTH:
-        raise ValueError(f"{shown(chain[0])}: extends more than {MAX_DEPTH} files, one by way of the other; extend a nearer one")
+        raise UserError(f"{shown(chain[0])}: extends more than {MAX_DEPTH} files, one by way of the other; extend a nearer one")
     own, own_places = read_yaml(path)
     distill = own.get("distill")
     if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
@@ -271,10 +272,10 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
         return own, own_places, (path.stem,)
     place = own_places[("extends",)]
     if not isinstance(parent, str):
-        raise ValueError(f"{place}: extends: expected another experiment's file name")
+        raise UserError(f"{place}: extends: expected another experiment's file name")
     target = path.parent / parent
     if not os.path.isfile(target):
-        raise ValueError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
+        raise UserError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
     values, places, names = _read_extended(target, (*chain, path))
     for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
         values.pop(inherited, None)
@@ -293,7 +294,7 @@ def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, na
     over, over_places = read_yaml(PROFILE_DIR / f"{profile}.yaml")
     for key in over:
         if key not in ("regularisation", "all", "vit", "resnet", "experiments"):
-            raise ValueError(
+            raise UserError(
                 f"{over_places[(key,)]}: {key}: unknown key; a profile has 'regularisation', 'all', 'vit', 'resnet', 'experiments'"
             )
     model = values.get("model")
@@ -328,7 +329,7 @@ def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, na
 def _positive(section: dict[str, Any], key: str, default: float, place: Place | None) -> float:
     value = section.get(key, default)
     if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise ValueError(f"{place}: {key}: expected a number above 0, got {cut(json.dumps(value))}")
+        raise UserError(f"{place}: {key}: expected a number above 0, got {cut(json.dumps(value))}")
     return value
 
 
@@ -359,18 +360,18 @@ def _set(values: dict[str, Any], places: dict[Keys, Place], assignment: str) -> 
     keys = key.strip().split(".")
     place = Place(f"--set {cut(assignment)}")
     if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or UNPRINTABLE.search(key):
-        raise ValueError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
+        raise UserError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
     if keys[0] == "extends":
-        raise ValueError(f"{place}: only a file can extend another; write one")
+        raise UserError(f"{place}: only a file can extend another; write one")
     value, inner = parse(text, lambda _: place)
     path = tuple(int(k) if re.fullmatch("[0-9]{1,4}", k) else k for k in keys)
     node: Any = values
     for i, (k, part) in enumerate(zip(keys, path, strict=True)):
         if isinstance(node, list):
             if not isinstance(part, int) or part >= len(node):
-                raise ValueError(f"{place}: {dotted(path[:i])} has {len(node)} entries, counted from 0; '{k}' is not one")
+                raise UserError(f"{place}: {dotted(path[:i])} has {len(node)} entries, counted from 0; '{k}' is not one")
         elif not isinstance(node, dict):
-            raise ValueError(f"{place}: {dotted(path[:i])} is not a section, so it has no '{k}'")
+            raise UserError(f"{place}: {dotted(path[:i])} is not a section, so it has no '{k}'")
         index = part if isinstance(node, list) else k
         if i + 1 < len(keys):
             if isinstance(node, dict) and node.get(k) is None:
@@ -400,16 +401,16 @@ class Resolved:
 
 
 def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) -> Resolved:
-    """Read, extend, scale, override and validate one experiment. Raises ValueError: `file:line: key: what and remedy`."""
+    """Read, extend, scale, override and validate one experiment. Raises UserError: `file:line: key: what and remedy`."""
     path = Path(path)
     if profile not in PROFILES:
-        raise ValueError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
+        raise UserError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
     values, places, names = _read_extended(path)
     _overlay(values, places, profile, names)
     for assignment in sets:
         _set(values, places, assignment)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
-        raise ValueError(f"{shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
+        raise UserError(f"{shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
     try:
         config = Experiment.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
@@ -418,7 +419,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         found = [
             err for err in found if err["type"] != "too_short" or all(err is o or o["loc"][: len(err["loc"])] != err["loc"] for o in found)
         ]
-        raise ValueError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
+        raise UserError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
     if config.distill is not None and not os.path.isabs(config.distill.teacher):  # from --set: relative to the experiment, as in its file
         teacher = str(path.resolve().parent / config.distill.teacher)
         config = config.model_copy(update={"distill": config.distill.model_copy(update={"teacher": teacher})})
@@ -426,7 +427,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         place = places.get(("distill", "teacher"), shown(path))
         teacher = cut(shown(Path(config.distill.teacher)))
         near = "the experiment" if str(place).startswith("--set") else "the file that names it"
-        raise ValueError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
+        raise UserError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
     return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
 
 

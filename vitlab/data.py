@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitlab import config, sources
+from vitlab.errors import UserError
 from vitlab.sources import Source
 
 SIZE = 32  # height and width of every image, in pixels
@@ -76,7 +77,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 def load(source: Source, cfg: config.Data, device: torch.device | str) -> Dataset:
     """Read, limit and split the data set; the validation split is a share of the (limited) training images.
 
-    Raises ValueError for damaged or unreadable files, and for limits too small for the number of classes.
+    Raises UserError for damaged or unreadable files, and for limits too small for the number of classes.
     """
     read = {"cifar10": _read_cifar10, "digits": _read_digits, "folder": _read_folder}[source.kind]
     train, test = read(source)
@@ -85,7 +86,7 @@ def load(source: Source, cfg: config.Data, device: torch.device | str) -> Datase
     test = _limit(test, cfg.test_limit, "test_limit")
     share = max(1, round(cfg.validation * len(train[1])))
     if share > len(train[1]) - len(train[1].unique()):
-        raise ValueError(
+        raise UserError(
             f"{source.name}: {len(train[1])} training images are too few to set {share} aside for validation "
             "and keep one of each class; add images, or raise data.train_limit where it is set"
         )
@@ -144,7 +145,7 @@ def _limit(images: Images, limit: int | None, key: str) -> Images:
         return images
     classes = len(labels.unique())
     if limit < classes:
-        raise ValueError(f"data.{key}: {limit} is less than the data set's {classes} classes; give at least one image per class")
+        raise UserError(f"data.{key}: {limit} is less than the data set's {classes} classes; give at least one image per class")
     _, kept = stratified_split(labels, len(labels) - limit, key)
     return pixels[kept], labels[kept]
 
@@ -215,7 +216,7 @@ def _read_folder(source: Source) -> tuple[Images, Images]:
     if pixels is None:
         pixels = np.stack([decode(path) for path in files])
         if sources.folder_digest(source.path, found, source.mirror) != source.digest:
-            raise ValueError(f"{source.path}: its images changed while they were read; run again")
+            raise UserError(f"{source.path}: its images changed while they were read; run again")
         _write_cache(source.cache, pixels)
     everything = torch.from_numpy(pixels), torch.tensor(labels)
     if found.test is None:
@@ -228,20 +229,20 @@ def decode(path: Path) -> np.ndarray:
     """One image file as uint8 (3, 32, 32): upright as its EXIF says, squeezed to a square (bicubic, antialiased), RGB.
 
     Transparent pixels lie on black; 16-bit grey is divided by 257; of an animation the first frame counts. Raises
-    ValueError, with the file, for what is no image, is cut, has more than 50 million pixels or is not 8 or 16 bits deep.
+    UserError, with the file, for what is no image, is cut, has more than 50 million pixels or is not 8 or 16 bits deep.
     """
     try:
         if not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError("not a file" if path.exists() else "no such file")
+            raise UserError("not a file" if path.exists() else "no such file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, which are not read, and of size, which is refused here
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
+                    raise UserError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
                 rgb = _to_rgb(ImageOps.exif_transpose(image))
     except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
         reason = "no image in a format that is read here" if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
-        raise ValueError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None
+        raise UserError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None
     pixels = np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -250,10 +251,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65_535:
-            raise ValueError("32-bit values; save it with 8 or 16 bits")
+            raise UserError("32-bit values; save it with 8 or 16 bits")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("floating-point values; save it with 8 or 16 bits")
+        raise UserError("floating-point values; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")

@@ -20,6 +20,7 @@ from torch import nn
 import vitlab
 from vitlab import checkpoint, config, cost, evaluate, files, machine, models, published, records, trainer
 from vitlab.data import Dataset, generator
+from vitlab.errors import UserError
 from vitlab.journal import Journal, RunInfo
 from vitlab.meter import Meter, total
 from vitlab.objective import CrossEntropy, Distillation
@@ -52,19 +53,19 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
-    """The finished run's model in eval mode. Raises ValueError where its weights are missing or of another model."""
+    """The finished run's model in eval mode. Raises UserError where its weights are missing or of another model."""
     return checkpoint.load_model(run.folder / published.WEIGHTS, run.resolved.config.model, len(run.source.classes)).to(where)
 
 
 def predicted(run: Run) -> torch.Tensor:
-    """(N,): the classes that the finished run's headline weights gave the test images. Raises ValueError where they are missing or damaged."""
+    """(N,): the classes that the finished run's headline weights gave the test images. Raises UserError where they are missing or damaged."""
     path = run.folder / "predictions.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
             logits = stored["logits_ema" if "logits_ema" in stored else "logits_raw"]  # (H, N, C)
         return evaluate.ranking(torch.from_numpy(logits).mean(0))[:, 0]
     except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
-        raise ValueError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
+        raise UserError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
 
 
 def file_sha256(path: Path) -> str:

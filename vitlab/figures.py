@@ -204,14 +204,11 @@ def run_figures(
     """Draw one run's pictures (`RUN_PICTURES`) into `out_dir` and return their paths.
 
     `images` are `(N, H, W, 3)` uint8, `shown` their `(true class, predicted class, confidence in 0..1)`; without them
-    predictions.png is left out, since a record holds no images. Raises ValueError where the two do not fit together.
+    predictions.png is left out, since a record holds no images.
     """
     if images is not None and shown is not None:
         fits = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8 and len(images) == len(shown) > 0
-        if not fits:
-            raise ValueError(
-                f"predictions: expected (N, H, W, 3) uint8 images and N triples, got {images.shape} {images.dtype}, {len(shown)}"
-            )
+        assert fits, f"predictions: expected (N, H, W, 3) uint8 images and N triples, got {images.shape} {images.dtype}, {len(shown)}"
     out_dir.mkdir(parents=True, exist_ok=True)
     counts = np.asarray(record.confusion, int)  # (C, C): [true][predicted]
     assert counts.shape == (len(record.dataset.classes),) * 2, f"confusion {counts.shape}, {len(record.dataset.classes)} classes"

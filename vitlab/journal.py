@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from vitlab import files
+from vitlab import errors, files
+from vitlab.errors import UserError
 
 
 class Journal:
@@ -54,9 +55,9 @@ class Journal:
         return os.fstat(self._file.fileno()).st_size  # bytes
 
     def truncate(self, size: int) -> None:
-        """Cut off what was written after `size` bytes. Raises ValueError where the journal is shorter than that."""
+        """Cut off what was written after `size` bytes. Raises UserError where the journal is shorter than that."""
         if size > self.size():
-            raise ValueError(f"{self.path}: {self.size()} bytes, the checkpoint speaks of {size}; train the run anew with --force")
+            raise UserError(f"{self.path}: {self.size()} bytes, the checkpoint speaks of {size}; train the run anew with --force")
         os.ftruncate(self._file.fileno(), size)
 
     def close(self) -> None:
@@ -64,9 +65,14 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Each whole line with the offset of its end, metrics as floats. Raises ValueError, with the line's number, where one is damaged."""
+    """Each whole line with the offset of its end, metrics as floats. Raises UserError, with the line's number, where one is damaged;
+    and where there is no journal."""
     entries, end = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as e:
+        raise errors.refused(e) from None
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break  # being written at this moment
         end += len(line)
@@ -76,7 +82,7 @@ def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 entry["values"] = {k: float(v) for k, v in entry["values"].items()}
             int(entry["time"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path}:{number}: not a journal's line; delete it, or train the run anew with --force") from None
+            raise UserError(f"{path}:{number}: not a journal's line; delete it, or train the run anew with --force") from None
         entries.append((end, entry))
     return entries
 
@@ -123,14 +129,12 @@ class RunInfo:
 
     @classmethod
     def read(cls, run_dir: Path) -> RunInfo:
-        """Raises ValueError naming the file where it is missing, damaged or of another version."""
+        """Raises UserError naming the file where it is missing, damaged or of another version."""
         path = run_dir / "run.json"
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as e:
-            raise ValueError(
-                f"{path}: not a readable description of a run ({e}); the command that trained the run writes it anew"
-            ) from None
+            raise UserError(f"{path}: not a readable description of a run ({e}); the command that trained the run writes it anew") from None
 
 
 @functools.lru_cache(maxsize=1)

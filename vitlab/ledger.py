@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vitlab import claims, files, records, tables, verdicts
 from vitlab.config import PROFILES, Schema
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 from vitlab.statistics import Pair
 from vitlab.tables import NONE, Link, Table
@@ -55,7 +56,7 @@ class Book(Schema):
 def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) -> Book | None:
     """Judge the declared claims by a set's `runs`, and write `out_dir`/claims.json.
 
-    None, and no such file, where no claim is measured by a run: then there is nothing but formulas. Raises ValueError where
+    None, and no such file, where no claim is measured by a run: then there is nothing but formulas. Raises UserError where
     declarations, the earlier claims.json or predictions are damaged.
     """
     path = out_dir / FILE
@@ -71,22 +72,22 @@ def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) ->
 
 
 def judged_before(out_dir: Path) -> dict[str, Result]:
-    """What `out_dir`/claims.json says, by claim; nothing where there is none. Raises ValueError where it is damaged."""
+    """What `out_dir`/claims.json says, by claim; nothing where there is none. Raises UserError where it is damaged."""
     path = out_dir / FILE
     return {result.id: result for result in read(path).results} if path.is_file() else {}
 
 
 def read(path: Path) -> Book:
-    """Raises ValueError naming the file where it is damaged or of another version."""
+    """Raises UserError naming the file where it is damaged or of another version."""
     remedy = "restore it, or delete it and 'vitlab report' makes it anew, without the marks of claims that were changed after measuring"
     try:
         return Book.model_validate_json(path.read_bytes())
     except OSError as e:
-        raise ValueError(f"{path}: cannot be read ({e.strerror or e}); {remedy}") from None
+        raise UserError(f"{path}: cannot be read ({e.strerror or e}); {remedy}") from None
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"])) or "not a readable ledger"
-        raise ValueError(f"{path}: {where}: {first['msg']}; {remedy}") from None
+        raise UserError(f"{path}: {where}: {first['msg']}; {remedy}") from None
 
 
 def _judge(declared: claims.Ledger, runs: Sequence[RunRecord], before: Mapping[str, Result], predictions: Predictions) -> Book | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vitlab import checkpoint, files, half, published, records
+from vitlab.errors import UserError
 
 PART_BYTES = 15_000_000
 PARTS = 1_000  # three digits, so that the shell's order is theirs
@@ -26,19 +27,19 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
 
     All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks and what a kill left half written.
     `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are removed. Raises
-    ValueError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half precision.
+    UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half precision.
     """
     folder, runs_dir = folder.resolve(), runs_dir.resolve()
     if not folder.is_dir() or not folder.is_relative_to(runs_dir):
         what = "not a folder of runs" if folder.exists() else "no such folder"
-        raise ValueError(f"{folder}: {what}; expected {runs_dir}, a set in it, or a folder below")
+        raise UserError(f"{folder}: {what}; expected {runs_dir}, a set in it, or a folder below")
     found = sorted(p for p in runs_dir.glob("*/*/*") if p.is_dir() and (p == folder or folder in p.parents))
     finished = {run: _finished(run / RECORD) for run in found if (run / RECORD).is_file()}
     for run in found:
         if run not in finished:
             tell(f"{run.relative_to(runs_dir)}: not finished, left out")
     if not finished:
-        raise ValueError(f"{folder}: no finished run to pack; expected one with a {RECORD}: train it to its end first")
+        raise UserError(f"{folder}: no finished run to pack; expected one with a {RECORD}: train it to its end first")
     to.mkdir(parents=True, exist_ok=True)
     for path in to.iterdir():  # those of a longer archive would be taken for the end of this one
         if re.fullmatch(re.escape(folder.name) + r"\.tar\.xz\.\d+(\.tmp)?", path.name):
@@ -63,7 +64,7 @@ def _finished(record: Path) -> int:
     try:
         return int(datetime.fromisoformat(finished).timestamp())
     except (ValueError, OverflowError) as e:
-        raise ValueError(f"{record}: finished: {e}; restore the record or train the run anew with --force") from None
+        raise UserError(f"{record}: finished: {e}; restore the record or train the run anew with --force") from None
 
 
 def _contents(run: Path) -> list[Path]:
@@ -105,7 +106,7 @@ class _Parts:
     def _write(self, size: int) -> None:
         number = len(self.paths)
         if number == PARTS:
-            raise ValueError(f"{self._stem}: more than {PARTS * PART_BYTES / 1e9:.0f} GB; pack the folders in it one by one")
+            raise UserError(f"{self._stem}: more than {PARTS * PART_BYTES / 1e9:.0f} GB; pack the folders in it one by one")
         path = self._stem.with_name(f"{self._stem.name}.{number:03}")
         files.write(path, bytes(self._rest[:size]))
         self.paths.append(path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitlab import config, cost, records, sources
+from vitlab.errors import UserError
 from vitlab.sources import Source
 from vitlab.yaml_places import MAX_DEPTH, shown
 
@@ -36,12 +37,12 @@ class Run:
         return (self.folder / "record.json").is_file()
 
     def record(self) -> records.RunRecord:
-        """Of the finished run. Raises ValueError where it is damaged, or another run's."""
+        """Of the finished run. Raises UserError where it is damaged, or another run's."""
         path = self.folder / "record.json"
         record = records.read(path)
         if (record.fingerprint, record.seed) != (self.fingerprint, self.seed):
             other = f"{record.fingerprint}, seed {record.seed}"
-            raise ValueError(f"{path}: of another run ({other}), not of this folder's; restore it or train the run anew with --force")
+            raise UserError(f"{path}: of another run ({other}), not of this folder's; restore it or train the run anew with --force")
         return record
 
     @property
@@ -78,18 +79,18 @@ def train_images(source: Source, data: config.Data) -> int:
 
 
 def expand(paths: list[Path]) -> list[Path]:
-    """Files as they are; a folder stands for the YAMLs in it, in name order. Raises ValueError for what is not there."""
+    """Files as they are; a folder stands for the YAMLs in it, in name order. Raises UserError for what is not there."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             found = sorted(p for p in path.glob("*.yaml") if p.name != "claims.yaml")
             if not found:
-                raise ValueError(f"{path}: no experiments (*.yaml) in this folder")
+                raise UserError(f"{path}: no experiments (*.yaml) in this folder")
             files += found
         elif path.is_file():
             files.append(path)
         else:
-            raise ValueError(f"{path}: no such file; experiments are in experiments/, for example experiments/01_baseline_vit.yaml")
+            raise UserError(f"{path}: no such file; experiments are in experiments/, for example experiments/01_baseline_vit.yaml")
     return files
 
 
@@ -105,9 +106,9 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
         resolved = config.load(path, profile, overrides)
         if resolved.path in students:
             names = " -> ".join(p.name for p in (*students, resolved.path))
-            raise ValueError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
+            raise UserError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
         if len(students) == MAX_DEPTH:
-            raise ValueError(
+            raise UserError(
                 f"{shown(students[0])}: more than {MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher"
             )
         distill = resolved.config.distill
@@ -138,7 +139,7 @@ def measured_speed(runs_dir: Path) -> float | None:
     for path in reversed(found):
         try:
             record = records.read(path)
-        except ValueError:
+        except UserError:
             continue
         if record.perf:
             return record.perf["tflops"] * 1e12

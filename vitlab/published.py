@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vitlab import files, half, records
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 
 WEIGHTS = "weights.safetensors"  # as a run leaves them
@@ -21,10 +22,10 @@ def best(runs: Iterable[RunRecord]) -> RunRecord | None:
 
 
 def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
-    """Publish the run's `weights`, unless they are. Raises ValueError where they are damaged or beyond half precision."""
+    """Publish the run's `weights`, unless they are. Raises UserError where they are damaged or beyond half precision."""
     content = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)})
     path = out_dir / FILE
-    with contextlib.suppress(OSError, ValueError):  # another version of xz may pack the same differently
+    with contextlib.suppress(OSError, UserError):  # another version of xz may pack the same differently
         if half.decompress(path.read_bytes(), len(content)) == content:
             return
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
 
 
 def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
-    """Whose weights are published with the set of `runs`, and these as safetensors. Raises ValueError, naming the file, where it is
+    """Whose weights are published with the set of `runs`, and these as safetensors. Raises UserError, naming the file, where it is
     missing, damaged or of none of them."""
     path, named = out_dir / FILE, {_name(run): run for run in runs}
     largest = max((run.params for run in named.values()), default=0)
@@ -41,21 +42,21 @@ def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
         content = half.decompress(path.read_bytes(), 4 * largest + (1 << 20))
         name = half.metadata(content, "record")
         if name not in named:
-            raise ValueError(f"of '{name[:200]}', which is not among the set's records")
-    except (OSError, ValueError) as e:
+            raise UserError(f"of '{name[:200]}', which is not among the set's records")
+    except (OSError, UserError) as e:
         raise unusable(out_dir, e) from None
     return named[name], content
 
 
-def unusable(out_dir: Path, reason: Exception) -> ValueError:
+def unusable(out_dir: Path, reason: Exception) -> UserError:
     remedy = "restore it, or delete it: 'vitlab report' writes it anew where its run is at hand"
-    return ValueError(f"{out_dir / FILE}: cannot be used as published weights ({reason}); {remedy}")
+    return UserError(f"{out_dir / FILE}: cannot be used as published weights ({reason}); {remedy}")
 
 
 def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
     """The best of `runs`, if its weights are the published ones; any others are removed."""
     runs = list(runs)
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UserError):
         run, _ = read(out_dir, runs)
         if run == best(runs):
             return run
@@ -64,12 +65,12 @@ def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
 
 
 def first(results_dir: Path) -> Path | None:
-    """The set to take published weights from: CIFAR-10's before others', then the larger profile's. Raises ValueError for a set without
+    """The set to take published weights from: CIFAR-10's before others', then the larger profile's. Raises UserError for a set without
     records."""
     sets = {path.parent: records.read_all(path.parent) for path in results_dir.glob(f"*/{FILE}")}
     for out_dir, runs in sets.items():
         if not runs:
-            raise ValueError(f"{out_dir / FILE}: lies beside no records; restore them, or delete it")
+            raise UserError(f"{out_dir / FILE}: lies beside no records; restore them, or delete it")
     return min(sets, key=lambda out_dir: records.rank(sets[out_dir][0], out_dir.name), default=None)
 
 

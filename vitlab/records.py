@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vitlab import files
 from vitlab.config import PROFILES, Claim
+from vitlab.errors import UserError
 
 VERSION = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]  # names folders and files, so it must not lead out of them
@@ -99,13 +100,13 @@ def write(record: RunRecord, path: Path) -> None:
 
 
 def read(path: Path) -> RunRecord:
-    """Raises ValueError naming the file where it is damaged or of another version."""
+    """Raises UserError naming the file where it is damaged or of another version."""
     try:
         return _parse(path.read_bytes())
     except _Damaged as e:
-        raise ValueError(f"{path}: {e}") from None
+        raise UserError(f"{path}: {e}") from None
     except OSError as e:
-        raise ValueError(f"{path}: not a readable run record ({e}); restore it or train the run anew with --force") from None
+        raise UserError(f"{path}: not a readable run record ({e}); restore it or train the run anew with --force") from None
 
 
 class _Damaged(Exception):

@@ -27,6 +27,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vitlab import blocks, figures, files, forest, ledger, published, records, tables, tracking
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -50,7 +51,7 @@ def build(
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` names the folder
     where a run, `(experiment, seed)`, left its predictions.png; `predictions` says where its predictions.npz lies, if it is at hand.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
-    Raises ValueError for no runs, for runs of more than one profile or data set, and for damaged claims.
+    Raises UserError for no runs, for runs of more than one profile or data set, and for damaged claims.
     """
     _check(runs, out_dir)
     kept, left_out = tables.newest(runs)
@@ -94,7 +95,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
         _draw(rungs, drawn)
     if book is not None:
         forest.draw(book, drawn)
-    left_out = json.loads((out_dir / LEFT_OUT).read_text(encoding="utf-8")) if (out_dir / LEFT_OUT).is_file() else []
+    left_out = _read_left_out(out_dir / LEFT_OUT)
     page = tables.page(rungs, tables.variants(runs), left_out, out_dir) | {
         "claims": ledger.section(book, runs) if book is not None else None,
         "weights": tables.weights(published.keep_current(out_dir, runs)),
@@ -102,6 +103,15 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
     inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
+
+
+def _read_left_out(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not readable ({e}); restore it, or delete it: the page then names no runs that were left out") from None
 
 
 def _draw(rungs: list[figures.Rung], drawn: Path) -> None:
@@ -137,7 +147,7 @@ def index(results_dir: Path) -> None:
     sets = {p.parent.name: records.read_all(p.parent) for p in sorted(results_dir.glob("*/records"))}
     sets = {name: runs for name, runs in sets.items() if runs}
     if not sets:
-        raise ValueError(f"{results_dir}: no set with records in it; train and build a report first")
+        raise UserError(f"{results_dir}: no set with records in it; train and build a report first")
     order = sorted(sets, key=lambda name: records.rank(sets[name][0], name))
     rows = []
     for name in order:
@@ -192,7 +202,7 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
                 if at_hand and (out_dir / ledger.FILE).is_file() and (trouble := tracking.ship_ledger(root, out_dir / ledger.FILE)):
                     tell(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
     if not pages:
-        raise ValueError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
+        raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     index(results_dir)
     pages.append(results_dir / "README.md")
     opening = root / "README.md"
@@ -220,7 +230,7 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> N
 
     def predictions(run: RunRecord) -> Path | None:
         at = stored.get(_identity(run))
-        with contextlib.suppress(ValueError):  # without them a comparison image by image is left out, and nothing else
+        with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
     build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
@@ -233,11 +243,11 @@ def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: 
         return ""
     try:
         weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
-    except ValueError:  # as with predictions: what is not at hand is left out
+    except UserError:  # as with predictions: what is not at hand is left out
         return ""
     try:
         published.write(out_dir, run, weights)
-    except ValueError as e:
+    except UserError as e:
         return str(e)
     return ""
 
@@ -248,10 +258,10 @@ def _identity(run: RunRecord) -> tuple[str, ...]:
 
 def _check(runs: Sequence[RunRecord], where: Path) -> None:
     if not runs:
-        raise ValueError(f"{where}: no finished runs to report; train some first")
+        raise UserError(f"{where}: no finished runs to report; train some first")
     sets = sorted({f"{r.profile}-{r.dataset.name}" for r in runs})
     if len(sets) > 1:
-        raise ValueError(f"{where}: a report is of one profile and one data set, got {', '.join(sets)}; build one for each")
+        raise UserError(f"{where}: a report is of one profile and one data set, got {', '.join(sets)}; build one for each")
 
 
 # ------------------------------------------------------------------------------------------------------------- templates

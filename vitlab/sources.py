@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vitlab.errors import UserError
 from vitlab.files import printable
 from vitlab.yaml_places import read_yaml
 
@@ -34,7 +35,7 @@ REACH_SECONDS = 10  # for the first answer of the data set's site, name look-up 
 STALL_SECONDS = 60  # a download in which nothing arrives for so long has failed
 
 
-class Unavailable(ValueError):
+class Unavailable(UserError):
     """CIFAR-10 is not here and cannot be fetched."""
 
 
@@ -57,7 +58,7 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
 
     `auto` is CIFAR-10; in the profile `quick` alone, where that is not to be had, it is the digits, and `note` says so.
     `download=False` touches no network and writes nothing: what it returns may be planned with, and `note` says what is not here
-    yet. Raises ValueError: what is missing or damaged, and the remedy.
+    yet. Raises UserError: what is missing or damaged, and the remedy.
     """
     if data == "cifar10":
         return _cifar10(data_dir, download)
@@ -79,7 +80,7 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
 def prepare(data_dir: Path) -> tuple[str, ...]:
     """Make CIFAR-10 available and verify every checksum; returns one line on each known data set.
 
-    Raises ValueError as `resolve` and `read_cifar10` do.
+    Raises UserError as `resolve` and `read_cifar10` do.
     """
     cifar10, digits = _cifar10(data_dir, download=True), _digits()
     assert cifar10.path is not None
@@ -109,31 +110,31 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _cifar10_complete(folder: Path) -> bool:
-    """Whether every file is there, with its right size. Raises ValueError for a file of another size; looks into none."""
+    """Whether every file is there, with its right size. Raises UserError for a file of another size; looks into none."""
     complete = True
     for name, (size, _) in CIFAR10_FILES.items():
         path = folder / name
         if not path.is_file():
             complete = False
         elif path.stat().st_size != size:
-            raise ValueError(f"{path}: damaged: {path.stat().st_size:,} bytes, expected {size:,}. {_replace(folder)}")
+            raise UserError(f"{path}: damaged: {path.stat().st_size:,} bytes, expected {size:,}. {_replace(folder)}")
     return complete
 
 
 def read_cifar10(folder: Path) -> dict[str, bytes]:
     """Every file's content, by name, all of them checked before any is handed out: these are pickles, which can run code.
 
-    Raises ValueError for a file that is missing, unreadable or whose md5 is not torchvision's.
+    Raises UserError for a file that is missing, unreadable or whose md5 is not torchvision's.
     """
     contents = {}
     for name, (_, md5) in CIFAR10_FILES.items():
         try:
             content = (folder / name).read_bytes()
         except OSError as e:
-            raise ValueError(f"{folder / name}: cannot be read ({e.strerror}). {_replace(folder)}") from None
+            raise UserError(f"{folder / name}: cannot be read ({e.strerror}). {_replace(folder)}") from None
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != md5:
-            raise ValueError(f"{folder / name}: damaged: md5 {found}, expected {md5}. {_replace(folder)}")
+            raise UserError(f"{folder / name}: damaged: md5 {found}, expected {md5}. {_replace(folder)}")
         contents[name] = content
     return contents
 
@@ -164,7 +165,7 @@ def _fetch_cifar10(data_dir: Path) -> None:
     except FileNotFoundError:
         here = False
     except OSError as e:
-        raise ValueError(f"{data_dir / archive}: cannot be read ({e.strerror}); check the path and its permissions") from None
+        raise UserError(f"{data_dir / archive}: cannot be read ({e.strerror}); check the path and its permissions") from None
     reason = "" if here else _unreachable(CIFAR10.url)
     if reason:
         host = urllib.parse.urlsplit(CIFAR10.url).hostname
@@ -211,16 +212,16 @@ def _digits(note: str = "") -> Source:
 def digits_csv() -> bytes:
     """scikit-learn's bundled digits: 1,797 lines of 64 pixels (0..16) and the class.
 
-    Found without importing scikit-learn, which is slow. Raises ValueError where it is not installed or damaged.
+    Found without importing scikit-learn, which is slow. Raises UserError where it is not installed or damaged.
     """
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("digits: scikit-learn, which brings them, is not installed; install it or use --data cifar10")
+        raise UserError("digits: scikit-learn, which brings them, is not installed; install it or use --data cifar10")
     path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     try:
         return gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as e:
-        raise ValueError(f"{path}: cannot be read ({e}); reinstall scikit-learn or use --data cifar10") from None
+        raise UserError(f"{path}: cannot be read ({e}); reinstall scikit-learn or use --data cifar10") from None
 
 
 # ------------------------------------------------------------------------------------------------ a folder of images
@@ -239,23 +240,23 @@ def scan(folder: Path) -> Scan:
     """List `train/<class>/*` and `test/<class>/*`, or `<class>/*`, in the order of names; opens no image.
 
     Hidden entries and whatever lies beside the class folders (a README) are passed over. Links may lead anywhere; nothing
-    below a class folder is descended into, so loops end. Raises ValueError: the path, what is wrong with it, the remedy.
+    below a class folder is descended into, so loops end. Raises UserError: the path, what is wrong with it, the remedy.
     """
     train, test = folder / "train", folder / "test"
     if train.is_dir() and test.is_dir():
         train_classes, test_classes = _class_folders(train), _class_folders(test)
         if differ := sorted(set(train_classes) ^ set(test_classes)):
             only = "; ".join(f"'{c}' only in {'train' if c in train_classes else 'test'}" for c in differ[:5])
-            raise ValueError(f"{folder}: train and test must have the same class folders: {only}")
+            raise UserError(f"{folder}: train and test must have the same class folders: {only}")
         classes = tuple(train_classes)
         return Scan(classes, _labelled(train_classes), _labelled(test_classes))
     for half, other in ((train, "test"), (test, "train")):
         if half.is_dir() and any(p.is_dir() for p in _entries(half)):
-            raise ValueError(f"{folder}: has {half.name}/ but no {other}/; add it, or put the class folders directly into {folder}")
+            raise UserError(f"{folder}: has {half.name}/ but no {other}/; add it, or put the class folders directly into {folder}")
     by_class = _class_folders(folder)
     for name, files in by_class.items():
         if len(files) < 2:
-            raise ValueError(f"{folder / name}: has one image; add some: train and test each need one of every class")
+            raise UserError(f"{folder / name}: has one image; add some: train and test each need one of every class")
     return Scan(tuple(by_class), _labelled(by_class), None)
 
 
@@ -264,9 +265,9 @@ def _entries(folder: Path) -> list[Path]:
         entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
         for path in entries:
             if not path.exists():
-                raise ValueError(f"{path}: a link that leads nowhere; mend it or remove it")
+                raise UserError(f"{path}: a link that leads nowhere; mend it or remove it")
     except OSError as e:
-        raise ValueError(f"{folder}: cannot be listed ({e.strerror}); check the path and its permissions") from None
+        raise UserError(f"{folder}: cannot be listed ({e.strerror}); check the path and its permissions") from None
     return entries
 
 
@@ -277,15 +278,15 @@ def _class_folders(folder: Path) -> dict[str, list[Path]]:
         files = [p for p in _entries(class_folder) if p.name != "dataset.yaml"]
         for path in files:
             if not path.is_file():
-                raise ValueError(f"{path}: not a file; a class folder holds images alone, so move or remove it")
+                raise UserError(f"{path}: not a file; a class folder holds images alone, so move or remove it")
         if printable(class_folder.name) != class_folder.name:
-            raise ValueError(f"{class_folder}: rename the folder: a class's name is readable text")
+            raise UserError(f"{class_folder}: rename the folder: a class's name is readable text")
         if not files:
-            raise ValueError(f"{class_folder}: no images; add some or remove the folder")
+            raise UserError(f"{class_folder}: no images; add some or remove the folder")
         by_class[class_folder.name] = files
     if len(by_class) < 2:
         found = f"only one, '{next(iter(by_class))}'" if by_class else "none"
-        raise ValueError(f"{folder}: expected at least two class folders with images in them, found {found}")
+        raise UserError(f"{folder}: expected at least two class folders with images in them, found {found}")
     return by_class
 
 
@@ -301,14 +302,14 @@ def folder_digest(folder: Path, found: Scan, mirror: bool) -> str:
             with path.open("rb") as f:
                 content = hashlib.file_digest(f, "sha256").digest()
         except OSError as e:
-            raise ValueError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
+            raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
         digest.update(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape") + b"\0" + content)
     return digest.hexdigest()[:32]
 
 
 def _folder(folder: Path, data_dir: Path) -> Source:
     if not folder.is_dir():
-        raise ValueError(f"--data {folder}: no such folder; expected auto, cifar10, digits, or a folder of images")
+        raise UserError(f"--data {folder}: no such folder; expected auto, cifar10, digits, or a folder of images")
     folder = folder.resolve()
     found, mirror = scan(folder), _mirror(folder / "dataset.yaml")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-.")[:80] or "folder"
@@ -324,8 +325,8 @@ def _mirror(path: Path) -> bool:
     values, places = read_yaml(path)
     for key in values:
         if key != "mirror":
-            raise ValueError(f"{places[(key,)]}: {key}: unknown key; dataset.yaml has 'mirror' alone")
+            raise UserError(f"{places[(key,)]}: {key}: unknown key; dataset.yaml has 'mirror' alone")
     mirror = values.get("mirror", True)
     if mirror is not True and mirror is not False:
-        raise ValueError(f"{places[('mirror',)]}: mirror: expected true or false")
+        raise UserError(f"{places[('mirror',)]}: mirror: expected true or false")
     return mirror

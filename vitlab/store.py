@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from vitlab.errors import UserError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -35,12 +37,12 @@ def shown_uri(root: Path) -> str:
 def prepare_store(root: Path) -> str:
     """Make the database and the experiment, once, before any fan-out; nothing to do for a server. Without mlflow where both are there.
 
-    Returns why that could not be, else "": nothing waits for it. Raises ValueError for a file that is no database.
+    Returns why that could not be, else "": nothing waits for it. Raises UserError for a file that is no database.
     """
     try:
         if tracking_uri(root) == own_uri(root) and _stored_location(root) != _artifact_location(root):
             connect(root)
-    except ValueError:
+    except UserError:
         raise
     except Exception as e:
         return reason(e)
@@ -62,7 +64,7 @@ def _artifact_location(root: Path) -> str:
 def _stored_location(root: Path) -> str | None:
     """Where the database in `root` says that artifacts lie; None where it is not there yet, or has no experiment of ours.
 
-    Raises ValueError for a file that is no database.
+    Raises UserError for a file that is no database.
     """
     if not (root / "mlflow.db").exists():
         return None
@@ -75,7 +77,7 @@ def _stored_location(root: Path) -> str | None:
             raise  # it is locked, or cannot be read
         except sqlite3.DatabaseError as e:
             remedy = "move it away; 'vitlab sync' fills a new one from the runs' folders"
-            raise ValueError(f"{root / 'mlflow.db'}: not a readable database ({e}); {remedy}") from None
+            raise UserError(f"{root / 'mlflow.db'}: not a readable database ({e}); {remedy}") from None
     return row[0] if row else None
 
 
@@ -153,7 +155,7 @@ class Store:
                     raise
         if found.lifecycle_stage == "deleted":
             remedy = f"bring it back with 'mlflow experiments restore -x {found.experiment_id}'"
-            raise ValueError(f"{self.key}: the experiment '{EXPERIMENT}' was deleted; {remedy}")
+            raise UserError(f"{self.key}: the experiment '{EXPERIMENT}' was deleted; {remedy}")
         old = found.artifact_location
         if uri == own_uri(self.root) and old != location and old.startswith("file:") and old.endswith("/mlartifacts"):
             _relocate(self.root, old, location)

@@ -27,8 +27,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from vitlab import records
+from vitlab.errors import UserError
 from vitlab.journal import RunInfo, read_journal, write_json
-from vitlab.store import Store, connect, locked, own_runs, own_uri, reason, tracking_uri, without_password
+from vitlab.store import Store, connect, locked, own_runs, own_uri, reason, shown_uri, tracking_uri, without_password
 
 if TYPE_CHECKING:
     from torch import nn
@@ -521,31 +522,39 @@ class FinishedRun:
     folder: Path | None  # its artifacts, where they lie on this machine
 
     def fetch(self, artifact: str, dst: Path) -> Path:
-        """The artifact's path: its own where it lies on this machine, else downloaded into `dst`. Raises ValueError where there is none."""
+        """The artifact's path: its own where it lies on this machine, else downloaded into `dst`. Raises UserError where there is none."""
         if self.folder is not None and (self.folder / artifact).exists():
             return self.folder / artifact
         return download(self.root, self.run_id, artifact, dst)
 
 
 def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
-    """Copy a run's artifact into `dst` and return its path there. Raises ValueError where there is none."""
+    """Copy a run's artifact into `dst` and return its path there. Raises UserError where there is none."""
     from mlflow.exceptions import MlflowException
 
     dst.mkdir(parents=True, exist_ok=True)
     try:
         return Path(connect(root).client.download_artifacts(run_id, artifact, str(dst)))
     except (MlflowException, OSError) as e:
-        raise ValueError(f"MLflow run {run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'") from None
+        raise UserError(f"MLflow run {run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'") from None
 
 
 def finished_runs(root: Path, experiment: str | None = None, profile: str | None = None, dataset: str | None = None) -> list[FinishedRun]:
-    """Every finished seed's run, oldest first: one a seed, the last one where it was trained anew."""
+    """Every finished seed's run, oldest first: one a seed, the last one where it was trained anew. Raises UserError where MLflow's server
+    cannot be reached."""
     wanted = {"vitlab.experiment": experiment, "vitlab.profile": profile, "vitlab.dataset": dataset}
     tags = {"vitlab.kind": "seed", "vitlab.finished": "true"} | {k: v for k, v in wanted.items() if v is not None}
     if tracking_uri(root) == own_uri(root):
         found = [(run_id, uri, said) for run_id, uri, said in own_runs(root) if said.items() >= tags.items()]
     else:
-        found = [(run.info.run_id, run.info.artifact_uri, run.data.tags) for run in connect(root).find(tags)]
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = [(run.info.run_id, run.info.artifact_uri, run.data.tags) for run in connect(root).find(tags)]
+        except MlflowException as e:
+            raise UserError(
+                f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI"
+            ) from None
     return [FinishedRun(run_id, said["mlflow.parentRunId"], said, root, _local(uri)) for run_id, uri, said in found]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from vitlab import config, records
 from vitlab.claims import Claim, Ledger, exact, fingerprint, measure
 from vitlab.config import Schema
+from vitlab.errors import UserError
 from vitlab.ranking import ranked
 from vitlab.records import RunRecord
 from vitlab.statistics import Pair, distance, estimate, holm, pair, seeds_needed
@@ -151,7 +152,7 @@ def _effect(claim: Claim, values: list[float]) -> float:
         return values[0]
     first, second = values
     if claim.relative and not second:
-        raise ValueError(f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0")
+        raise UserError(f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0")
     return 100 * (first - second) / second if claim.relative else first - second
 
 
@@ -180,7 +181,7 @@ def rule(result: Result) -> str:
 
 def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float) -> Pair | None:
     """The claim's two runs image by image, from their predictions.npz; None where it has one arm, where one of them is not at hand,
-    where they are about different images, or say nothing about its metric. Raises ValueError for a damaged file."""
+    where they are about different images, or say nothing about its metric. Raises UserError for a damaged file."""
     if len(predictions) != 2 or claim.relative:
         return None
     first, second = (_right(path, claim.metric_of(arm)) for path, arm in zip(predictions, claim.arms, strict=True))
@@ -206,4 +207,4 @@ def _right(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | No
             return stored["labels"], ranked(scores)[:, 0] == stored["labels"]
     except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
         remedy = "train the run anew with --force, or delete it in MLflow, then 'vitlab sync'"
-        raise ValueError(f"{path}: no readable predictions ({str(e) or type(e).__name__}); {remedy}") from None
+        raise UserError(f"{path}: no readable predictions ({str(e) or type(e).__name__}); {remedy}") from None

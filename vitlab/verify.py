@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from vitlab import report
+from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.yaml_places import shown
 
@@ -20,9 +21,12 @@ AROUND = 40  # characters shown before and after where two lines part
 def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     """The pages that were compared, and what is wrong with them: `file:line: expected ..., found ...`.
 
-    `root` has the main README.md, whose numbers stand in blocks (see blocks.py), and benchmarks/.
+    `root` has the main README.md, whose numbers stand in blocks (see blocks.py), and benchmarks/. Raises UserError where `root` has
+    no README.md or there is no `results_dir`.
     """
     readme, benchmarks, pages = root / "README.md", root / "benchmarks", _pages()
+    if not readme.is_file() or not results_dir.is_dir():
+        raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
     text = readme.read_text(encoding="utf-8")
     expected = _results(results_dir) | pages.all_pages(benchmarks)
     expected[readme] = report.readme(pages.readme(text, benchmarks), results_dir)

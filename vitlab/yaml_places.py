@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vitlab.errors import UserError
 from vitlab.files import UNPRINTABLE, printable
 
 MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
@@ -66,7 +67,7 @@ def cut(text: str) -> str:
 def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Place]]:
     """The value that `text` spells, and for each of its keys where it stands; `where` makes a place of a line's number.
 
-    Raises ValueError, with the place, for what is not YAML, and for what settings need not and what can do harm: aliases
+    Raises UserError, with the place, for what is not YAML, and for what settings need not and what can do harm: aliases
     (which multiply without bound), tags (which ask for other types), control characters, deep nesting, keys that are no
     words or are given twice.
     """
@@ -75,22 +76,22 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
         for event in yaml.parse(text, Loader=_Loader):
             place = where(event.start_mark.line + 1)
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
+                raise UserError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
             if getattr(event, "tag", None) is not None:
-                raise ValueError(f"{place}: tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write the value alone")
+                raise UserError(f"{place}: tags ({event.tag.replace('tag:yaml.org,2002:', '!!')}) are not allowed; write the value alone")
             if isinstance(event, yaml.ScalarEvent) and (bad := UNPRINTABLE.search(event.value)):
-                raise ValueError(f"{place}: a character that cannot be shown ({printable(bad[0])}); remove it")
+                raise UserError(f"{place}: a character that cannot be shown ({printable(bad[0])}); remove it")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise ValueError(f"{place}: more than {MAX_DEPTH} levels deep; an experiment has five")
+                raise UserError(f"{place}: more than {MAX_DEPTH} levels deep; an experiment has five")
         node = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
         what = ", ".join(said for said in (e.context, e.problem) if said)
-        raise ValueError(f"{where(line)}: not valid YAML: {what}; mend the line, and indent with spaces") from None
+        raise UserError(f"{where(line)}: not valid YAML: {what}; mend the line, and indent with spaces") from None
     except yaml.reader.ReaderError as e:
         line = text.count("\n", 0, e.position) + 1
-        raise ValueError(f"{where(line)}: not valid YAML: a character that cannot be shown (\\x{e.character:02x}); remove it") from None
+        raise UserError(f"{where(line)}: not valid YAML: a character that cannot be shown (\\x{e.character:02x}); remove it") from None
     places: dict[Keys, Place] = {}
     if node is None:
         return None, places
@@ -101,27 +102,27 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, Place]]:
     """The mapping in `path`, and for each of its keys where it stands.
 
-    Raises ValueError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not a mapping, or
+    Raises UserError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not a mapping, or
     that `parse` refuses.
     """
     name = shown(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
-            raise ValueError(f"{name}: not a file; expected an experiment's YAML file")
+            raise UserError(f"{name}: not a file; expected an experiment's YAML file")
         with path.open("rb") as f:
             content = f.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise ValueError(f"{name}: larger than {MAX_FILE_BYTES >> 10} KiB; an experiment is a page of YAML")
+            raise UserError(f"{name}: larger than {MAX_FILE_BYTES >> 10} KiB; an experiment is a page of YAML")
         text = content.decode("utf-8-sig")
     except OSError as e:
-        raise ValueError(f"{name}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
+        raise UserError(f"{name}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
     except UnicodeDecodeError as e:
-        raise ValueError(f"{name}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
+        raise UserError(f"{name}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
     values, places = parse(text, lambda line: Place(name, line))
     if values is None:
-        raise ValueError(f"{name}: empty; expected a mapping such as 'model:', 'train:'")
+        raise UserError(f"{name}: empty; expected a mapping such as 'model:', 'train:'")
     if not isinstance(values, dict):
-        raise ValueError(f"{places[()]}: expected a mapping ('key: value' lines) at the top")
+        raise UserError(f"{places[()]}: expected a mapping ('key: value' lines) at the top")
     return values, places
 
 
@@ -132,9 +133,9 @@ def _note_places(node: yaml.Node, path: Keys, where: Callable[[int], Place], pla
         for key, value in node.value:
             place = where(key.start_mark.line + 1)
             if key.tag != "tag:yaml.org,2002:str" or len(key.value) > MAX_KEY:
-                raise ValueError(f"{place}: keys must be plain words")
+                raise UserError(f"{place}: keys must be plain words")
             if key.value in seen:
-                raise ValueError(f"{place}: {dotted((*path, key.value))}: given twice; keep one")
+                raise UserError(f"{place}: {dotted((*path, key.value))}: given twice; keep one")
             seen.add(key.value)
             _note_places(value, (*path, key.value), where, places)
             places[(*path, key.value)] = place
