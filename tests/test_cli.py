@@ -108,9 +108,7 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     assert student.teacher.gain == pytest.approx(student.metrics["test_top1"] - found["resnet50"].metrics["test_top1"])
     assert {"test_cls_top1", "test_dist_top1", "test_raw_top1", "test_ema_top1"} <= student.metrics.keys()
     assert {"test_confidence", "test_confidence_above_90"} <= student.metrics.keys()
-    # a tail of a twentieth of these epochs begins within the last one
-    assert student.metrics["validation_top1_phase_0"] == student.history[-2]["validation/ema_top1"]
-    assert not [key for key in found["01_baseline_vit"].metrics if "phase" in key]
+    assert not [key for record in found.values() for key in record.metrics if "phase" in key]  # so short that the clean tail has no step
 
     # MLflow: a finished child for each, under a parent, with the record's numbers
     runs = tracking.finished_runs(small_world)

@@ -167,7 +167,7 @@ def finish(
     by_epoch = [row["validation/ema_top1" if trained.ema else "validation/top1"] for row in trained.history]
     metrics["validation_top1"] = by_epoch[-1]
     for i, epochs in enumerate(schedule.whole_epochs(cfg, len(data.train_labels))[:-1]):
-        if epochs:
+        if 0 < epochs < len(by_epoch):  # in a short training the last phase may have no step
             metrics[f"validation_top1_phase_{i}"] = by_epoch[epochs - 1]
 
     teacher = None
