@@ -107,6 +107,8 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     assert student.teacher.fingerprint == found["resnet50"].fingerprint
     assert student.teacher.gain == pytest.approx(student.metrics["test_top1"] - found["resnet50"].metrics["test_top1"])
     assert {"test_cls_top1", "test_dist_top1", "test_raw_top1", "test_ema_top1"} <= student.metrics.keys()
+    assert {"test_confidence", "test_confidence_above_90"} <= student.metrics.keys()
+    assert not [key for record in found.values() for key in record.metrics if "phase" in key]  # so short that the clean tail has no step
 
     # MLflow: a finished child for each, under a parent, with the record's numbers
     runs = tracking.finished_runs(small_world)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vitlab import config, yaml_places
 from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS, REPOSITORY
+from vitlab.sources import CIFAR10_CLASSES
 
 LADDER = [*sorted(p for p in EXPERIMENTS.glob("*.yaml") if p.name != "claims.yaml"), *sorted((EXPERIMENTS / "teachers").glob("*.yaml"))]
 MINIMAL = """\
@@ -298,6 +299,16 @@ MISTAKES = {
     "no such teacher": (MINIMAL + "distill:\n  teacher: nobody.yaml\n", "x.yaml:9: distill.teacher:"),
     "phases over 100 %": (MINIMAL.replace("- name: all", "- {name: a, percent: 60}\n  - {name: b, percent: 50}"), "add up to 110 %"),
     "two open phases": (MINIMAL.replace("- name: all", "- {name: a}\n  - {name: b}"), "only one may leave its length out"),
+    "a range and a number": (MINIMAL + "claim: {text: x, source: y, low: 1, high: 2, top1: 1}\n", "x.yaml:8: claim: 'low' and 'high'"),
+    "half a range": (MINIMAL + "claim: {text: x, source: y, low: 1}\n", "x.yaml:8: claim: give 'low' and 'high' together"),
+    "a range backwards": (
+        MINIMAL + "claim: {text: x, source: y, low: 2, high: 1}\n",
+        "x.yaml:8: claim: 'low' and 'high', the lower one first",
+    ),
+    "unknown of a class": (
+        MINIMAL + "claim: {text: x, source: y, per_class: {cat: {precision: 1, recal: 1, f1: 1, accuracy: 1}}}\n",
+        "x.yaml:8: claim.per_class.cat.recal: unknown key, did you mean 'recall'?",
+    ),
     "two units": (MINIMAL.replace("lr: 1e-3", "lr: 1e-3, warmup: {epochs: 1, steps: 2}"), "exactly one of"),
 }
 
@@ -411,6 +422,28 @@ def test_a_new_key_leaves_a_fingerprint_as_it_is(tmp_path: Path) -> None:
     assert config.fingerprint(later, "d", None) == config.fingerprint(now, "d", None)
     used = Later.model_validate_json(json.dumps(json.loads(now.model_dump_json()) | {"another": 4}))
     assert config.fingerprint(used, "d", None) != config.fingerprint(now, "d", None)
+
+
+def test_what_the_report_says_changes_no_fingerprint() -> None:
+    cfg = config.load(EXPERIMENTS / "06_kd_r50_class_attention.yaml").config
+    assert cfg.claim.per_class
+    assert config.fingerprint(cfg.model_copy(update={"claim": None}), "data", "t") == config.fingerprint(cfg, "data", "t")
+    assert not [key for key in config.flatten(cfg) if key.startswith("claim")]
+
+
+def test_the_claimed_classes_agree_with_one_another() -> None:
+    """As the report's own numbers must: F1 of precision and recall, accuracy equal to recall, their mean the top-1. It is a slip of the
+    pen that this finds."""
+    claim = config.load(EXPERIMENTS / "06_kd_r50_class_attention.yaml").config.claim
+    assert tuple(claim.per_class) == CIFAR10_CLASSES
+    for of in claim.per_class.values():
+        assert of.f1 == pytest.approx(2 * of.precision * of.recall / (of.precision + of.recall), abs=0.011)
+        assert of.accuracy == of.recall
+    assert sum(of.accuracy for of in claim.per_class.values()) / 10 == pytest.approx(claim.top1)
+    for true, called in claim.confusions.items():
+        assert {true, *called} <= set(CIFAR10_CLASSES)
+        assert sum(called.values()) <= 1000 - 10 * claim.per_class[true].recall
+    assert claim.top1 - claim.teacher_top1 == pytest.approx(6.98)
 
 
 def test_spelling_out_a_default_changes_nothing(tmp_path: Path) -> None:

@@ -60,6 +60,19 @@ def test_of_equal_scores_the_lowest_class_comes_first_in_every_number() -> None:
     assert [c for *_, c in shown] == pytest.approx(confidences)
 
 
+def test_confidence_by_hand() -> None:
+    """Probabilities of the predicted class: 0.95 and right, 0.92 and wrong, 0.6 and right; 0.95 again for another class, and right."""
+    scores = torch.tensor([[0.95, 0.05], [0.92, 0.08], [0.6, 0.4], [0.05, 0.95]]).log()
+    labels = torch.tensor([0, 1, 0, 1])
+    got = evaluate.confidence(scores, labels)
+    assert got == {
+        "confidence": pytest.approx(85.5),
+        "confidence_above_90": pytest.approx(75.0),
+        "confidence_above_90_accuracy": pytest.approx(200 / 3),
+    }
+    assert evaluate.confidence(scores[2:3], labels[2:3]) == {"confidence": pytest.approx(60.0), "confidence_above_90": 0.0}
+
+
 def test_confusion_and_per_class_equal_scikit_learns(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
     scores, labels = scored
     counts = evaluate.confusion(scores, labels)

@@ -108,6 +108,34 @@ def test_every_caption_says_how_sure_and_where(tmp_path: Path, undrawn: None) ->
         assert "Data set cifar10, profile overnight, seeds 0, 1, 2, device NVIDIA H100" in caption
 
 
+def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = GAIN.model_copy(update={"id": "tried", "statement": "One setting against another.", "exploratory": True})
+    unseen = tried.model_copy(update={"id": "unseen", "statement": "Not trained.", "arms": SMALLER.arms})
+    declare(monkeypatch, GAIN, SMALLER, HEADLINE, tried, unseen)
+    report.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert page.text.count("Of 3 claims of the reports 2 are supported") == 2
+    assert [row[0] for row in page.table("What the reports claim")[1:]] == [GAIN.statement, SMALLER.statement]
+    apart = page.table("What the reports do without claiming")
+    assert apart[1:] == [
+        ["One setting against another.", f"{REGULARISED} against {BASELINE}", "+3.10 [+2.85, +3.35] points", "3"],
+        ["Not trained.", f"{STUDENT} against {STUDENT} [model.position=learned]", "–", "–"],
+    ]
+    assert [report.md(cell) for cell in apart[1]] in markdown_rows(tmp_path / "README.md")
+    assert "Holm over the 1 tested claim." in page.text
+    hrefs = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
+    assert hrefs <= {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
+
+
+def test_four_arms_are_two_differences(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, GAIN.model_copy(update={"arms": (GAIN.arms[0], GAIN.arms[1], GAIN.arms[1], GAIN.arms[0])}))
+    report.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert page.table("What the reports claim")[1][3].startswith("+6.20 [")
+    assert f"{REGULARISED} less {BASELINE} against {BASELINE} less {REGULARISED}" in page.text
+    assert page.table("Each seed's effect")[0] == ["Seed", REGULARISED, BASELINE, "Effect (points)"]
+
+
 @pytest.mark.parametrize("profile", ["overnight", "full"])
 def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
     report.build(arms(profile=profile), tmp_path, {})

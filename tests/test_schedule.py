@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitlab import schedule
+from vitlab import config, schedule
 from vitlab.config import EMA, Length, Phase
+from vitlab.paths import EXPERIMENTS
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,15 @@ def test_phases_of_the_distillation_report() -> None:
     assert ends == [285 * 247, 300 * 247]
     assert schedule.phase_at(285 * 247 - 1, phases, ends).name == "strong"
     assert schedule.phase_at(285 * 247, phases, ends).name == "clean"
+
+
+def test_whole_epochs_before_a_phase_ends() -> None:
+    cfg = config.load(EXPERIMENTS / "06_kd_r50_class_attention.yaml").config
+    assert schedule.whole_epochs(cfg, 47_500) == [285, 300]
+    short = config.load(EXPERIMENTS / "06_kd_r50_class_attention.yaml", sets=("train.epochs=6",)).config
+    assert schedule.whole_epochs(short, 47_500) == [5, 6]  # a tail of 0.3 epochs begins within the sixth
+    one = config.load(EXPERIMENTS / "06_kd_r50_class_attention.yaml", sets=("train.epochs=1",)).config
+    assert schedule.whole_epochs(one, 47_500) == [0, 1]
 
 
 def test_every_step_has_a_phase_whatever_rounds() -> None:

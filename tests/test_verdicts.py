@@ -143,6 +143,45 @@ def test_full_size_only_is_about_full_size_only() -> None:
     assert [judge(ledger(params), (), profile=profile)[0].verdict for profile in config.PROFILES] == ["not measured"] * 3 + ["supported"]
 
 
+def test_a_gain_is_held_against_another_gain() -> None:
+    """(53 - 50) - (51 - 50.5) = 2.5 and so on; what only one of the four arms has not counts for none."""
+    c, d = Arm(experiment="03_hybrid_r18"), Arm(experiment="04_explicit_transformer")
+    runs = [*three(A, 53, 54, 55.5, 99.0), *three(B, 50, 50, 51), *three(c, 51, 52, 52), *three(d, 50.5, 51, 51)]
+    (got,) = judge(ledger(claim(arms=(A, B, c, d))), runs)
+    assert got.values == (2.5, 3.0, 3.5)
+    assert (got.unit, got.verdict, len(got.arms)) == ("points", "supported", 4)
+
+
+def test_spread_is_the_distance_from_the_arms_median() -> None:
+    """Distances of 50, 54, 51 from 51: 1, 3, 0; of 60, 60.5, 62 from 60.5: 0.5, 0, 1.5. Their means are what Brown and Forsythe compare."""
+    first, second = (50.0, 54.0, 51.0), (60.0, 60.5, 62.0)
+    (got,) = judge(ledger(claim(spread=True)), [*three(A, *first), *three(B, *second)])
+    assert got.values == (0.5, 3.0, -1.5)
+    assert got.metric == "spread over seeds of test_top1"
+    z = [[abs(v - np.median(of)) for v in of] for of in (first, second)]
+    assert stats.f_oneway(*z).statistic == pytest.approx(stats.levene(first, second, center="median").statistic)
+    assert got.effect == pytest.approx(np.mean(z[0]) - np.mean(z[1]))
+
+
+def test_what_no_report_claims_is_measured_and_not_judged() -> None:
+    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
+    got = judge(ledger(claim(), claim(id="d", exploratory=True), claim(id="e", exploratory=True, full_size_only=True)), runs)
+    assert [r.verdict for r in got] == ["supported", "exploratory", "exploratory"]
+    assert (got[1].values, got[1].low, got[1].high) == (got[0].values, got[0].low, got[0].high)
+    assert (got[1].p, got[1].p_holm, got[1].more_seeds) == (None, None, None)
+    assert got[0].p_holm == got[0].p  # a family of one
+    assert (got[2].effect, got[2].note) == (None, "about full size only")
+
+
+def test_records_older_than_a_metric_are_left_out() -> None:
+    arms = (Arm(experiment=A.experiment, metric="test_confidence"),)
+    younger = [run(A, seed, metrics={"test_confidence": 90.0 + seed}) for seed in (1, 2)]
+    (got,) = judge(ledger(claim(arms=arms, metric=None)), [run(A), *younger])
+    assert (got.seeds, got.values, got.note) == ((1, 2), (91.0, 92.0), "records without test_confidence are left out")
+    (none,) = judge(ledger(claim(arms=arms, metric=None)), [run(A)])
+    assert (none.verdict, none.note) == ("not measured", "records without test_confidence are left out")
+
+
 # -------------------------------------------------------------------------------------------------------- declarations
 
 
@@ -164,5 +203,7 @@ def test_a_claim_may_change_until_it_is_measured() -> None:
     assert before[0].verdict == "not measured"
     runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
     assert not judge(ledger(claim(at_least=1.0)), runs, before)[0].changed
+    unseen = judge(ledger(claim(exploratory=True)), [])
+    assert not judge(ledger(), runs, unseen)[0].changed
     one_seed = judge(ledger(), [runs[0], runs[3]])  # undecided, but seen
     assert judge(ledger(claim(at_least=1.0)), runs, one_seed)[0].changed

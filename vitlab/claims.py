@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vitlab import config, cost
 from vitlab.config import Schema
@@ -31,6 +31,9 @@ UNITS = {
     "gflops_last_third": "GFLOPs",
     "teacher_gain": "points",
     "confusion_lead": "images",
+    "confusion_either": "images",
+    "class_lead": "points",
+    "class_lag": "points",
 }
 
 Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
@@ -68,14 +71,23 @@ class Claim(Schema):
     id: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")]
     statement: str
     source: str  # report and section
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=2)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=4)]
     metric: Metric | None = None
     relative: bool = False  # the difference in percent of the second arm's value
+    spread: bool = False  # how far each seed is from its arm's median over seeds, in place of the value
     claimed: float | None = None  # the effect that the report gives
     at_least: float | None = None
     at_most: float | None = None
     within: Within | None = None
     full_size_only: bool = False
+    exploratory: bool = False  # no report claims it: measured, but neither tested nor judged
+
+    @field_validator("arms")
+    @classmethod
+    def _pairs(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        if len(arms) == 3:
+            raise ValueError("expected one, two, or four: two differences")
+        return arms
 
     @model_validator(mode="after")
     def _consistent(self) -> Claim:
@@ -83,8 +95,10 @@ class Claim(Schema):
             raise ValueError("give exactly one of 'at_least', 'at_most', 'within'")
         if any(arm.metric is None and self.metric is None for arm in self.arms):
             raise ValueError("give 'metric', for the claim or for each arm")
-        if self.relative and len(self.arms) == 1:
-            raise ValueError("relative: needs a second arm to be relative to")
+        if self.relative and len(self.arms) != 2:
+            raise ValueError("relative: needs a second arm to be relative to, and no further ones")
+        if self.spread and (len(self.arms) != 2 or self.relative or self.exact):
+            raise ValueError("spread: needs two arms that are trained, and a plain difference between them")
         if len({self.metric_of(arm) in EXACT for arm in self.arms}) > 1:
             raise ValueError("metric: one arm's is trained for and the other's is not")
         return self
@@ -106,7 +120,7 @@ class Claim(Schema):
             return "%"
         if metric.endswith("loss"):
             return "nats"
-        return UNITS.get(metric, "points" if len(self.arms) == 2 else "%")
+        return UNITS.get(metric, "%" if len(self.arms) == 1 else "points")
 
     @property
     def region(self) -> tuple[float, float]:
@@ -170,25 +184,32 @@ def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> st
     return config.fingerprint(resolved.config, digest, teacher)
 
 
+class NotRecorded(UserError):
+    """A record has no such metric: it is misspelt, or younger than the record."""
+
+
 def measure(record: RunRecord, metric: str) -> float:
-    """One run's value of a metric that is not EXACT. Raises UserError where the record has no such metric."""
+    """One run's value of a metric that is not EXACT. Raises UserError; NotRecorded where the record has no such metric."""
     name, *classes = metric.split(".")
     if metric == "teacher_gain" and record.teacher is not None:
         return record.teacher.gain
     if metric == "train_loss" and record.history and "train/loss" in record.history[-1]:
         return record.history[-1]["train/loss"]
-    if name in ("confusion", "confusion_lead") and len(classes) == 2:
+    count, compute = OF_CLASSES.get(name, (0, None))
+    if compute is not None and len(classes) == count:
         if unknown := set(classes) - set(record.dataset.classes):
             names = ", ".join(record.dataset.classes)
-            raise UserError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected two of {names}")
-        if name == "confusion_lead" and classes[0] == classes[1]:
+            wanted = ("one", "two")[count - 1]
+            raise UserError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected {wanted} of {names}")
+        if name.startswith("confusion_") and classes[0] == classes[1]:
             raise UserError(f"{metric}: expected two different classes")
-        return _confusion(record, *classes) if name == "confusion" else _confusion_lead(record, *classes)
+        return compute(record, *classes)
     if metric in record.metrics:
         return record.metrics[metric]
     known = ", ".join(sorted(record.metrics))
-    raise UserError(
-        f"{metric}: not in the record of {record.experiment}; expected {known}, train_loss, teacher_gain or confusion[_lead].A.B"
+    raise NotRecorded(
+        f"{metric}: not in the record of {record.experiment}; expected {known}, train_loss, teacher_gain, "
+        "confusion[_lead|_either].A.B or class_[lead|lag].A"
     )
 
 
@@ -200,13 +221,40 @@ def _confusion(record: RunRecord, true: str, predicted: str) -> float:
     return 100 * row[names.index(predicted)] / sum(row)
 
 
+def _confusion_either(record: RunRecord, a: str, b: str) -> float:
+    i, j = record.dataset.classes.index(a), record.dataset.classes.index(b)
+    return float(record.confusion[i][j] + record.confusion[j][i])
+
+
 def _confusion_lead(record: RunRecord, a: str, b: str) -> float:
-    counts = np.array(record.confusion)
-    either = np.triu(counts + counts.T, k=1)
-    i, j = sorted((record.dataset.classes.index(a), record.dataset.classes.index(b)))
-    own = float(either[i, j])
-    either[i, j] = -1
-    return own - float(either.max())
+    pairs = itertools.combinations(record.dataset.classes, 2)
+    return _confusion_either(record, a, b) - max(_confusion_either(record, *pair) for pair in pairs if {*pair} != {a, b})
+
+
+def _class_lead(record: RunRecord, name: str) -> float:
+    own, others = _accuracies(record, name)
+    return own - max(others)
+
+
+def _class_lag(record: RunRecord, name: str) -> float:
+    own, others = _accuracies(record, name)
+    return min(others) - own
+
+
+def _accuracies(record: RunRecord, name: str) -> tuple[float, list[float]]:
+    """The class's accuracy, and those of all others, in percent."""
+    by_class = {other: _confusion(record, other, other) for other in record.dataset.classes}
+    return by_class.pop(name), list(by_class.values())
+
+
+# Metrics of named classes: of how many, and how they are computed.
+OF_CLASSES: dict[str, tuple[int, Callable[..., float]]] = {
+    "confusion": (2, _confusion),
+    "confusion_either": (2, _confusion_either),
+    "confusion_lead": (2, _confusion_lead),
+    "class_lead": (1, _class_lead),
+    "class_lag": (1, _class_lag),
+}
 
 
 def exact(resolved: config.Resolved, metric: str, classes: int) -> float:

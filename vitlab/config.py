@@ -51,13 +51,50 @@ class Length(Schema):
         return self
 
 
-class Claim(Schema):
-    """What the original report says this experiment reaches; shown beside the measured number."""
+Percent = Annotated[float, Field(ge=0, le=100)]
 
-    text: str
-    top1: Annotated[float, Field(ge=0, le=100)] | None = None  # percent; the middle of a claimed range
-    top5: Annotated[float, Field(ge=0, le=100)] | None = None  # percent
+
+class ClaimedClass(Schema):
+    """What a report gives for one class's test images, in percent."""
+
+    precision: Percent
+    recall: Percent
+    f1: Percent
+    accuracy: Percent
+
+
+class ClaimedRange(Schema):
+    low: float
+    high: float
+
+
+class Claim(Schema):
+    """What the original report says this experiment reaches; shown beside the measured numbers. No part of a run's fingerprint."""
+
+    text: str  # the claimed accuracy as the report words it
     source: str  # report and section
+    top1: Percent | None = None
+    low: Percent | None = None  # of a claimed range of top-1, given in place of `top1`
+    high: Percent | None = None
+    top5: Percent | None = None
+    train_loss: Annotated[float, Field(ge=0)] | None = None  # nats
+    params: Annotated[float, Field(gt=0)] | None = None  # millions
+    train_minutes: Annotated[float, Field(gt=0)] | None = None  # a student's without its teacher's
+    device: str | None = None  # that trained it
+    teacher_top1: Percent | None = None
+    ema_gain: ClaimedRange | None = None  # points of top-1, averaged weights less raw ones
+    before_tail_top1: Percent | None = None  # on the test split, when the last phase begins
+    confidence: Percent | None = None  # that predictions are said to exceed
+    per_class: dict[str, ClaimedClass] = {}
+    confusions: dict[str, dict[str, Annotated[int, Field(ge=0)]]] = {}  # true class -> predicted class -> of 1,000 test images
+
+    @model_validator(mode="after")
+    def _one_top1(self) -> Claim:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("give 'low' and 'high' together")
+        if self.low is not None and self.high is not None and (self.top1 is not None or self.low >= self.high):
+            raise ValueError("'low' and 'high', the lower one first, stand in place of 'top1'")
+        return self
 
 
 class Data(Schema):
@@ -476,8 +513,9 @@ def _tags(key: Keys) -> str:
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     """The keys allowed beside the unknown last one of `loc`, which may pass through union tags."""
     kinds: dict[str, type[Schema]] = {
-        "data": Data, "claim": Claim, "phases": Phase, "augment": Augment, "color_jitter": ColorJitter, "mix": Mix, "warmup": Length,
-        "train": Train, "ema": EMA, "distill": Distill, "vit": ViT, "resnet": ResNet, "adamw": AdamW, "sgd": SGD, "muon": Muon,
+        "data": Data, "claim": Claim, "ema_gain": ClaimedRange, "per_class": ClaimedClass, "phases": Phase, "augment": Augment,
+        "color_jitter": ColorJitter, "mix": Mix, "warmup": Length, "train": Train, "ema": EMA, "distill": Distill, "vit": ViT,
+        "resnet": ResNet, "adamw": AdamW, "sgd": SGD, "muon": Muon,
     }  # fmt: skip
     for part in reversed(loc[:-1]):
         if part in kinds:

@@ -43,6 +43,17 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def confidence(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """scores (N, C) logits, labels (N,) -> in percent: the mean probability of the predicted class, how many images have it above
+    0.9, and, where any has, how many of these are right."""
+    probability, predicted = scores.softmax(-1).max(-1)
+    sure = probability > 0.9
+    told = {"confidence": probability.mean().item() * 100, "confidence_above_90": sure.float().mean().item() * 100}
+    if sure.any():
+        told["confidence_above_90_accuracy"] = (predicted == labels)[sure].float().mean().item() * 100
+    return told
+
+
 def confusion(scores: Tensor, labels: Tensor) -> np.ndarray:
     """(C, C) counts, [true][predicted]."""
     classes = scores.shape[-1]

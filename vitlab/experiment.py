@@ -18,7 +18,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import vitlab
-from vitlab import checkpoint, config, cost, evaluate, files, machine, models, published, records, trainer
+from vitlab import checkpoint, config, cost, evaluate, files, machine, models, published, records, schedule, trainer
 from vitlab.data import Dataset, generator
 from vitlab.errors import UserError
 from vitlab.journal import Journal, RunInfo
@@ -155,13 +155,17 @@ def finish(
     scores, labels = heads[headline].mean(0), data.test_labels
     evaluate.write_predictions(folder / "predictions.npz", heads, labels, model.head_names, data.classes)
 
-    metrics = {f"test_{k}": v for k, v in evaluate.accuracy(scores, labels).items()}
+    metrics = {f"test_{k}": v for k, v in (evaluate.accuracy(scores, labels) | evaluate.confidence(scores, labels)).items()}
     for kind, z in heads.items():
         metrics |= {f"test_{kind}_{k}": v for k, v in evaluate.accuracy(z.mean(0), labels).items()}
     if len(model.head_names) > 1:
         for head, z in zip(model.head_names, heads[headline], strict=True):
             metrics[f"test_{head}_top1"] = evaluate.accuracy(z, labels)["top1"]
-    metrics["validation_top1"] = trained.history[-1]["validation/ema_top1" if trained.ema else "validation/top1"]
+    by_epoch = [row["validation/ema_top1" if trained.ema else "validation/top1"] for row in trained.history]
+    metrics["validation_top1"] = by_epoch[-1]
+    for i, epochs in enumerate(schedule.whole_epochs(cfg, len(data.train_labels))[:-1]):
+        if 0 < epochs < len(by_epoch):  # in a short training the last phase may have no step
+            metrics[f"validation_top1_phase_{i}"] = by_epoch[epochs - 1]
 
     teacher = None
     if run.teacher is not None and teacher_validation is not None:

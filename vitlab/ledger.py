@@ -43,7 +43,13 @@ class Book(Schema):
     @property
     def measured(self) -> list[Result]:
         """As pages show them: by verdict, then as declared."""
-        return sorted((r for r in self.results if r.verdict != "not measured"), key=lambda r: ORDER.index(r.verdict))
+        judged = [r for r in self.results if r.verdict not in ("not measured", "exploratory")]
+        return sorted(judged, key=lambda r: ORDER.index(r.verdict))
+
+    @property
+    def exploratory(self) -> list[Result]:
+        """What no report claims, measured or not."""
+        return [r for r in self.results if r.verdict == "exploratory"]
 
     @property
     def tested(self) -> int:
@@ -99,7 +105,7 @@ def _judge(declared: claims.Ledger, runs: Sequence[RunRecord], before: Mapping[s
         lambda claim, arms: verdicts.compare(claim, [predictions(run) for run in arms], declared.confidence),
         before,
     )
-    if not any(result.seeds for result in results):
+    if not any(result.seeds for result in results if result.verdict != "exploratory"):
         return None
     book = Book(
         profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, seeds=declared.seeds,
@@ -137,7 +143,8 @@ def section(book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
         f"anew, with seeds that are declared before they run: {LOOKED}, and Holm's correction does not make up for it.",
         "table": _table(book, runs),
         "figure": _caption("Effect and interval of every measured claim; shaded: where the claim holds", book, _used(book.results, runs)),
-        "details": [_details(result, book, runs) for result in book.measured],
+        "details": [_details(result, book, runs) for result in (*book.measured, *(r for r in book.exploratory if r.seeds))],
+        "exploratory": _exploratory(book, runs),
         "unmeasured": _unmeasured(book, runs),
     }
 
@@ -148,7 +155,7 @@ def said(book: Book) -> str:
     changed = sum(result.changed for result in book.results)
     formula = sum(not result.seeds for result in book.measured)
     return (
-        f"Of {len(book.results)} claims of the reports {supported} are supported, {refuted} refuted, {undecided} undecided and "
+        f"Of {len(book.results) - len(book.exploratory)} claims of the reports {supported} are supported, {refuted} refuted, {undecided} undecided and "
         f"{unmeasured} not measured"
         + (f" ({formula} judged by formula, without a run)." if formula else ".")
         + (f" Declared otherwise when first measured: {changed}." if changed else "")
@@ -162,7 +169,7 @@ def number(value: float, result: Result) -> str:
 
 
 def _sign(result: Result) -> str:
-    return "+" if len(result.arms) == 2 or result.unit in ("points", "images") else ""
+    return "+" if len(result.arms) > 1 or result.unit in ("points", "images") else ""
 
 
 def _scale(book: Book) -> str:
@@ -228,13 +235,16 @@ def _changed(result: Result) -> str:
 
 
 def _arms(result: Result) -> str:
-    return " against ".join(dict.fromkeys(arm.label for arm in result.arms))
+    labels = [arm.label for arm in result.arms]
+    if len(labels) == 4:
+        return f"{labels[0]} less {labels[1]} against {labels[2]} less {labels[3]}"
+    return " against ".join(dict.fromkeys(labels))
 
 
 def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
     facts = [
         ("Where", result.source),
-        ("Wanted", _wanted(result)),
+        ("Wanted", "" if result.verdict == "exploratory" else _wanted(result)),
         ("Effect", _effect(result)),
         ("Arms", _arms(result)),
         ("Metric", result.metric),
@@ -268,6 +278,22 @@ def _by_seed(result: Result, book: Book, runs: Sequence[RunRecord]) -> Table:
     ]
     columns = ("Seed", *arms, f"Effect ({result.unit})")
     return Table(_caption("Each seed's effect, and its records", book, _used([result], runs)), columns, "l" + "l" * len(arms) + "r", rows)
+
+
+def _exploratory(book: Book, runs: Sequence[RunRecord]) -> Table | None:
+    rows = [
+        (
+            Link(r.statement, f"#claim-{r.id}") if r.seeds else r.statement, _arms(r) + _changed(r),
+            NONE if r.effect is None else _effect(r), _seeds(r),
+        )
+        for r in book.exploratory
+    ]  # fmt: skip
+    what = (
+        "What the reports do without claiming that it helps, measured all the same: the effect, mean over seeds and its interval (Student's t), "
+        "of no test and in no family"
+    )
+    where = tables.caption(what, _used(book.exploratory, runs) or _used(book.results, runs))
+    return Table(where, ("Exploratory", "Arms", "Effect", "Seeds"), "llrr", rows) if rows else None
 
 
 def _unmeasured(book: Book, runs: Sequence[RunRecord]) -> Table | None:

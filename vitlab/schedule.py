@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vitlab.config import EMA, Length, Phase
+from vitlab.config import EMA, Experiment, Length, Phase
 
 
 def steps(length: Length | Phase | None, total: int, per_epoch: int) -> int:
@@ -30,6 +30,12 @@ def phase_ends(phases: tuple[Phase, ...], total: int, per_epoch: int) -> list[in
         ends.append(end)
     ends[-1] = total  # percentages that round down leave a step or two over
     return ends
+
+
+def whole_epochs(cfg: Experiment, images: int) -> list[int]:
+    """How many epochs are over when each phase ends, of a training on `images` images; one that the phase ends within is not."""
+    per_epoch = images // min(cfg.train.batch_size, images)
+    return [end // per_epoch for end in phase_ends(cfg.phases, cfg.train.epochs * per_epoch, per_epoch)]
 
 
 def phase_at(step: int, phases: tuple[Phase, ...], ends: list[int]) -> Phase:

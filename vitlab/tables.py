@@ -68,21 +68,23 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def claimed_range(claim: Claim | None) -> tuple[float, float] | None:
-    """Lowest and highest claimed top-1. A range in the text counts only if `top1` is its middle."""
-    if claim is None or claim.top1 is None:
+    """Lowest and highest claimed top-1, the same where one number is claimed."""
+    if claim is None:
         return None
-    for low, high in re.findall(r"(\d+(?:\.\d+)?)\s*%?\s*(?:-|–|to)\s*(\d+(?:\.\d+)?)", claim.text):
-        if abs((float(low) + float(high)) / 2 - claim.top1) < 0.01:
-            return float(low), float(high)
-    return claim.top1, claim.top1
+    if claim.low is not None and claim.high is not None:
+        return claim.low, claim.high
+    return None if claim.top1 is None else (claim.top1, claim.top1)
+
+
+def _claim_on(runs: Sequence[RunRecord]) -> Claim | None:
+    """The claims are about CIFAR-10: on other data there is nothing to hold them against."""
+    return runs[0].claim if runs[0].dataset.name == "cifar10" else None
 
 
 def _rung(runs: list[RunRecord]) -> Rung:
     runs = sorted(runs, key=lambda r: r.seed)
     mean, half = interval([r.metrics["test_top1"] for r in runs])
-    # The claims are about CIFAR-10: on other data there is nothing to hold them against.
-    claimed = claimed_range(runs[0].claim) if runs[0].dataset.name == "cifar10" else None
-    return Rung(tuple(runs), mean, half, claimed)
+    return Rung(tuple(runs), mean, half, claimed_range(_claim_on(runs)))
 
 
 def variants(runs: Iterable[RunRecord]) -> list[Rung]:
@@ -349,6 +351,8 @@ def _experiment(rung: Rung, out_dir: Path) -> dict[str, Any]:
         "claim": run.claim,
         "description": str(run.config.get("description") or ""),
         "numbers": _numbers(rung),
+        "reported": _reported(rung),
+        "named_confusions": _named_confusions(rung),
         "per_class": _per_class(rung),
         "confused": _confused(rung),
         "runs": _run_table(rung),
@@ -395,14 +399,102 @@ def _speed(rung: Rung) -> str:
     return f"{_sig(tflops)} TFLOP/s, {mfu:.0f} % of the machine's peak; " + ", ".join(f"{phase} {share:.1%}" for share, phase in shares)
 
 
+def _reported(rung: Rung) -> Table | None:
+    """What the report says of the experiment as a whole beside what was measured; None where it says nothing."""
+    claim, runs = _claim_on(rung.runs), rung.runs
+    if claim is None:
+        return None
+    rows: list[tuple[str | Link, ...]] = []
+    if rung.claimed is not None:
+        rows.append(("Top-1 (%)", _claimed(claim), pm(rung.mean, rung.half)))
+    if claim.top5 is not None:
+        rows.append(("Top-5 (%)", f"{claim.top5:.2f}", pm(*interval([r.metrics["test_top5"] for r in runs]))))
+    if claim.train_loss is not None:
+        losses = [r.history[-1]["train/loss"] for r in runs if r.history]
+        rows.append(("Training loss, last epoch", f"{claim.train_loss:g}", pm(*interval(losses)) if losses else NONE))
+    if claim.params is not None:
+        rows.append(("Parameters (M)", f"{claim.params:g}", _sig(runs[0].params / 1e6)))
+    if claim.train_minutes is not None:
+        reported = ", ".join(filter(None, [f"{claim.train_minutes:g} min", claim.device]))
+        rows.append(("Training time", reported, f"{_duration(rung.seconds)}, {devices(runs)}"))
+    if claim.per_class and runs[0].per_class:
+        said = {name: of.accuracy for name, of in claim.per_class.items()}
+        own = {same[0].name: float(np.mean([c.accuracy for c in same])) for same in zip(*(r.per_class for r in runs), strict=True)}
+        for row, extreme in (("Best class, accuracy (%)", max), ("Worst class, accuracy (%)", min)):
+            names = [extreme(of, key=lambda name: of[name]) for of in (said, own)]
+            rows.append((row, *(f"{name} {of[name]:.2f}" for name, of in zip(names, (said, own), strict=True))))
+    if claim.teacher_top1 is not None:
+        teachers = [r.teacher for r in runs if r.teacher is not None]
+        rows.append(
+            ("Teacher's top-1 (%)", f"{claim.teacher_top1:.2f}", pm(*interval([t.test_top1 for t in teachers])) if teachers else NONE)
+        )
+        if claim.top1 is not None:
+            gain = signed(*interval([t.gain for t in teachers])) if teachers else NONE
+            rows.append(("Gain over the teacher (points)", signed(claim.top1 - claim.teacher_top1), gain))
+    if claim.ema_gain is not None:
+        reported = f"{signed(claim.ema_gain.low)} to {signed(claim.ema_gain.high)}"
+        rows.append(("EMA's gain (points)", reported, _difference(runs, "test_ema_top1", "test_raw_top1")))
+    if claim.before_tail_top1 is not None and claim.top1 is not None:
+        reported = f"{signed(claim.top1 - claim.before_tail_top1)}: {claim.before_tail_top1:.2f} to {claim.top1:.2f}, test split"
+        rows.append(("Rise in the clean tail (points)", reported, _tail(runs)))
+    if claim.confidence is not None:
+        rows.append(("Confidence", f"above {claim.confidence:g} %, on hard images as well", _confidence(runs)))
+    return Table(
+        caption("What the report says, and what was measured: mean ± 95 % CI over seeds", runs), ("", "Report", "Measured"), "lrr", rows
+    )
+
+
+def _difference(runs: Sequence[RunRecord], first: str, second: str) -> str:
+    """Of two metrics of the same run, in points."""
+    if not all({first, second} <= r.metrics.keys() for r in runs):
+        return NONE
+    return signed(*interval([r.metrics[first] - r.metrics[second] for r in runs]))
+
+
+def _tail(runs: Sequence[RunRecord]) -> str:
+    """What the last phase adds within the same run. The test split is read at the end only, so this is on the validation split."""
+    before = f"validation_top1_phase_{len(runs[0].config.get('phases') or ()) - 2}"
+    rise = _difference(runs, "validation_top1", before)
+    return rise if rise == NONE else f"{rise}: {_mean_of(runs, before)} to {_mean_of(runs, 'validation_top1')}, validation split"
+
+
+def _confidence(runs: Sequence[RunRecord]) -> str:
+    if not all("test_confidence" in r.metrics for r in runs):
+        return NONE
+    said = f"mean {_mean_of(runs, 'test_confidence')} %; above 90 % on {_mean_of(runs, 'test_confidence_above_90')} % of the test images"
+    right = _mean_of(runs, "test_confidence_above_90_accuracy")
+    return said if right == NONE else f"{said}, {right} % of these right"
+
+
 def _per_class(rung: Rung) -> Table:
+    claim = _claim_on(rung.runs)
+    reported = claim.per_class if claim is not None else {}
+    keys = ("precision", "recall", "f1", "accuracy")
     rows = []
     for same in zip(*(r.per_class for r in rung.runs), strict=True):
-        mean = [f"{np.mean([getattr(c, key) for c in same]):.2f}" for key in ("precision", "recall", "f1", "accuracy")]
-        rows.append((same[0].name, *mean, f"{same[0].support:,}"))
+        name = same[0].name
+        cells = [f"{np.mean([getattr(c, key) for c in same]):.2f}" for key in keys]
+        if reported:
+            said = [f"{getattr(reported[name], key):.2f}" if name in reported else NONE for key in keys]
+            cells = [f"{theirs} / {ours}" for theirs, ours in zip(said, cells, strict=True)]
+        rows.append((name, *cells, f"{same[0].support:,}"))
     columns = ("Class", "Precision", "Recall", "F1", "Accuracy", "Test images")
-    what = "Per class, in percent, mean over seeds; accuracy is of this class's images, hence equal to recall"
-    return Table(caption(what, rung.runs), columns, "lrrrrr", rows)
+    what = "Per class, in percent, " + ("report / measured, " if reported else "") + "mean over seeds"
+    return Table(caption(f"{what}; accuracy is of this class's images, hence equal to recall", rung.runs), columns, "lrrrrr", rows)
+
+
+def _named_confusions(rung: Rung) -> Table | None:
+    """The confusions that the report counts, beside what was measured; None where it counts none."""
+    claim, names = _claim_on(rung.runs), rung.runs[0].dataset.classes
+    counted = [(n, true, predicted) for true, of in (claim.confusions if claim else {}).items() for predicted, n in of.items()]
+    rows = []
+    for images, true, predicted in sorted(counted, key=lambda c: (-c[0], c[1:])):
+        if {true, predicted} <= set(names):
+            of = [r.confusion[names.index(true)] for r in rung.runs]
+            shares = [1000 * row[names.index(predicted)] / sum(row) for row in of if sum(row)]
+            rows.append((f"{true} → {predicted}", str(images), f"{np.mean(shares):.1f}" if shares else NONE))
+    what = "Confusions that the report counts, true → predicted: images of 1,000 of the true class, mean over seeds"
+    return Table(caption(what, rung.runs), ("Pair", "Report", "Measured"), "lrr", rows) if rows else None
 
 
 def _confused(rung: Rung, most: int = 5) -> Table | None:

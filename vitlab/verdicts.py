@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitlab import config, records
-from vitlab.claims import Claim, Ledger, exact, fingerprint, measure
+from vitlab.claims import Claim, Ledger, NotRecorded, exact, fingerprint, measure
 from vitlab.config import Schema
 from vitlab.errors import UserError
 from vitlab.ranking import ranked
@@ -19,7 +21,7 @@ from vitlab.records import RunRecord
 from vitlab.statistics import Pair, distance, estimate, holm, pair, seeds_needed
 
 LOOKED = "where seeds were added because of what was seen, a false verdict is likelier than the confidence says"
-Verdict = Literal["supported", "refuted", "undecided", "not measured"]
+Verdict = Literal["supported", "refuted", "undecided", "not measured", "exploratory"]  # the last one: measured or not, never judged
 
 
 class MeasuredArm(Schema):
@@ -89,7 +91,7 @@ def _decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
 
 
 def _mark_changed(result: Result, earlier: Result | None) -> Result:
-    measured = earlier is not None and (earlier.verdict != "not measured" or earlier.changed)
+    measured = earlier is not None and (earlier.effect is not None or earlier.changed)
     if measured and (earlier.changed or earlier.declaration != result.declaration):
         return result.model_copy(update={"changed": True})
     return result
@@ -101,20 +103,24 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
     low, high = (None if math.isinf(bound) else bound for bound in claim.region)
     told = {
         "id": claim.id, "statement": claim.statement, "source": claim.source, "declaration": ledger.declaration(claim),
-        "metric": " less ".join(dict.fromkeys(metrics)), "unit": claim.unit, "low_bound": low, "high_bound": high, "claimed": claim.claimed,
+        "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit, "low_bound": low, "high_bound": high, "claimed": claim.claimed,
     }  # fmt: skip
     resolved = [arm.resolve(profile) for arm in claim.arms]
+    without: Verdict = "exploratory" if claim.exploratory else "not measured"
     if claim.full_size_only and profile != "full":
-        return Result(**told, arms=_unmeasured(resolved), verdict="not measured", note="about full size only")
+        return Result(**told, arms=_unmeasured(resolved), verdict=without, note="about full size only")
     if claim.exact:
         classes = len(runs[0].dataset.classes) if runs else 10
         effect = round(_effect(claim, [exact(r, m, classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
         inside = claim.region[0] <= effect <= claim.region[1]
-        verdict: Verdict = "supported" if inside else "refuted"
+        verdict: Verdict = "exploratory" if claim.exploratory else "supported" if inside else "refuted"
         return Result(**told, arms=_unmeasured(resolved), verdict=verdict, effect=effect, note="by formula: nothing to estimate")
 
     by_arm = [_runs_of(arm, runs) for arm in resolved]
-    seeds = tuple(sorted(set.intersection(*(set(found) for found in by_arm))))
+    measured = [_values(found, metric) for found, metric in zip(by_arm, metrics, strict=True)]
+    seeds = tuple(sorted(set.intersection(*map(set, measured))))
+    lacking = [m for m, found, values in zip(metrics, by_arm, measured, strict=True) if found.keys() - values.keys()]
+    lacks = f"records without {', '.join(dict.fromkeys(lacking))} are left out" if lacking else ""
     arms = tuple(
         MeasuredArm(
             label=arm.label,
@@ -124,19 +130,31 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
         for arm, found in zip(resolved, by_arm, strict=True)
     )
     if not seeds:
-        return Result(**told, arms=arms, verdict="not measured")
+        return Result(**told, arms=arms, verdict=without, note=lacks)
+    columns = [[values[s] for s in seeds] for values in measured]
+    if claim.spread:  # Brown and Forsythe's (1974) test of equal spread is one of equal means of these
+        columns = [[abs(value - statistics.median(column)) for value in column] for column in columns]
     # Records have an accuracy as float32 left it, 50.24999976 for 50.25: rounded, what is the same is the same.
-    values = tuple(
-        round(_effect(claim, [measure(found[s], metric) for found, metric in zip(by_arm, metrics, strict=True)]), 4) for s in seeds
-    )
-    told |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "undecided"}
+    values = tuple(round(_effect(claim, list(row)), 4) for row in zip(*columns, strict=True))
+    told |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "exploratory" if claim.exploratory else "undecided"}
     if len(seeds) == 1:
-        said = pairs(claim, [found[seeds[0]] for found in by_arm])
-        return Result(**told, effect=values[0], pair=said, note="one seed: no interval over seeds")
+        said = None if claim.spread else pairs(claim, [found[seeds[0]] for found in by_arm])
+        return Result(**told, effect=values[0], pair=said, note="; ".join(filter(None, ["one seed: no interval over seeds", lacks])))
     said = _over_seeds(values, claim.region, ledger.confidence)
-    if len(seeds) > ledger.seeds:
-        said["note"] = "; ".join(filter(None, [said.get("note"), f"{len(seeds)} seeds, {ledger.seeds} were planned: {LOOKED}"]))
+    if claim.exploratory:
+        said["p"] = None
+    looked = f"{len(seeds)} seeds, {ledger.seeds} were planned: {LOOKED}" if len(seeds) > ledger.seeds else ""
+    said["note"] = "; ".join(filter(None, [said.get("note"), looked, lacks]))
     return Result(**told, **said)
+
+
+def _values(found: Mapping[int, RunRecord], metric: str) -> dict[int, float]:
+    """seed -> the metric's value, of the runs whose records have it."""
+    values = {}
+    for seed, run in found.items():
+        with contextlib.suppress(NotRecorded):
+            values[seed] = measure(run, metric)
+    return values
 
 
 def _over_seeds(values: Sequence[float], region: tuple[float, float], confidence: float) -> dict[str, Any]:
@@ -150,7 +168,9 @@ def _over_seeds(values: Sequence[float], region: tuple[float, float], confidence
 def _effect(claim: Claim, values: list[float]) -> float:
     if len(values) == 1:
         return values[0]
-    first, second = values
+    first, second, *others = values
+    if others:
+        return (first - second) - (others[0] - others[1])
     if claim.relative and not second:
         raise UserError(f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0")
     return 100 * (first - second) / second if claim.relative else first - second
