@@ -62,9 +62,10 @@ lint: setup ## check style and formatting
 report: setup ## compile results/ from the finished runs
 	$(BIN)/vitlab report
 
-ui: setup ## compare the runs in MLflow's UI on http://127.0.0.1:5000
+ui: setup ## compare the runs in MLflow's UI; prints the addresses of its tables first
+	@$(BIN)/vitlab ui --port $(PORT)
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE=false \
-	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --workers 1 \
+	$(BIN)/mlflow server --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$${VITLAB_ROOT:-$(CURDIR)}/mlflow.db}" --workers 1 \
 	  --host 127.0.0.1 --port $(PORT) --allowed-hosts 127.0.0.1:$(PORT),localhost:$(PORT)
 
 data: setup ## make CIFAR-10 available under DATA_DIR and check it

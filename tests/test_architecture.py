@@ -25,6 +25,7 @@ LEVELS = [
     {"plan", "data", "optim", "objective", "checkpoint", "evaluate"},
     {"step", "claim_runs"},
     {"store"},
+    {"views"},
     {"tracking", "figures", "predict", "trainer", "pack"},
     {"experiment", "tables"},
     {"ledger"},

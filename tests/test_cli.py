@@ -115,6 +115,8 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     assert {r.tags["vitlab.experiment"] for r in runs} == LADDER
     assert len(runs) == 8
     client = MlflowClient(tracking_uri=tracking.tracking_uri(small_world))
+    where = f"http://127.0.0.1:5000/#/experiments/{client.get_experiment_by_name('vitlab').experiment_id}/runs"
+    assert out.splitlines()[-1] == f"compare runs: make ui, then {where}?workflowType=machine_learning&viewStateShareKey=runs:quick-digits"
     for r in runs:
         metrics = client.get_run(r.run_id).data.metrics
         assert metrics["final/test_top1"] == pytest.approx(found[r.tags["vitlab.experiment"]].metrics["test_top1"])

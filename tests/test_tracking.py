@@ -200,6 +200,29 @@ def test_ship_is_idempotent_and_needs_no_memory_of_it(root: Path, tmp_path: Path
     assert (name, digest, json.loads(profile)) == ("cifar10", "d" * 36, {"train": 30, "validation": 4, "test": 5})
 
 
+def test_the_runs_table_finds_data_set_source_and_commit(root: Path, tmp_path: Path) -> None:
+    """Read back as MLflow's UI reads them; of the parent too, except a commit, since its seeds may be of several."""
+    start(tmp_path, info("columns", dataset_digest="0123456789abcdef" * 4))
+    client = store.connect(root).client
+    seen = []
+    for _ in range(2):  # a second time nothing is added
+        (tmp_path / "mlflow.json").unlink(missing_ok=True)
+        tracking.ship(tmp_path, root, None, final=False)
+        child = client.get_run(run_id(tmp_path, root))
+        parent = client.get_run(child.data.tags["mlflow.parentRunId"])
+        for run in (child, parent):
+            [given] = run.inputs.dataset_inputs
+            assert (given.dataset.name, given.dataset.digest) == ("cifar10", "0123456789abcdef0123456789abcdef0123")
+            assert json.loads(given.dataset.profile) == {"train": 30, "validation": 4, "test": 5}
+            assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
+            assert run.data.tags["mlflow.source.name"] == "runner.py"
+            assert run.data.tags["mlflow.source.type"] == "LOCAL"
+        assert child.data.tags["mlflow.source.git.commit"] == "c0ffee"
+        assert "mlflow.source.git.commit" not in parent.data.tags
+        seen.append([query(root, f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in ("inputs", "datasets", "tags", "experiment_tags")])
+    assert seen[0] == seen[1]
+
+
 def test_hostile_names_reach_mlflow_as_text(root: Path, tmp_path: Path) -> None:
     """A description is Markdown to MLflow's UI, so its HTML is spelt out; all else is stored as it is, and splits no filter."""
     evil = "<script>alert(1)</script>|../../x' OR tags.`a` = 'b"
@@ -489,6 +512,21 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
 
     model_id = json.loads((tmp_path / "mlflow.json").read_text())["stores"][tracking.tracking_uri(root)]["model_id"]
     assert query(root, "SELECT source_run_id, status FROM logged_models WHERE model_id = ?", model_id) == [(child, 2)]  # 2: READY
+
+    def outputs() -> list[list[str]]:
+        """Of the run and of its parent: where the UI's runs' table looks for models."""
+        client = store.connect(root).client
+        runs = client.get_run(child), client.get_run(tags(root, child)["mlflow.parentRunId"])
+        return [[output.model_id for output in run.outputs.model_outputs] for run in runs]
+
+    assert outputs() == [[model_id], [model_id]]
+    assert tracking.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
+    assert outputs() == [[model_id], [model_id]]
+    with sqlite3.connect(root / "mlflow.db") as db:  # and as after one before it was linked
+        db.execute("DELETE FROM inputs WHERE destination_id = ?", (model_id,))
+    assert tracking.log_model(root, child, model, images) == model_id
+    assert outputs() == [[model_id], [model_id]]
+    assert store.connect(root).client.get_logged_model(model_id).name == "shipper"
     import mlflow.pytorch
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(root))

@@ -356,6 +356,7 @@ def _print_result(console: Console, label: str, record: RunRecord) -> None:
 def _print_summary(console: Console, done: list[RunRecord]) -> None:
     from rich.table import Table
 
+    from vitlab import store, views
     from vitlab.progress import clock
 
     first = done[0]
@@ -379,7 +380,11 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
         )  # fmt: skip
     console.print(table)
     where = RESULTS / f"{first.profile}-{first.dataset.name}"
-    console.print(f"report: make report, then {_short(where)}/report.html · compare runs: make ui, then http://127.0.0.1:5000")
+    console.print(f"report: make report, then {_short(where)}/report.html")
+    with contextlib.suppress(ValueError):  # a server that is down: said before
+        tables = views.addresses(ROOT)
+        table = tables.get(views.set_name(first.profile, first.dataset.name), tables[""])
+        console.print(f"compare runs: {'' if store.server(ROOT) else 'make ui, then '}{table}")
 
 
 # ---------------------------------------------------------------------------------------------------------- vitlab
@@ -406,6 +411,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
     _add_data_flags(data)
     sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
+    ui = command("ui", _ui, "print where MLflow's UI shows the runs of each set; 'make ui' starts it")
+    ui.add_argument("--port", type=int, default=5000, help="the port that it listens on (default: %(default)s)")
     schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
     schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
     claims = command("claims", _claims, "print what was measured of each declared claim; with --run, train what that takes")
@@ -579,6 +586,14 @@ def _sync(args: argparse.Namespace) -> int:
     if not outcome:
         print(f"nothing outstanding below {_short(args.folder)}")
     return 0 if all(ok for _, ok, _ in outcome) else 1
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from vitlab import views
+
+    for name, address in views.addresses(ROOT, args.port).items():
+        print(printable(f"{name or 'all runs'}: {address}"))
+    return 0
 
 
 def _schema(args: argparse.Namespace) -> int:

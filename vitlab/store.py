@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,12 @@ def tracking_uri(root: Path) -> str:
 def shown_uri(root: Path) -> str:
     """The tracking URI for a screen or a log: a password in it left out."""
     return without_password(tracking_uri(root))
+
+
+def server(root: Path) -> str:
+    """The tracking server's address, a password in it left out; "" where the store is a database."""
+    uri = shown_uri(root).rstrip("/")
+    return uri if uri.startswith(("http://", "https://")) else ""
 
 
 def prepare_store(root: Path) -> str:
@@ -185,6 +192,14 @@ class Store:
                 self.client.delete_run(made)
             return first
 
+    def share_views(self, views: Callable[[int], dict[str, str]]) -> None:
+        """Set those of the experiment's tags that are not there yet. `views` gives them from the experiment's time of creation, in ms."""
+        with locked(self.root):
+            there = self.client.get_experiment(self.experiment_id)
+            for key, value in views(there.creation_time).items():
+                if there.tags.get(key) != value:
+                    self.client.set_experiment_tag(self.experiment_id, key, value)
+
     def exists(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
@@ -243,6 +258,17 @@ def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
             moved = new + uri.removeprefix(old) if uri.startswith(old) else uri  # nothing, where the folder is where it was
             runs.setdefault(run_id, (run_id, moved, {}))[2][key] = value
     return list(runs.values())
+
+
+def experiment(root: Path) -> tuple[str, dict[str, str]]:
+    """The experiment's id and tags. Without mlflow where the database in `root` has them."""
+    if tracking_uri(root) != own_uri(root) or _stored_location(root) is None:
+        there = connect(root)
+        return there.experiment_id, dict(there.client.get_experiment(there.experiment_id).tags)
+    sql = "SELECT experiment_id, key, value FROM experiments LEFT JOIN experiment_tags USING (experiment_id) WHERE name = ?"
+    with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db:
+        rows = db.execute(sql, (EXPERIMENT,)).fetchall()
+    return str(rows[0][0]), {key: value for _, key, value in rows if key is not None}
 
 
 def reason(e: BaseException) -> str:

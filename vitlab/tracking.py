@@ -13,6 +13,7 @@ import hashlib
 import html
 import json
 import math
+import re
 import sys
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 from filelock import FileLock, Timeout
 
-from vitlab import records
+from vitlab import records, views
 from vitlab.errors import UserError
 from vitlab.journal import RunInfo, read_journal, write_json
 from vitlab.store import Store, connect, locked, own_runs, own_uri, reason, shown_uri, tracking_uri, without_password
@@ -193,11 +194,13 @@ def _note_text(info: RunInfo) -> str:
 
 
 def _describe(store: Store, run_id: str, info: RunInfo) -> None:
-    """Tags, params and data set. Params cannot be changed, so what may be another on resume is a tag."""
+    """Tags, params and data set, and the view that shows the run. Params cannot be changed, so what may be another on resume is a tag."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
+    parent_id = _parent(store, info)
+    source = {"mlflow.source.name": "runner.py", "mlflow.source.type": "LOCAL"}
     tags = {
-        "mlflow.parentRunId": _parent(store, info),
+        "mlflow.parentRunId": parent_id,
         "mlflow.note.content": _note_text(info),
         "vitlab.title": info.title,
         "vitlab.dataset_digest": info.dataset_digest,
@@ -205,13 +208,17 @@ def _describe(store: Store, run_id: str, info: RunInfo) -> None:
         "vitlab.git_commit": info.git_commit,
         "vitlab.git_dirty": info.git_dirty,
     }
-    store.set_tags(run_id, tags)
+    if info.git_commit:
+        tags["mlflow.source.git.commit"] = info.git_commit  # where the UI's column "Version" looks for it
+    store.set_tags(run_id, tags | source)
+    store.set_tags(parent_id, source)  # without a commit: its seeds may be of several
     store.log_params(run_id, info.params)
     sizes = {"train": info.train, "validation": info.validation, "test": info.test}
-    source = json.dumps({"name": info.dataset})
-    dataset = Dataset(info.dataset, info.dataset_digest[:36], "vitlab", source, profile=json.dumps(sizes))
+    dataset = Dataset(info.dataset, info.dataset_digest[:36], "vitlab", json.dumps({"name": info.dataset}), profile=json.dumps(sizes))
     with locked(store.root):  # MLflow looks the data set up and inserts it, and refuses the second of two that do so together
-        store.client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        for each in (run_id, parent_id):
+            store.client.log_inputs(each, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    store.share_views(functools.partial(views.tags, info.profile, info.dataset))
 
 
 def _ship_metrics(store: Store, at: _Shipped, run_dir: Path, entries: list[tuple[int, dict[str, Any]]], covered: int) -> None:
@@ -317,19 +324,23 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
     sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch loads it where it is installed, a second for nothing used here
     import mlflow.pytorch
     import torch
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+    from mlflow.entities import LoggedModelStatus
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
 
     store = connect(root)
+    said = store.client.get_run(run_id).data.tags
+    users = [each for each in (run_id, said["mlflow.parentRunId"]) if store.exists(each)]
     for earlier in store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
         if earlier.status == LoggedModelStatus.READY:  # and a kill came before it was noted
+            _link_model(store, earlier.model_id, users)
             return earlier.model_id
         store.client.delete_logged_model(earlier.model_id)
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # torch.export warns of channels_last weights
     images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
     float32 = np.dtype(np.float32)
-    logged = store.client.create_logged_model(store.experiment_id, name="model", source_run_id=run_id)
+    name = re.sub(r"[/:.%\"']", "_", said["vitlab.experiment"])  # what MLflow has against a model's name
+    logged = store.client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id)
     status = "FAILED"
     try:
         with torch.no_grad(), tempfile.TemporaryDirectory() as tmp:
@@ -345,11 +356,21 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
                 serialization_format="pt2",
             )
             store.client.log_model_artifacts(logged.model_id, f"{tmp}/model")
-        store.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         status = "READY"
     finally:
         store.client.finalize_logged_model(logged.model_id, status)
+    _link_model(store, logged.model_id, users)
     return logged.model_id
+
+
+def _link_model(store: Store, model_id: str, runs: list[str]) -> None:
+    """Make the model an output of each of these runs, once: that is where the UI's table looks for it."""
+    from mlflow.entities import LoggedModelOutput
+
+    with locked(store.root):
+        for run_id in runs:
+            if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):
+                store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
 def ship_ledger(root: Path, path: Path) -> str:
