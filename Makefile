@@ -4,6 +4,7 @@ DATA     ?= auto
 DATA_DIR ?= $(or $(VITLAB_DATA_DIR),data)
 SEEDS    ?=
 BUDGET   ?=
+PUBLISH  ?=
 ONLY     ?=
 PYTHON   ?= python3
 PORT     ?= 5000
@@ -18,6 +19,7 @@ FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PROFILE=auto|quick|ledger|overnight|full  DATA=auto|cifar10|digits|PATH  DATA_DIR=data  SEEDS=0,1,2  BUDGET=90m  ONLY=claim,claim"
+	@echo "  Reports and measurements go to reports/. With PUBLISH=1 report, bench and bench-growth write results/, benchmarks/ and README.md, chaos README.md."
 
 setup: .venv/installed ## make .venv and install exact versions into it
 
@@ -29,7 +31,7 @@ setup: .venv/installed ## make .venv and install exact versions into it
 
 reproduce-all: setup ## run the whole ladder, teachers first, and compile the report
 	$(RUN) experiments $(FLAGS)
-	$(BIN)/vitlab report
+	$(BIN)/vitlab report $(if $(PUBLISH),--publish)
 
 claims: setup ## train what the declared claims take, profile ledger unless another is named, and say what came of it
 	$(BIN)/vitlab claims --run $(FLAGS) $(if $(ONLY),--only $(ONLY))
@@ -41,10 +43,10 @@ test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minutes on two idle cores
-	$(BIN)/python -m benchmarks.bench --data $(DATA) --data-dir $(DATA_DIR)
+	$(BIN)/python -m benchmarks.bench --data $(DATA) --data-dir $(DATA_DIR) $(if $(PUBLISH),--publish)
 
 bench-growth: setup ## time against tokens, batch, depth and number of runs: at most 6 minutes on two idle cores
-	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.growth $(if $(PUBLISH),--publish)
 
 shakeout: setup ## the first epochs of every experiment: does it run, how fast, how long will all take; profile full unless another is named
 	$(BIN)/python -m benchmarks.shakeout --profile $(PROFILE:auto=full) --data $(DATA) --data-dir $(DATA_DIR) $(if $(ONLY),--only $(ONLY))
@@ -53,14 +55,14 @@ bad-input: setup ## run the corpus of bad input alone; its last line counts the 
 	$(BIN)/python -m pytest tests/test_bad_input.py
 
 chaos: setup ## kill small runs at every awkward moment and compare what they come to: at most 10 minutes
-	$(BIN)/python -m tests.chaos --kills 60 --record
+	$(BIN)/python -m tests.chaos --kills 60 $(if $(PUBLISH),--record)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-report: setup ## compile results/ from the finished runs
-	$(BIN)/vitlab report
+report: setup ## compile reports/ from the finished runs
+	$(BIN)/vitlab report $(if $(PUBLISH),--publish)
 
 ui: setup ## compare the runs in MLflow's UI; prints the addresses of its tables first
 	@$(BIN)/vitlab ui --port $(PORT)

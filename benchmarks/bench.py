@@ -1,6 +1,7 @@
-"""The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md beside this file.
+"""The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md.
 
-At most 12 minutes on two cores; `--page` renders the page again from latest.json. The main README's paragraph is made anew with it.
+At most 12 minutes on two cores; `--page` renders the page again from latest.json. `--publish` writes them beside this file, and the main
+README's paragraph.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from vitlab.config import ViT
 from vitlab.paths import REPOSITORY
 from vitlab.sources import Source, resolve
 
-HERE = Path(__file__).parent
 NUMBERS = ("01", "06")
 BATCHES = 2  # of an epoch: enough for a loader to work ahead
 ROUNDS = 4, 2  # at most and at least, with each peer
@@ -176,15 +176,16 @@ def main() -> None:
     parser.add_argument("--data", default="auto", help="auto, cifar10 or digits")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("VITLAB_DATA_DIR", "data")))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of both experiments")
-    parser.add_argument("--out", type=Path, default=HERE, help="where latest.json and README.md go")
+    pages.add_out_flags(parser)
     parser.add_argument("--page", action="store_true", help="only render the page from latest.json")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     latest = args.out / "latest.json"
     results = json.loads(latest.read_text(encoding="utf-8")) if args.page else measure(args)
     if not args.page:
         latest.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (args.out / "README.md").write_text(page.page(results), encoding="utf-8")
-    if args.out == HERE:
+    if args.out == pages.HERE:
         pages.write_readme()
     faults = page.faults(results)
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")

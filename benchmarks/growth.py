@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import growth_page
+from benchmarks import growth_page, pages
 from benchmarks.growth_page import series
 from benchmarks.recipe import experiment_file
 from vitlab import config, cost, experiment, machine, optim, records, tracking
@@ -39,7 +39,6 @@ from vitlab.records import RunRecord
 from vitlab.step import WARM_UP, Step
 from vitlab.store import prepare_store
 
-HERE = Path(__file__).parent
 CLASSES = 10
 ROUNDS = 7
 TURN_SECONDS = 0.3  # a point's turn in a round: as many steps as fit, and at least one
@@ -242,13 +241,13 @@ def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -
             say(f"{count} runs are there")
             rows: dict[str, list[float]] = {name: [] for name in seconds} | {"ship": [shipped]}
             for _ in range(times):
-                shutil.rmtree(store.root / "results", ignore_errors=True)
+                shutil.rmtree(store.root / "reports", ignore_errors=True)
                 rows["report"].append(store.command("report"))
                 rows["again"].append(store.command("report"))
                 rows["runs"].append(store.command("runs"))
                 rows["finished"].append(seconds_of(lambda: tracking.finished_runs(store.root)))
             assert len(tracking.finished_runs(store.root)) == count
-            assert len(list(store.root.glob("results/*/records/*.json"))) == count
+            assert len(list(store.root.glob("reports/*/records/*.json"))) == count
             for name, values in rows.items():
                 seconds[name].append((count, 1 if name == "ship" else count, values))
     return {name: series(points) for name, points in seconds.items()}
@@ -256,10 +255,11 @@ def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE, help="where everything goes")
+    pages.add_out_flags(parser)
     parser.add_argument("--times", type=int, default=3, help="how often each command is timed for each number of runs")
     parser.add_argument("--page", action="store_true", help="only draw and write again from growth.json")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     latest = args.out / "growth.json"
     if not args.page:
         latest.write_text(json.dumps(measure(args.times), indent=1) + "\n", encoding="utf-8")

@@ -117,7 +117,7 @@ def _how(results: dict[str, Any]) -> list[str]:
         "- Runs are the published ones with other seeds and 100 epochs of history: 10 groups of seeds (the eight experiments, two variations)",
         "  in a new SQLite store. The first of each group and the last of each number are shipped, the others are copied in its tables.",
         "- `finished_runs` is timed within a process, the commands are processes of their own, start-up included. The first report is into an",
-        f"  empty `results/`, the second finds the first one's records there. Timed for each number of runs: {len(results['series']['report'][0]['seconds'])}x.",
+        f"  empty `reports/`, the second finds the first one's records there. Timed for each number of runs: {len(results['series']['report'][0]['seconds'])}x.",
         "- However many runs there are, a report draws the same 38 pictures: four of each experiment, six of them all.",
         "- Shipping one run is timed once for each number of runs. Its own work is the same however many there are; but its parent's summary is",
         "  computed anew from all seeds of its group, of which there are 1, 10 and 100.",

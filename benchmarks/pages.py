@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from textwrap import fill
@@ -10,7 +11,7 @@ from typing import Any
 from benchmarks import accuracy, growth_page, page
 from vitlab import blocks, files
 from vitlab.errors import UserError
-from vitlab.paths import REPOSITORY
+from vitlab.paths import REPORTS, REPOSITORY
 from vitlab.yaml_places import shown
 
 HERE = Path(__file__).parent
@@ -50,6 +51,14 @@ def readme(text: str, folder: Path = HERE) -> str:
         return PARAGRAPHS[name](_read(folder / name))
 
     return blocks.fill(text, "benchmark", paragraph)
+
+
+def add_out_flags(parser: argparse.ArgumentParser) -> None:
+    """Where measurements and pages go, as `out`: to a folder of one's own unless they are to be published."""
+    parser.add_argument("--out", type=Path, default=REPORTS / "benchmarks", metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--publish", action="store_const", dest="out", const=HERE, help="into benchmarks/ and, where it tells of them, README.md"
+    )
 
 
 def write_readme() -> None:

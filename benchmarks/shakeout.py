@@ -1,4 +1,4 @@
-"""A short look at every experiment before hours are spent: `python -m benchmarks.shakeout` writes shakeout.json beside this file.
+"""A short look at every experiment before hours are spent: `python -m benchmarks.shakeout` writes reports/benchmarks/shakeout.json.
 
 Each trains the first epochs of its real schedule, in a process of its own: does it start, fit into memory, learn; how fast is it, and how
 long will all of it take? Students learn from untrained teachers. Nothing goes to runs/ or MLflow. Exit code 1 where one failed.
@@ -21,11 +21,10 @@ from typing import Any
 from vitlab import config, plan, sources
 from vitlab.errors import UserError
 from vitlab.journal import write_json
-from vitlab.paths import EXPERIMENTS, REPOSITORY, RUNS
+from vitlab.paths import EXPERIMENTS, REPORTS, REPOSITORY, RUNS
 from vitlab.progress import clock
 from vitlab.sources import Source
 
-HERE = Path(__file__).parent
 LOG = 4000  # characters of what a failed one said that are kept
 HEADING = (
     f"{'experiment':28} {'first':>8} {'images/s':>9} {'of peak':>7} {'evaluation':>10} {'memory, MB':>15} {'loss':>14} {'whole run':>10}"
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("VITLAB_DATA_DIR", "data")))
     parser.add_argument("--epochs", type=int, default=2, help="of each experiment; the first warms up where there are more")
     parser.add_argument("--only", default="", metavar="06,resnet50", help="those whose names begin so")
-    parser.add_argument("--out", type=Path, default=HERE / "shakeout.json", metavar="FILE")
+    parser.add_argument("--out", type=Path, default=REPORTS / "benchmarks" / "shakeout.json", metavar="FILE")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of an exception, which ends the one that is running
     if args.epochs < 1:

@@ -240,7 +240,7 @@ class World:
             arm()
             code = _exit_code(cli.run_main, str(self.last), "--profile", "full", "--data", "digits")
             if reports and not code:
-                code = _exit_code(cli.main, "report")
+                code = _exit_code(cli.main, "report", "--publish")
             (self.root / "modules").write_text("\n".join(sys.modules))
         except BaseException:
             traceback.print_exc()

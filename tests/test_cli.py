@@ -75,7 +75,7 @@ def test_schema_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
-    for name in ("ROOT", "RUNS", "RESULTS"):
+    for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
         value = tmp_path if name == "ROOT" else tmp_path / name.lower()
         monkeypatch.setattr(cli, name, value)
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
@@ -134,9 +134,11 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     # the report, the list, and a prediction
     code, out, _ = run(capsys, "report", main=cli.main)
     assert code == 0
-    html = (small_world / "results" / "quick-digits" / "report.html").read_text(encoding="utf-8")
+    assert out.splitlines()[-1].startswith(f"the report is in {os.path.relpath(small_world / 'reports')}; ")
+    html = (small_world / "reports" / "quick-digits" / "report.html").read_text(encoding="utf-8")
     assert f"{student.metrics['test_top1']:.2f}" in html
-    assert len(list((small_world / "results" / "quick-digits" / "records").glob("*.json"))) == len(LADDER)
+    assert len(list((small_world / "reports" / "quick-digits" / "records").glob("*.json"))) == len(LADDER)
+    assert not (small_world / "results").exists()
     code, out, _ = run(capsys, "runs", main=cli.main)
     assert out.count("finished") >= len(LADDER)
     Image.new("RGB", (40, 40), "white").save(small_world / "white.png")

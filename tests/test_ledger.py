@@ -182,8 +182,9 @@ def test_nothing_measured_no_section(tmp_path: Path, undrawn: None, runs: str) -
         "another data set": [digits(r) for r in arms()],
         "one arm": [r for r in arms() if r.experiment == BASELINE],
     }
-    report.build(found[runs], tmp_path, {})
-    assert not (tmp_path / "claims.json").exists()
+    kept = (tmp_path / "claims.json").read_bytes()
+    assert report.build(found[runs], tmp_path, {}) is None
+    assert (tmp_path / "claims.json").read_bytes() == kept, "no ledger is removed"
     assert not list(tmp_path.glob("figures/claims-*"))
     assert 'id="claims"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "## Claims" not in (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -412,6 +413,18 @@ def test_without_runs_in_the_store_no_store_is_made(tmp_path: Path, undrawn: Non
     report.build(arms(), tmp_path / "results" / "overnight-cifar10", {})
     report.publish(tmp_path, tmp_path / "results")
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_ledger_that_no_run_measures_any_more_is_kept_and_said(tmp_path: Path, undrawn: None) -> None:
+    out, said = tmp_path / "results" / "laptop-cifar10", []
+    report.build(arms(), out, {})
+    report.publish(tmp_path, tmp_path / "results", said.append)
+    kept = (out / "claims.json").read_bytes()
+    assert said == []
+    report.build([r for r in arms() if r.experiment == BASELINE], out, {})
+    report.publish(tmp_path, tmp_path / "results", said.append)
+    assert said == ["laptop-cifar10: no run measures a claim any more; claims.json is left as it is"]
+    assert (out / "claims.json").read_bytes() == kept
 
 
 def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,12 @@ def proxy(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """Where a run of one experiment is at home, whose name is the test's."""
-    for name, path in (("ROOT", tmp_path), ("RUNS", tmp_path / "runs"), ("RESULTS", tmp_path / "results")):
+    for name, path in (
+        ("ROOT", tmp_path),
+        ("RUNS", tmp_path / "runs"),
+        ("REPORTS", tmp_path / "reports"),
+        ("RESULTS", tmp_path / "results"),
+    ):
         monkeypatch.setattr(cli, name, path)
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     monkeypatch.setattr(experiment, "SHIP_SECONDS", 3)

@@ -29,7 +29,7 @@ def contents(root: Path) -> dict[str, bytes]:
 def enter(root: Path, patch: pytest.MonkeyPatch) -> None:
     """The commands work in `root`, with an MLflow store of its own."""
     root.mkdir(exist_ok=True)
-    for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("RESULTS", root / "results")):
+    for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("REPORTS", root / "reports"), ("RESULTS", root / "results")):
         patch.setattr(cli, name, value)
     patch.setattr(experiment, "ROOT", root)
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -92,7 +92,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     assert {r.tags["vitlab.experiment"] for r in runs} == {"tiny", "taught"}
     assert run(capsys, "sync", main=cli.main)[1].startswith("nothing outstanding")
 
-    code, _, err = run(capsys, "report", main=cli.main)
+    code, _, err = run(capsys, "report", "--publish", main=cli.main)
     assert code == 0, err
     out_dir = there / "results" / "full-digits"
     found = records.read_all(out_dir)

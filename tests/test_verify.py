@@ -111,7 +111,7 @@ def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, c
     code, out = verify(capsys)
     assert code == 1
     assert "results/no-records/README.md: follows from no record" in out
-    assert "results/README.md: missing; 'vitlab report' writes it" in out
+    assert "results/README.md: missing; 'vitlab report --publish' writes it" in out
     assert "README.md: no block <!-- benchmark: ... -->: these numbers go unchecked" in out
 
 

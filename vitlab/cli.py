@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 from vitlab import errors
 from vitlab.errors import UserError
 from vitlab.files import DiskFull, printable, writing
-from vitlab.paths import EXPERIMENTS, RESULTS, ROOT, RUNS
+from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -379,9 +379,9 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
             clock(sum(r.train_seconds for r in group)),
         )  # fmt: skip
     console.print(table)
-    where = RESULTS / f"{first.profile}-{first.dataset.name}"
+    where = REPORTS / f"{first.profile}-{first.dataset.name}"
     console.print(f"report: make report, then {_short(where)}/report.html")
-    with contextlib.suppress(ValueError):  # a server that is down: said before
+    with contextlib.suppress(UserError):  # a server that is down: said before
         tables = views.addresses(ROOT)
         table = tables.get(views.set_name(first.profile, first.dataset.name), tables[""])
         console.print(f"compare runs: {'' if store.server(ROOT) else 'make ui, then '}{table}")
@@ -399,7 +399,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sub.set_defaults(run=run)
         return sub
 
-    command("report", _report, "compile results/ (tables, pictures, HTML) from the finished runs in MLflow")
+    report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
+    report.add_argument("--publish", action="store_true", help="add them to what is published: results/ and the blocks of README.md")
     command("runs", _list_runs, "list the runs of this checkout, finished or not")
     predict = command("predict", _predict, "classify images with the best finished run, or the published one")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
@@ -433,9 +434,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def _report(args: argparse.Namespace) -> int:
     from vitlab import report
 
-    with writing(RESULTS):
-        for path in report.publish(ROOT, RESULTS, lambda text: print(printable(text), file=sys.stderr)):
+    compiled, folder = (report.publish, RESULTS) if args.publish else (report.own, REPORTS)
+    with writing(folder):
+        for path in compiled(ROOT, folder, lambda text: print(printable(text), file=sys.stderr)):
             print(_short(path))
+    if not args.publish:
+        print(f"the report is in {_short(folder)}; 'vitlab report --publish' adds it to {_short(RESULTS)} and README.md")
     return 0
 
 
@@ -540,7 +544,8 @@ def _verify(args: argparse.Namespace) -> int:
         print(printable(line))
     if wrong:
         print(
-            "'vitlab report', and 'python -m benchmarks.bench --page' or '... benchmarks.growth --page', write these pages anew from what was measured"
+            "'vitlab report --publish', and 'python -m benchmarks.bench --page --publish' or '... benchmarks.growth --page --publish', write "
+            "these pages anew from what was measured"
         )
         return 1
     for path in checked:

@@ -62,7 +62,7 @@ class Book(Schema):
 def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) -> Book | None:
     """Judge the declared claims by a set's `runs`, and write `out_dir`/claims.json.
 
-    None, and no such file, where no claim is measured by a run: then there is nothing but formulas. Raises UserError where
+    None where no claim is measured by a run: then there is nothing but formulas, and a claims.json that is there is left as it is. Raises UserError where
     declarations, the earlier claims.json or predictions are damaged.
     """
     path = out_dir / FILE
@@ -71,7 +71,6 @@ def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) ->
     before = judged_before(out_dir)
     book = _judge(claims.load(), runs, before, predictions) if about else None
     if book is None:
-        path.unlink(missing_ok=True)
         return None
     files.write(path, json.dumps(book.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
     return book

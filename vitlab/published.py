@@ -49,7 +49,7 @@ def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
 
 
 def unusable(out_dir: Path, reason: Exception) -> UserError:
-    remedy = "restore it, or delete it: 'vitlab report' writes it anew where its run is at hand"
+    remedy = "restore it, or delete it: 'vitlab report --publish' writes it anew where its run is at hand"
     return UserError(f"{out_dir / FILE}: cannot be used as published weights ({reason}); {remedy}")
 
 

@@ -45,13 +45,14 @@ def _nowhere(run: RunRecord) -> None:
 
 def build(
     runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path], predictions: ledger.Predictions = _nowhere
-) -> None:
+) -> ledger.Book | None:
     """Write a set's records, claims.json, charts, README.md and report.html into `out_dir`.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` names the folder
     where a run, `(experiment, seed)`, left its predictions.png; `predictions` says where its predictions.npz lies, if it is at hand.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
-    Raises UserError for no runs, for runs of more than one profile or data set, and for damaged claims.
+    Returns the claims as judged; None where no run measures one, which leaves an earlier claims.json as it is. Raises UserError for no
+    runs, for runs of more than one profile or data set, and for damaged claims.
     """
     _check(runs, out_dir)
     kept, left_out = tables.newest(runs)
@@ -73,12 +74,12 @@ def build(
             target = out_dir / "figures" / tables.picture_folder(shown)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / "predictions.png", target / "predictions.png")
-    rebuild(out_dir, predictions)
+    return rebuild(out_dir, predictions)
 
 
-def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
+def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger.Book | None:
     """Draw and write everything anew from `out_dir`/records and the claims.json before. A predictions.png that is there is kept, and so
-    are published weights that are still the best run's."""
+    are published weights that are still the best run's. Returns what `build` does."""
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
     book = ledger.build(runs, out_dir, predictions)
@@ -103,6 +104,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> None:
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
     inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
+    return book
 
 
 def _read_left_out(path: Path) -> list[dict[str, Any]]:
@@ -174,19 +176,36 @@ def index(results_dir: Path) -> None:
     _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
 
 
-def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """Build every set, then the index; return the pages written.
+def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """Build the sets of the finished runs in the MLflow store of `root`, and of these alone, then the index; return the pages written.
 
-    A set's runs are the finished ones in the MLflow store of `root` and those published before, whose records lie in
-    `results_dir`: results of several machines come together, and without any run here everything is rebuilt as it was.
-    A ledger goes to MLflow with its runs; where that fails, `tell` is told why, and the report stands.
+    A ledger goes to MLflow with its runs; where that fails, `tell` is told why, and the report stands. Raises UserError for no runs.
     """
+    return _compile(root, reports_dir, {}, tell, with_weights=False)
+
+
+def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """As `own`, with the runs published before, the weights of each set's best student, and the blocks of `root`'s README.md.
+
+    Records of what was published before lie in `results_dir`: results of several machines come together, and without any run here
+    everything is rebuilt as it was.
+    """
+    before = {folder.parent.name: records.read_all(folder.parent) for folder in sorted(results_dir.glob("*/records"))}
+    pages = _compile(root, results_dir, before, tell, with_weights=True)
+    opening = root / "README.md"
+    if opening.is_file() and readme(text := opening.read_text(encoding="utf-8"), results_dir) != text:
+        files.write(opening, readme(text, results_dir))
+        pages.append(opening)
+    return pages
+
+
+def _compile(
+    root: Path, results_dir: Path, before: dict[str, list[RunRecord]], tell: Callable[[str], None], with_weights: bool
+) -> list[Path]:
     pages = []
     with tempfile.TemporaryDirectory() as tmp:
-        sets: dict[str, dict[tuple[str, ...], RunRecord]] = {}  # set -> run -> record
+        sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
-        for folder in sorted(results_dir.glob("*/records")):
-            sets[folder.parent.name] = {_identity(r): r for r in records.read_all(folder.parent)}
         for run in tracking.finished_runs(root):
             record = records.read(run.fetch("record.json", Path(tmp) / run.run_id))
             name = f"{record.profile}-{record.dataset.name}"
@@ -195,21 +214,18 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
         for name, runs in sorted(sets.items()):
             if runs:
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
-                if trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp)):
+                if with_weights and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
                     tell(f"{name}: its best student's weights are not published ({trouble}); the report is whole without them")
-                _build(list(runs.values()), out_dir, at_hand, Path(tmp))
+                book = _build(list(runs.values()), out_dir, at_hand, Path(tmp))
                 pages += [out_dir / "README.md", out_dir / "report.html"]
-                if at_hand and (out_dir / ledger.FILE).is_file() and (trouble := tracking.ship_ledger(root, out_dir / ledger.FILE)):
+                if book is None and (out_dir / ledger.FILE).is_file():
+                    tell(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
+                if at_hand and book is not None and (trouble := tracking.ship_ledger(root, out_dir / ledger.FILE)):
                     tell(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
     if not pages:
         raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     index(results_dir)
-    pages.append(results_dir / "README.md")
-    opening = root / "README.md"
-    if opening.is_file() and readme(text := opening.read_text(encoding="utf-8"), results_dir) != text:
-        files.write(opening, readme(text, results_dir))
-        pages.append(opening)
-    return pages
+    return [*pages, results_dir / "README.md"]
 
 
 def readme(text: str, results_dir: Path) -> str:
@@ -223,7 +239,7 @@ def readme(text: str, results_dir: Path) -> str:
     return blocks.fill(text, "results", summary)
 
 
-def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> None:
+def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> ledger.Book | None:
     """`build`, with what the MLflow store holds of the runs."""
     shown = [rung.runs[0] for rung in tables.ladder(tables.newest(runs)[0])]  # whose pictures are wanted
     found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
@@ -233,7 +249,7 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> N
         with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
-    build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
+    return build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
 
 
 def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:

@@ -55,7 +55,7 @@ def difference(path: Path, expected: str | None) -> str | None:
     if expected is None:
         return f"{shown(path)}: follows from no record"
     if not path.is_file():
-        return f"{shown(path)}: missing; 'vitlab report' writes it"
+        return f"{shown(path)}: missing; 'vitlab report --publish' writes it"
     lines = zip_longest(expected.split("\n"), path.read_bytes().decode().split("\n"), fillvalue="")
     for number, (should, does) in enumerate(lines, 1):
         if should != does:

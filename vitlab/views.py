@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from vitlab import store
+from vitlab.errors import UserError
 
 TAG = "mlflow.sharedViewState."  # and the view's key; those that are saved in the UI have other keys
 RUNS, MEANS = "runs:", "means:"
@@ -62,12 +63,12 @@ def _quoted(value: str) -> str:
 def addresses(root: Path, port: int = 5000) -> dict[str, str]:
     """The address of each set's runs in MLflow's UI, by the set's name; under "" that of all runs.
 
-    The UI is the tracking server's, where there is one, else what `make ui` starts on `port`. Raises ValueError where MLflow cannot be reached.
+    The UI is the tracking server's, where there is one, else what `make ui` starts on `port`. Raises UserError where MLflow cannot be reached.
     """
     try:
         experiment_id, said = store.experiment(root)
     except Exception as e:
-        raise ValueError(f"MLflow at {store.shown_uri(root)} cannot be reached: {store.reason(e)}") from None
+        raise UserError(f"MLflow at {store.shown_uri(root)} cannot be reached: {store.reason(e)}") from None
     server = store.server(root) or f"http://127.0.0.1:{port}"
     everything = f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     names = sorted(key.removeprefix(TAG + RUNS) for key in said if key.startswith(TAG + RUNS))

@@ -203,7 +203,7 @@ def hostile_pickle() -> bytes:
 def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World:
     """A copy of the template that the commands take for the repository's own folder, on a machine without a network or MLflow."""
     shutil.copytree(template_folder, root, dirs_exist_ok=True, symlinks=True)
-    for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("RESULTS", root / "results")):
+    for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("REPORTS", root / "reports"), ("RESULTS", root / "results")):
         patch.setattr(cli, name, value)
     patch.setattr(experiment, "ROOT", root)
     patch.setattr(experiment, "Shipper", NoShipper)
