@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from test_tracking import finish, info, start
 
 from vitlab import cli, store, tracking, views
+from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 
 PREFIX = "mlflow.sharedViewState."
@@ -151,7 +152,7 @@ def test_a_store_without_runs_has_the_experiment_to_show(tmp_path: Path) -> None
 def test_a_server_shows_its_runs_itself_and_one_that_is_down_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@example.org/mlflow/")
     monkeypatch.setattr(store, "connect", lambda root: (_ for _ in ()).throw(MlflowException("nobody there")))
-    with pytest.raises(ValueError, match=r"https://example\.org/mlflow/ cannot be reached: nobody there"):
+    with pytest.raises(UserError, match=r"https://example\.org/mlflow/ cannot be reached: nobody there"):
         views.addresses(tmp_path)
     monkeypatch.setattr(store, "experiment", lambda root: ("7", {}))
     assert views.addresses(tmp_path) == {"": "https://example.org/mlflow/#/experiments/7/runs?workflowType=machine_learning"}
