@@ -513,19 +513,16 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
     model_id = json.loads((tmp_path / "mlflow.json").read_text())["stores"][tracking.tracking_uri(root)]["model_id"]
     assert query(root, "SELECT source_run_id, status FROM logged_models WHERE model_id = ?", model_id) == [(child, 2)]  # 2: READY
 
-    def outputs() -> list[list[str]]:
-        """Of the run and of its parent: where the UI's runs' table looks for models."""
-        client = store.connect(root).client
-        runs = client.get_run(child), client.get_run(tags(root, child)["mlflow.parentRunId"])
-        return [[output.model_id for output in run.outputs.model_outputs] for run in runs]
+    def outputs() -> list[str]:
+        return [output.model_id for output in store.connect(root).client.get_run(child).outputs.model_outputs]
 
-    assert outputs() == [[model_id], [model_id]]
+    assert outputs() == [model_id]
     assert tracking.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
-    assert outputs() == [[model_id], [model_id]]
+    assert outputs() == [model_id]
     with sqlite3.connect(root / "mlflow.db") as db:  # and as after one before it was linked
         db.execute("DELETE FROM inputs WHERE destination_id = ?", (model_id,))
     assert tracking.log_model(root, child, model, images) == model_id
-    assert outputs() == [[model_id], [model_id]]
+    assert outputs() == [model_id]
     assert store.connect(root).client.get_logged_model(model_id).name == "shipper"
     import mlflow.pytorch
 

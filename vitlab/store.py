@@ -193,11 +193,14 @@ class Store:
             return first
 
     def share_views(self, views: Callable[[int], dict[str, str]]) -> None:
-        """Set those of the experiment's tags that are not there yet. `views` gives them from the experiment's time of creation, in ms."""
+        """Set those of the experiment's tags that are not there: a view may have been changed in the UI since.
+
+        `views` gives them from the experiment's time of creation, in ms.
+        """
         with locked(self.root):
             there = self.client.get_experiment(self.experiment_id)
             for key, value in views(there.creation_time).items():
-                if there.tags.get(key) != value:
+                if key not in there.tags:
                     self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def exists(self, run_id: str) -> bool:

@@ -329,17 +329,16 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
     from mlflow.types.schema import Schema, TensorSpec
 
     store = connect(root)
-    said = store.client.get_run(run_id).data.tags
-    users = [each for each in (run_id, said["mlflow.parentRunId"]) if store.exists(each)]
     for earlier in store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
         if earlier.status == LoggedModelStatus.READY:  # and a kill came before it was noted
-            _link_model(store, earlier.model_id, users)
+            _link_model(store, earlier.model_id, run_id)
             return earlier.model_id
         store.client.delete_logged_model(earlier.model_id)
     model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # torch.export warns of channels_last weights
     images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
     float32 = np.dtype(np.float32)
-    name = re.sub(r"[/:.%\"']", "_", said["vitlab.experiment"])  # what MLflow has against a model's name
+    experiment = store.client.get_run(run_id).data.tags["vitlab.experiment"]
+    name = re.sub(r"[/:.%\"']", "_", experiment)  # what MLflow has against a model's name
     logged = store.client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id)
     status = "FAILED"
     try:
@@ -359,18 +358,16 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
         status = "READY"
     finally:
         store.client.finalize_logged_model(logged.model_id, status)
-    _link_model(store, logged.model_id, users)
+    _link_model(store, logged.model_id, run_id)
     return logged.model_id
 
 
-def _link_model(store: Store, model_id: str, runs: list[str]) -> None:
-    """Make the model an output of each of these runs, once: that is where the UI's table looks for it."""
+def _link_model(store: Store, model_id: str, run_id: str) -> None:
+    """Make the model an output of the run, once."""
     from mlflow.entities import LoggedModelOutput
 
-    with locked(store.root):
-        for run_id in runs:
-            if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):
-                store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):
+        store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
 def ship_ledger(root: Path, path: Path) -> str:

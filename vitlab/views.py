@@ -33,7 +33,7 @@ def tags(profile: str, dataset: str, created: int) -> dict[str, str]:
     where = f"tags.`vitlab.profile` = {_quoted(profile)} and tags.`vitlab.dataset` = {_quoted(dataset)}"
     spread = ["metrics.`final/test_top1_sd`", "metrics.`final/test_top1_ci95_low`", "metrics.`final/test_top1_ci95_high`"]
     runs = [column for column in PIXELS if column not in (*spread, "tags.`vitlab.seeds`")]
-    means = [column for column in PIXELS if column != "tags.`vitlab.seed`"]
+    means = [column for column in PIXELS if column not in ("tags.`vitlab.seed`", "attributes.`Models`")]  # a model is of one run
     name = f"{profile} · {dataset}"
     parents = "tags.`vitlab.kind` = 'parent'"
     # without what --force has superseded, and with what is still training: without a result it comes last
