@@ -183,6 +183,15 @@ def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
         verdicts._right(path, "test_top1")
 
 
+def test_of_equal_logits_a_run_has_predicted_the_first_class(tmp_path: Path) -> None:
+    """As in its metrics: of the labels 0, 1, 1 the first run has one right, the second all."""
+    tied, all_right = [[[1.0, 1.0]] * 3], [[A, B, B]]
+    found = [predictions(tmp_path / name, ("cls",), raw=raw) for name, raw in (("a", tied), ("b", all_right))]
+    (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
+    pair = verdicts.compare(claim, found, 0.95)
+    assert (pair.only_first, pair.only_second) == (0, 2)
+
+
 def test_two_runs_are_compared_image_by_image(tmp_path: Path) -> None:
     first, second = predictions(tmp_path / "a", ("cls",), raw=[[A, B, B]]), predictions(tmp_path / "b", ("cls",), raw=[[B, B, A]])
     (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims

@@ -142,11 +142,13 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     code, out, _ = run(capsys, "runs", main=cli.main)
     assert out.count("finished") >= len(LADDER)
     Image.new("RGB", (40, 40), "white").save(small_world / "white.png")
-    code, out, _ = run(capsys, "predict", small_world / "white.png", main=cli.main)
+    code, out, _ = run(capsys, "predict", small_world / "white.png", "--data", "digits", main=cli.main)
     assert code == 0
     assert "%" in out.splitlines()[1]
+    code, _, err = run(capsys, "predict", small_world / "white.png", main=cli.main)
+    assert (code, "--data digits" in err) == (2, True), "digits answer only where they are asked"
     (small_world / "no.png").write_text("not an image")
-    code, _, err = run(capsys, "predict", small_world / "no.png", main=cli.main)
+    code, _, err = run(capsys, "predict", small_world / "no.png", "--data", "digits", main=cli.main)
     assert code == 2
     assert "no.png" in err
 

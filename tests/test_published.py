@@ -202,43 +202,88 @@ def test_a_damaged_file_is_written_anew_or_goes(tmp_path: Path, store: list[trac
 # ----------------------------------------------------------------------------------------------------------- prediction
 
 
-def publish(w: World, name: str, record: RunRecord) -> Path:
-    out_dir = w.root / "results" / name
+def of(record: RunRecord, validation: float, test: float, data: str = "cifar10", **changes: object) -> RunRecord:
+    """The record with these numbers, in percent, of CIFAR-10 with classes named otherwise, or of another data set."""
+    classes = tuple(f"class {c}" for c in CLASSES) if data == "cifar10" else CLASSES
+    facts = record.dataset.model_copy(update={"name": data, "classes": classes})
+    metrics = record.metrics | {"validation_top1": validation, "test_top1": test}
+    return record.model_copy(update={"dataset": facts, "metrics": metrics} | changes)
+
+
+def publish(w: World, record: RunRecord) -> Path:
+    out_dir = w.root / "results" / f"{record.profile}-{record.dataset.name}"
     (out_dir / "records").mkdir(parents=True)
     records.write(record, out_dir / "records" / records.file_name(record))
     published.write(out_dir, record, w.folder("tiny") / "weights.safetensors")
-    return out_dir
+    return out_dir / published.FILE
 
 
-def test_without_a_run_the_published_weights_of_the_foremost_set_predict(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, image = world.folder("tiny"), world.image()
-    weights = folder / "weights.safetensors"
-    weights.write_bytes(half.to_half(weights.read_bytes(), "tiny"))
-    code, out, _ = run(capsys, "predict", image, main=cli.main)
-    own = out.splitlines()
-    assert code == 0
-    of_digits = records.read(folder / "record.json")
-    facts = of_digits.dataset.model_copy(update={"name": "cifar10", "classes": tuple(f"class {c}" for c in CLASSES)})
-    sets = {
-        "full-digits": of_digits,
-        "quick-cifar10": of_digits.model_copy(update={"dataset": facts.model_copy(update={"mean": (-9.0, 0.5, 9.0)}), "profile": "quick"}),
-        "ledger-cifar10": of_digits.model_copy(update={"dataset": facts, "profile": "ledger", "title": "A ledger's"}),
-        "overnight-cifar10": of_digits.model_copy(update={"dataset": facts, "profile": "overnight", "title": "A night's"}),
-        "full-cifar10": of_digits.model_copy(update={"dataset": facts, "title": "The reports' own"}),
-    }
-    out_dirs = {name: publish(world, name, record) for name, record in sets.items()}
-    assert run(capsys, "predict", image, main=cli.main)[1].splitlines() == own, "a run of one's own comes first"
-    shutil.rmtree(world.root / "runs")
-    for name in ("full-cifar10", "overnight-cifar10", "ledger-cifar10", "quick-cifar10", "full-digits"):
-        code, out, err = run(capsys, "predict", image, main=cli.main)
-        assert (code, err) == (0, "")
-        first, guesses = out.splitlines()
-        record = sets[name]
-        about = f"{record.title} (tiny, {record.profile}, {record.dataset.name}, test top-1 10.00 %)"
-        assert first == f"no finished run here, so the published one, {out_dirs[name] / published.FILE}: {about}"
-        wanted = own[1].replace(": ", ": class ").replace(", ", ", class ") if "cifar10" in name else own[1]
-        assert (guesses == wanted) == (name != "quick-cifar10"), "classes, mean and deviation are its record's"
-        (out_dirs[name] / published.FILE).unlink()
+def trained(w: World, record: RunRecord) -> Path:
+    folder = w.root / "runs" / f"{record.profile}-{record.dataset.name}" / record.experiment / f"{record.fingerprint}-s{record.seed}"
+    folder.mkdir(parents=True)
+    shutil.copy(w.folder("tiny") / "weights.safetensors", folder)
+    records.write(record, folder / "record.json")
+    return folder
+
+
+def said(record: RunRecord, origin: str) -> str:
+    which = f"{record.title} ({record.experiment}, profile {record.profile}, seed {record.seed}), trained on {record.dataset.name}"
+    metrics = record.metrics
+    return f"{which}, validation top-1 {metrics['validation_top1']:.2f} %, test top-1 {metrics['test_top1']:.2f} %: {origin}"
+
+
+def test_the_best_student_on_cifar10_predicts_own_or_published(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """By validation top-1, whatever the test split says; a teacher only where there is no student, and digits only where they are asked."""
+    base, image = records.read(world.folder("tiny") / "record.json"), world.image()
+    weights = world.folder("tiny") / "weights.safetensors"
+    weights.write_bytes(half.to_half(weights.read_bytes(), "tiny"))  # so that own and published weights are the same numbers
+    taught = fake_record("05_kd_r18").teacher
+
+    def answer(*flags: object) -> list[str]:
+        code, out, err = run(capsys, "predict", image, *flags, main=cli.main)
+        assert (code, err) == (0, ""), err
+        return out.splitlines()
+
+    def refused(*flags: object) -> str:
+        code, out, err = run(capsys, "predict", image, *flags, main=cli.main)
+        assert (code, out) == (2, "")
+        return err
+
+    first, guesses = answer("--data", "digits")
+    assert first == said(base, f"own run {world.folder('tiny')}")
+    assert answer("--run", world.folder("tiny")) == [first, guesses]
+    named = guesses.replace(": ", ": class ").replace(", ", ", class ")  # the classes of `of`
+    for part in ("no model for the data set cifar10", "05_kd_r18.yaml --data cifar10'", "--run FOLDER", "--data digits"):
+        assert part in refused()
+    assert "--data pets'" in refused("--data", "pets")
+    assert "not allowed with argument --data" in refused("--data", "digits", "--run", world.folder("tiny"))
+
+    varied = of(base, 99.0, 99.0, variant="optim.lr=1", teacher=taught, fingerprint="feedbeef0001")
+    assert trained(world, varied).is_dir()
+    assert "variations by --set aside" in refused()
+    teacher = of(base, 90.0, 90.0, experiment="resnet18", title="A teacher")
+    folder = trained(world, teacher)
+    assert answer() == [said(teacher, f"own run {folder}"), named]
+    steps = (  # each beats the ones before it by the validation split, with a test top-1 that is lower
+        (publish, of(base, 40.0, 45.0, profile="ledger", title="A student", teacher=taught), "published weights"),
+        (trained, of(base, 41.0, 44.0, profile="quick", title="Own student", teacher=taught, seed=3), "own run"),
+        (publish, of(base, 42.0, 43.0, profile="overnight", title="A night's", teacher=taught), "published weights"),
+    )
+    for leave, record, kind in steps:
+        path = leave(world, record)
+        assert answer() == [said(record, f"{kind} {path}"), named]
+    worse = of(base, 20.0, 99.0, profile="full", teacher=taught)
+    publish(world, worse), trained(world, worse)
+    assert answer() == [said(record, f"{kind} {path}"), named]
+    folder = trained(world, record)  # the very run that is published
+    assert answer() == [said(record, f"own run {folder}"), named]
+
+    pets = of(base, 30.0, 30.0, data="pets", dataset=base.dataset.model_copy(update={"name": "pets", "mean": (-9.0, 0.5, 9.0)}))
+    path = publish(world, pets)
+    first, others = answer("--data", world.root / "somewhere" / "pets")
+    assert first == said(pets, f"published weights {path}")
+    assert others != guesses, "classes, mean and deviation are its record's"
+    assert answer("--data", "digits")[1] == guesses
 
 
 def test_verify_finds_published_weights_that_are_not_the_best_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -402,9 +402,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
     report.add_argument("--publish", action="store_true", help="add them to what is published: results/ and the blocks of README.md")
     command("runs", _list_runs, "list the runs of this checkout, finished or not")
-    predict = command("predict", _predict, "classify images with the best finished run, or the published one")
+    predict = command("predict", _predict, "classify images with the best CIFAR-10 model, trained here or published")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    predict.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="a run's folder (default: the best by validation top-1)")
+    model = predict.add_mutually_exclusive_group()
+    model.add_argument(
+        "--data", default="cifar10", metavar="cifar10|digits|PATH",
+        help="the data set whose best model answers: students first, then by validation top-1 (default: %(default)s)",
+    )  # fmt: skip
+    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="this finished run answers")
     pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")
     pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="all runs, or a folder of them (default: all)")
     pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
@@ -556,7 +561,8 @@ def _verify(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from vitlab import predict
 
-    for line in predict.classify(args.images, args.folder, RUNS, RESULTS):
+    chosen = predict.own(args.folder) if args.folder else predict.best(args.data, RUNS, RESULTS)
+    for line in predict.classify(args.images, chosen):
         print(printable(line))
     return 0
 

@@ -1,45 +1,53 @@
-"""Classify image files with a finished run: `vitlab predict IMAGE...`."""
+"""Classify image files with a finished run or published weights: `vitlab predict IMAGE...`."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from vitlab import checkpoint, config, evaluate, published, records
+from vitlab import checkpoint, config, evaluate, published, records, sources
 from vitlab.augment import normalize
 from vitlab.data import decode
 from vitlab.errors import UserError
 
 
-def best_run(runs_dir: Path) -> Path | None:
-    """The finished run with the best validation top-1, data sets with CIFAR-10's classes first; None where there is none."""
-    found = []
-    for path in runs_dir.glob("*/*/*/record.json"):
-        record = records.read(path)
-        found.append((record.dataset.name == "cifar10", record.metrics["validation_top1"], str(path.parent)))
-    return Path(max(found)[2]) if found else None
+class Candidate(NamedTuple):
+    record: records.RunRecord
+    origin: str  # whether it is an own run or published, and where it lies
+    load: Callable[[], nn.Module]  # on the CPU
 
 
-def finished_model(folder: Path) -> tuple[nn.Module, records.RunRecord]:
-    """The finished run's model, on the CPU, and its record. Raises UserError, naming the file at fault."""
+def own(folder: Path) -> Candidate:
+    """The finished run in `folder`. Raises UserError where its record is missing or damaged; `load` does for its weights."""
     record = records.read(folder / "record.json")
-    cfg = _model_config(record, folder / "record.json")
-    return checkpoint.load_model(folder / published.WEIGHTS, cfg, len(record.dataset.classes)), record
+
+    def load() -> nn.Module:
+        cfg = _model_config(record, folder / "record.json")
+        return checkpoint.load_model(folder / published.WEIGHTS, cfg, len(record.dataset.classes))
+
+    return Candidate(record, f"own run {folder}", load)
 
 
-def published_model(out_dir: Path) -> tuple[nn.Module, records.RunRecord]:
-    """The model published with a set, on the CPU, and its record. Raises UserError, naming the file at fault."""
-    record, content = published.read(out_dir, records.read_all(out_dir))
-    cfg = _model_config(record, out_dir / "records" / records.file_name(record))
-    try:
-        return checkpoint.parse_model(content, cfg, len(record.dataset.classes)), record
-    except UserError as e:
-        raise published.unusable(out_dir, e) from None
+def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
+    """Raises UserError, naming the file, where the weights published with the set of `runs` are missing, damaged or of none of them."""
+    record, content = published.read(out_dir, runs)
+
+    def load() -> nn.Module:
+        cfg = _model_config(record, out_dir / "records" / records.file_name(record))
+        try:
+            return checkpoint.parse_model(content, cfg, len(record.dataset.classes))
+        except UserError as e:
+            raise published.unusable(out_dir, e) from None
+
+    return Candidate(record, f"published weights {out_dir / published.FILE}", load)
 
 
 def _model_config(record: records.RunRecord, path: Path) -> config.ViT | config.ResNet:
@@ -53,29 +61,42 @@ def _model_config(record: records.RunRecord, path: Path) -> config.ViT | config.
 
 def model_to_log(folder: Path) -> tuple[nn.Module, np.ndarray]:
     """For tracking.sync: the model, and two images of the size it takes."""
-    return finished_model(folder)[0], np.zeros((2, 3, 32, 32), np.float32)
+    return own(folder).load(), np.zeros((2, 3, 32, 32), np.float32)
 
 
-def classify(images: list[Path], folder: Path | None, runs_dir: Path, results_dir: Path) -> list[str]:
-    """One line of whose model it is: the run's in `folder`, else the best run's, else the published one's. Then one an image: its three
-    likeliest classes with the probability in percent. Raises UserError, naming the file at fault, and where there is no model."""
-    folder = folder or best_run(runs_dir)
-    out_dir = None if folder else published.first(results_dir)
+def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
+    """The best of the own finished runs and the published weights, by `published.best`, of those trained on the data set `data`, which is
+    named as --data names it. Raises UserError where there is none, and for a file that is damaged."""
+    name = sources.name_of(data)
+    mine, sets = [own(path.parent) for path in sorted(runs_dir.glob("*/*/*/record.json"))], published.sets(results_dir)
+    found = [c for c in mine if c.record.dataset.name == name]  # before the published ones: of the same run they are the exact weights
+    found += [_published(out_dir, runs) for out_dir, runs in sets.items() if runs[0].dataset.name == name]
+    chosen = published.best(c.record for c in found)
+    if chosen is not None:
+        return next(c for c in found if c.record is chosen)
+    others = {c.record.dataset.name for c in mine}.union(runs[0].dataset.name for runs in sets.values()) - {name}
+    at_hand = f", or choose another data set's model with {' or '.join(f'--data {n}' for n in sorted(others))}" if others else ""
+    raise UserError(
+        f"no model for the data set {name}: no finished run of it below {runs_dir} (variations by --set aside), and no weights published "
+        f"below {results_dir}; train one, for example with 'python runner.py experiments/05_kd_r18.yaml --data {shlex.quote(data)}', "
+        f"name a finished run with --run FOLDER{at_hand}"
+    )
+
+
+def classify(images: list[Path], chosen: Candidate) -> list[str]:
+    """One line of which model answers, what it was trained on and how good it is. Then one an image: its three likeliest classes with the
+    probability in percent. Raises UserError, naming the file at fault."""
     pixels = torch.stack([torch.from_numpy(decode(path).copy()) for path in images])  # (N, 3, 32, 32)
-    if folder is not None:
-        (model, record), origin = finished_model(folder), ""
-    elif out_dir is not None:
-        (model, record), origin = published_model(out_dir), f"no finished run here, so the published one, {out_dir / published.FILE}: "
-    else:
-        train = "train one first, for example python runner.py experiments/01_baseline_vit.yaml"
-        raise UserError(f"no finished run below {runs_dir}, and none published below {results_dir}; {train}")
+    model, record = chosen.load(), chosen.record
     with torch.inference_mode():
         inputs = normalize(pixels, torch.tensor(record.dataset.mean), torch.tensor(record.dataset.std))
         scores = model(inputs)  # (N, C)
     top = evaluate.ranking(scores)[:, :3]
     shares = scores.softmax(-1).gather(-1, top)
+    which = " ".join(filter(None, (record.experiment, record.variant)))
     lines = [
-        f"{origin}{record.title} ({record.experiment}, {record.profile}, {record.dataset.name}, test top-1 {record.metrics['test_top1']:.2f} %)"
+        f"{record.title} ({which}, profile {record.profile}, seed {record.seed}), trained on {record.dataset.name}, "
+        f"validation top-1 {record.metrics['validation_top1']:.2f} %, test top-1 {record.metrics['test_top1']:.2f} %: {chosen.origin}"
     ]
     for path, values, indices in zip(images, shares, top, strict=True):
         guesses = ", ".join(f"{record.dataset.classes[i]} {v:.1%}" for v, i in zip(values.tolist(), indices.tolist(), strict=True))

@@ -64,14 +64,13 @@ def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
     return None
 
 
-def first(results_dir: Path) -> Path | None:
-    """The set to take published weights from: CIFAR-10's before others', then the larger profile's. Raises UserError for a set without
-    records."""
-    sets = {path.parent: records.read_all(path.parent) for path in results_dir.glob(f"*/{FILE}")}
-    for out_dir, runs in sets.items():
+def sets(results_dir: Path) -> dict[Path, list[RunRecord]]:
+    """Each set with published weights, and its runs, by name. Raises UserError for a set without records."""
+    found = {path.parent: records.read_all(path.parent) for path in sorted(results_dir.glob(f"*/{FILE}"))}
+    for out_dir, runs in found.items():
         if not runs:
             raise UserError(f"{out_dir / FILE}: lies beside no records; restore them, or delete it")
-    return min(sets, key=lambda out_dir: records.rank(sets[out_dir][0], out_dir.name), default=None)
+    return found
 
 
 def _name(run: RunRecord) -> str:

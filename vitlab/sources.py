@@ -77,6 +77,14 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
     return source
 
 
+def name_of(data: str | Path) -> str:
+    """The data set's name in records: cifar10, digits, or one made of the folder's. Nothing is read, and the folder need not exist."""
+    if data in ("cifar10", "digits"):
+        return str(data)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(os.path.expanduser(data)).resolve().name).strip("-.")[:80] or "folder"
+    return f"{name}-folder" if name in ("cifar10", "digits") else name  # those names are taken, and reports tell data sets apart by name
+
+
 def prepare(data_dir: Path) -> tuple[str, ...]:
     """Make CIFAR-10 available and verify every checksum; returns one line on each known data set.
 
@@ -312,11 +320,8 @@ def _folder(folder: Path, data_dir: Path) -> Source:
         raise UserError(f"--data {folder}: no such folder; expected auto, cifar10, digits, or a folder of images")
     folder = folder.resolve()
     found, mirror = scan(folder), _mirror(folder / "dataset.yaml")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-.")[:80] or "folder"
-    if name in ("cifar10", "digits"):  # those names are taken, and reports tell data sets apart by name
-        name += "-folder"
     digest = folder_digest(folder, found, mirror)
-    return Source("folder", name, folder, digest, found.classes, mirror, cache=data_dir / ".cache" / f"{digest}.pixels")
+    return Source("folder", name_of(folder), folder, digest, found.classes, mirror, cache=data_dir / ".cache" / f"{digest}.pixels")
 
 
 def _mirror(path: Path) -> bool:

@@ -439,7 +439,7 @@ def from_set(change: Callable[[Path], object]) -> Arrange:
         weights.write(out_dir, records.read(run / RECORD), run / weights.WEIGHTS)
         (run / RECORD).unlink()
         change(out_dir / weights.FILE)
-        return ["predict", w.image()]
+        return ["predict", w.image(), "--data", "digits"]
 
     return arrange
 
@@ -486,7 +486,7 @@ OTHERS: dict[str, tuple[Arrange, str]] = {
         "mlflow.db: not a readable database",
     ),
     "runs, one of them damaged": (listed, "record.json: not a readable run record"),
-    "predict with the best of no runs": (best, "no finished run below"),
+    "predict with the best of no runs": (best, "no model for the data set cifar10: no finished run of it below"),
     "predict with a run that is not there": (
         lambda w: ["predict", w.image(), "--run", w.root / "no"],
         "no/record.json: not a readable run record",
