@@ -92,7 +92,7 @@ def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str,
         def begin(name: str) -> Contender:
             contender = Contender(name, number, images, sets, log)
             ready[name] = contender.read() | {"flops": flops(model, name)}
-            if not page.same_size(ready, name) or not math.isfinite(ready[name]["loss"]):
+            if not page.same_size(ready, name, number) or not math.isfinite(ready[name]["loss"]):
                 raise SystemExit(
                     f"{number}: {name} has {ready[name]['parameters']:,} parameters and a loss of {ready[name]['loss']}: nothing to compare with"
                 )

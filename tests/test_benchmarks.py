@@ -54,8 +54,8 @@ def test_all_have_our_size_and_the_flops_the_page_gives_them(number: str) -> Non
     examine("plain", PlainViT(cfg, 10), bench.flops(cfg, "plain"))
     examine("timm", contenders.timm_model(cfg, 10), bench.flops(cfg, "timm"))
     ready = {name: {"parameters": size} for name, size in sizes.items()}
-    assert all(page.same_size(ready, name) for name in ready), sizes
-    assert not page.same_size(ready | {"other": {"parameters": round(1.02 * sizes["vitlab"])}}, "other")
+    assert all(page.same_size(ready, name, number) for name in ready), sizes
+    assert not page.same_size(ready | {"other": {"parameters": round(1.02 * sizes["vitlab"])}}, "other", number)
 
 
 def test_the_page_knows_every_contender() -> None:
