@@ -158,6 +158,8 @@ def test_spread_is_the_distance_from_the_arms_median() -> None:
     (got,) = judge(ledger(claim(spread=True)), [*three(A, *first), *three(B, *second)])
     assert got.values == (0.5, 3.0, -1.5)
     assert got.metric == "spread over seeds of test_top1"
+    (single,) = judge(ledger(claim(spread=True)), [run(A), run(B)])
+    assert (single.verdict, single.effect, single.note) == ("not measured", None, "one seed has no spread")
     z = [[abs(v - np.median(of)) for v in of] for of in (first, second)]
     assert stats.f_oneway(*z).statistic == pytest.approx(stats.levene(first, second, center="median").statistic)
     assert got.effect == pytest.approx(np.mean(z[0]) - np.mean(z[1]))

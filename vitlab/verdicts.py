@@ -131,6 +131,8 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
     )
     if not seeds:
         return Result(**told, arms=arms, verdict=without, note=lacks)
+    if claim.spread and len(seeds) == 1:
+        return Result(**told, arms=arms, verdict=without, note="one seed has no spread")
     columns = [[values[s] for s in seeds] for values in measured]
     if claim.spread:  # Brown and Forsythe's (1974) test of equal spread is one of equal means of these
         columns = [[abs(value - statistics.median(column)) for value in column] for column in columns]
@@ -138,7 +140,7 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
     values = tuple(round(_effect(claim, list(row)), 4) for row in zip(*columns, strict=True))
     told |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "exploratory" if claim.exploratory else "undecided"}
     if len(seeds) == 1:
-        said = None if claim.spread else pairs(claim, [found[seeds[0]] for found in by_arm])
+        said = pairs(claim, [found[seeds[0]] for found in by_arm])
         return Result(**told, effect=values[0], pair=said, note="; ".join(filter(None, ["one seed: no interval over seeds", lacks])))
     said = _over_seeds(values, claim.region, ledger.confidence)
     if claim.exploratory:
