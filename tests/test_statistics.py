@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from declared import UP, family
-from scipy import stats
+from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
@@ -80,16 +80,16 @@ def test_estimates_are_scipys_and_statsmodels(n: int) -> None:
         values = (first - second).tolist()
         got = statistics.estimate(values, UP, 0.9)
         assert (got.low, got.high) == pytest.approx(DescrStatsW(values).tconfint_mean(alpha=0.1))
-        assert got.p == pytest.approx(stats.ttest_rel(first, second).pvalue)
+        assert got.p == pytest.approx(scipy_stats.ttest_rel(first, second).pvalue)
         bound = float(rng.normal())
         for region in ((bound, math.inf), (-math.inf, bound)):
-            assert statistics.estimate(values, region, 0.95).p == pytest.approx(stats.ttest_1samp(values, bound).pvalue)
+            assert statistics.estimate(values, region, 0.95).p == pytest.approx(scipy_stats.ttest_1samp(values, bound).pvalue)
         margin = abs(got.mean) + float(rng.uniform(0.1, 3))
         two_sided = ttost_paired(first, second, -margin, margin)[0]
         assert statistics.estimate(values, (-margin, margin), 0.95).p == pytest.approx(2 * two_sided)
         outside = abs(got.mean) / 2
         nearer = math.copysign(outside, got.mean)
-        assert statistics.estimate(values, (-outside, outside), 0.95).p == pytest.approx(stats.ttest_1samp(values, nearer).pvalue)
+        assert statistics.estimate(values, (-outside, outside), 0.95).p == pytest.approx(scipy_stats.ttest_1samp(values, nearer).pvalue)
 
 
 def test_p_and_interval_say_the_same() -> None:
@@ -123,7 +123,7 @@ def test_pairs_are_statsmodels_and_scipys() -> None:
     got = statistics.pair(first[order], second[order], 0.95)
     assert (got.only_first, got.only_second) == (b, c)
     assert got.p == pytest.approx(mcnemar([[both, b], [c, none]], exact=True).pvalue)
-    theirs = stats.bootstrap(
+    theirs = scipy_stats.bootstrap(
         (100.0 * first, 100.0 * second), lambda x, y, axis: x.mean(axis) - y.mean(axis), paired=True, method="percentile",
         n_resamples=10_000, batch=1000, rng=np.random.default_rng(1),
     ).confidence_interval  # fmt: skip

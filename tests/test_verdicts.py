@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from declared import A, B, claim, judge, ledger, run, three
-from scipy import stats
+from scipy import stats as scipy_stats
 
 from vitlab import claims, config, statistics, verdicts
 from vitlab.claims import Arm, Claim
@@ -22,7 +22,7 @@ def test_a_result_tells_all_of_it() -> None:
     (got,) = judge(ledger(claim(claimed=2.5)), runs)
     assert (got.seeds, got.values) == ((0, 1, 2), (2.1, 2.5, 3.1))
     assert got.effect == pytest.approx((2.1 + 2.5 + 3.1) / 3)
-    assert got.p == got.p_holm == pytest.approx(stats.ttest_rel([52.1, 52.9, 53.0], [50.0, 50.4, 49.9]).pvalue)
+    assert got.p == got.p_holm == pytest.approx(scipy_stats.ttest_rel([52.1, 52.9, 53.0], [50.0, 50.4, 49.9]).pvalue)
     assert got.low < got.effect < got.high
     assert (got.verdict, got.changed, got.more_seeds, got.pair) == ("supported", False, None, None)
     assert [arm.records[2] for arm in got.arms] == ["02_regularized_vit-s2.json", "01_baseline_vit-s2.json"]
@@ -161,7 +161,7 @@ def test_spread_is_the_distance_from_the_arms_median() -> None:
     (single,) = judge(ledger(claim(spread=True)), [run(A), run(B)])
     assert (single.verdict, single.effect, single.note) == ("not measured", None, "one seed has no spread")
     z = [[abs(v - np.median(of)) for v in of] for of in (first, second)]
-    assert stats.f_oneway(*z).statistic == pytest.approx(stats.levene(first, second, center="median").statistic)
+    assert scipy_stats.f_oneway(*z).statistic == pytest.approx(scipy_stats.levene(first, second, center="median").statistic)
     assert got.effect == pytest.approx(np.mean(z[0]) - np.mean(z[1]))
 
 
