@@ -24,10 +24,11 @@ import psutil
 
 from benchmarks import page, pages
 from benchmarks.recipe import Images, experiment_file, load
-from vitlab import config, cost
+from vitlab import config
 from vitlab.config import ViT
+from vitlab.data.sources import Source, resolve
+from vitlab.models import cost
 from vitlab.paths import REPOSITORY
-from vitlab.sources import Source, resolve
 
 NUMBERS = ("01", "06")
 BATCHES = 2  # of an epoch: enough for a loader to work ahead
@@ -128,8 +129,8 @@ def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
     its last epoch to the end of the process, less the test split's forward: pictures, record, the model into MLflow. With `images`, and the `profile`
     that it is of with the `epochs` of a whole run there."""
     from vitlab import records
-    from vitlab.journal import read_journal
-    from vitlab.meter import TRAINING
+    from vitlab.track.journal import read_journal
+    from vitlab.train.meter import TRAINING
 
     with tempfile.TemporaryDirectory() as root:
         environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"VITLAB_ROOT": root}
@@ -154,9 +155,10 @@ def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
 
 
 def first_images(source: Source, count: int) -> Images:
-    from vitlab import config, data
+    from vitlab import config
+    from vitlab.data import dataset
 
-    loaded = data.load(source, config.Data(), "cpu")
+    loaded = dataset.load(source, config.Data(), "cpu")
     pixels, labels = loaded.train_images[:count].numpy(), loaded.train_labels[:count].numpy()
     return Images(pixels, labels, tuple(loaded.mean.tolist()), tuple(loaded.std.tolist()), len(loaded.classes), loaded.mirror)
 
@@ -164,7 +166,7 @@ def first_images(source: Source, count: int) -> Images:
 def machine() -> dict[str, Any]:
     import torch
 
-    from vitlab.machine import device_name, hardware_bf16
+    from vitlab.train.machine import device_name, hardware_bf16
 
     cpu = torch.device("cpu")
     name, _, cores = device_name(cpu).rpartition(", ")

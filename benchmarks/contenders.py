@@ -81,24 +81,25 @@ class LapBar:
 
 def vitlab(cfg: config.Experiment, data: Images, laps: Laps) -> None:
     """The trainer itself, with its journal, its checkpoints and a small validation split, these three outside the time it gives."""
-    from vitlab import experiment, machine, trainer
-    from vitlab.data import Dataset
-    from vitlab.journal import Journal
-    from vitlab.meter import Meter
-    from vitlab.objective import CrossEntropy
+    from vitlab.data.dataset import Dataset
+    from vitlab.run import execute
+    from vitlab.track.journal import Journal
+    from vitlab.train import loop, machine
+    from vitlab.train.meter import Meter
+    from vitlab.train.objective import CrossEntropy
 
     images = torch.from_numpy(data.pixels), torch.from_numpy(data.labels)
     few = images[0][:16], images[1][:16]  # validation and test: looked at after each epoch, outside its time
     classes = tuple(map(str, range(data.classes)))
     dataset = Dataset("bench", "", classes, data.mirror, torch.tensor(data.mean), torch.tensor(data.std), *images, *few, *few)
     where = machine.device()
-    model = experiment.build_model(cfg, data.classes, 0, where)
+    model = execute.build_model(cfg, data.classes, 0, where)
     laps.enter(model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        trainer.train(
+        loop.train(
             cfg, dataset, model, CrossEntropy(),
-            seed=0, folder=folder, journal=Journal(folder / "journal.jsonl"), meter=Meter(where, 1.0, 1.0), bar=LapBar(laps), stop=trainer.Stop(),
+            seed=0, folder=folder, journal=Journal(folder / "journal.jsonl"), meter=Meter(where, 1.0, 1.0), bar=LapBar(laps), stop=loop.Stop(),
             covered=lambda size: None,
         )  # fmt: skip
 

@@ -22,17 +22,20 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import peak_rss_mb
-from vitlab import config, data, experiment, machine, plan, schedule, sources, trainer
-from vitlab.journal import Journal
-from vitlab.meter import TRAINING, Meter
-from vitlab.objective import CrossEntropy, Distillation
-from vitlab.step import WARM_UP
+from vitlab import config
+from vitlab.data import dataset, sources
+from vitlab.run import execute, plan
+from vitlab.track.journal import Journal
+from vitlab.train import loop, machine, schedule
+from vitlab.train.meter import TRAINING, Meter
+from vitlab.train.objective import CrossEntropy, Distillation
+from vitlab.train.step import WARM_UP
 
 SETTLED = WARM_UP + 1  # steps of a phase until, on a GPU, its graph is captured and has run once
 LATER = 2 * SETTLED  # steps that are taken of each later phase
 
 
-class Watch(trainer.Stop):
+class Watch(loop.Stop):
     """Looks on from where the trainer calls anyway, after each step, window, epoch and checkpoint; stops it after `steps` steps.
 
     starts: the steps at which phases begin. half: after how many steps the training seconds so far are kept, as `half_seconds`.
@@ -90,7 +93,7 @@ def brought_forward(cfg: config.Experiment, epochs: int, per_epoch: int) -> conf
     return cfg.model_copy(update={"phases": phases})
 
 
-def look(run: plan.Run, loaded: data.Dataset, epochs: int, folder: Path) -> dict[str, Any]:
+def look(run: plan.Run, loaded: dataset.Dataset, epochs: int, folder: Path) -> dict[str, Any]:
     """Train the first `epochs` epochs in `folder` and say what they cost. A teacher is untrained: it costs the same.
 
     Raises trainer.Diverged.
@@ -108,15 +111,15 @@ def look(run: plan.Run, loaded: data.Dataset, epochs: int, folder: Path) -> dict
     if where.type == "cuda":  # what that took is not this experiment's
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    model = experiment.build_model(cfg, classes, run.seed, where)
+    model = execute.build_model(cfg, classes, run.seed, where)
     objective: CrossEntropy | Distillation = CrossEntropy()
     if run.teacher is not None and cfg.distill is not None:
-        teacher = experiment.build_model(run.teacher.resolved.config, classes, run.seed, where)
+        teacher = execute.build_model(run.teacher.resolved.config, classes, run.seed, where)
         objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
     meter = Meter(where, run.step_flops, peak)
     watch = Watch(meter, {0, *ends[:-1]}, half=per_epoch // 2, steps=epochs * per_epoch + LATER * (len(cfg.phases) - 1))
-    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal, contextlib.suppress(trainer.Interrupted):
-        trainer.train(
+    with contextlib.closing(Journal(folder / "journal.jsonl")) as journal, contextlib.suppress(loop.Interrupted):
+        loop.train(
             shortened, loaded, model, objective,
             seed=run.seed, folder=folder, journal=journal, meter=meter, bar=watch, stop=watch, covered=watch.covered,
         )  # fmt: skip
@@ -206,7 +209,7 @@ def main() -> None:
             tell(machine=about(where))
             source = sources.resolve(args.data, args.data_dir, args.profile)
             run = plan.make([args.experiment], args.profile, source, [0], (), Path(folder))[-1]  # behind its teachers
-            tell(row=look(run, data.load(source, run.resolved.config.data, where), args.epochs, Path(folder)))
+            tell(row=look(run, dataset.load(source, run.resolved.config.data, where), args.epochs, Path(folder)))
         except Exception as e:
             traceback.print_exc()
             tell(error=f"{type(e).__name__}: {' '.join(str(e).split())}")

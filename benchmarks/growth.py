@@ -29,15 +29,19 @@ import torch
 from benchmarks import growth_page, pages
 from benchmarks.growth_page import series
 from benchmarks.recipe import experiment_file
-from vitlab import config, cost, experiment, machine, optim, records, tracking
-from vitlab.data import Dataset, generator, seed_for
-from vitlab.journal import Journal, RunInfo
-from vitlab.meter import Meter
-from vitlab.objective import CrossEntropy
+from vitlab import config, records
+from vitlab.data.dataset import Dataset, generator, seed_for
+from vitlab.models import cost
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord
-from vitlab.step import WARM_UP, Step
-from vitlab.store import prepare_store
+from vitlab.run import execute
+from vitlab.track import shipping
+from vitlab.track.journal import Journal, RunInfo
+from vitlab.track.store import prepare_store
+from vitlab.train import machine, optim
+from vitlab.train.meter import Meter
+from vitlab.train.objective import CrossEntropy
+from vitlab.train.step import WARM_UP, Step
 
 CLASSES = 10
 ROUNDS = 7
@@ -103,7 +107,7 @@ class Trainee:
         self.cfg, self.batch = size.load(), size.batch
         self.flops = cost.training_flops(self.cfg.model, CLASSES)
         self.data = random_images(self.batch, where)
-        model = experiment.build_model(self.cfg, CLASSES, 0, where).train()
+        model = execute.build_model(self.cfg, CLASSES, 0, where).train()
         self.meter = Meter(where, self.flops, 1.0)
         optimizer = optim.build(self.cfg.optim, model)
         # total=1: a run so short that nothing is compiled, which no size here would gain from on a CPU
@@ -190,11 +194,11 @@ class Store:
         for row in record.history:
             journal.append("metrics", step=int(row["epoch"]), values=row)
         journal.close()
-        tracking.ship(folder, self.root, None, final=True)
+        shipping.ship(folder, self.root, None, final=True)
 
     def copy(self, folders: list[Path]) -> None:
         """Put runs into MLflow as their groups' firsts with another seed."""
-        first = {r.tags["vitlab.fingerprint"]: r for r in tracking.finished_runs(self.root) if r.tags["vitlab.seed"] == "0"}
+        first = {r.tags["vitlab.fingerprint"]: r for r in shipping.finished_runs(self.root) if r.tags["vitlab.seed"] == "0"}
         with contextlib.closing(sqlite3.connect(self.root / "mlflow.db")) as db, db:
             for folder in folders:
                 fingerprint, _, seed = folder.name.rpartition("-s")
@@ -245,8 +249,8 @@ def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -
                 rows["report"].append(store.command("report"))
                 rows["again"].append(store.command("report"))
                 rows["runs"].append(store.command("runs"))
-                rows["finished"].append(seconds_of(lambda: tracking.finished_runs(store.root)))
-            assert len(tracking.finished_runs(store.root)) == count
+                rows["finished"].append(seconds_of(lambda: shipping.finished_runs(store.root)))
+            assert len(shipping.finished_runs(store.root)) == count
             assert len(list(store.root.glob("reports/*/records/*.json"))) == count
             for name, values in rows.items():
                 seconds[name].append((count, 1 if name == "ship" else count, values))

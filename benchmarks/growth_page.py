@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.page import Spread, Target, _table
-from vitlab import figures
-from vitlab.figures import LIGHT
+from vitlab.figures import style
+from vitlab.figures.style import LIGHT
 
 FASTER = 1.25  # growth of time over growth of work from which on the page says so: less is noise
 IDLE = 0.5  # load average up to which a machine counts as idle
@@ -131,8 +131,8 @@ def _how(results: dict[str, Any]) -> list[str]:
 def plots(results: dict[str, Any], out_dir: Path) -> None:
     """growth-training.png and growth-runs.png."""
     measured = results["series"]
-    with figures._style(LIGHT):
-        fig = figures._figure(9.4, 3.4)
+    with style.style(LIGHT):
+        fig = style.figure(9.4, 3.4)
         labels = ("tokens (patch 8, 4, 2)", "batch", "depth (blocks)")
         for ax, name, label in zip(fig.subplots(1, 3, sharey=True), TRAINING, labels):
             _draw(ax, measured[name], LIGHT.accent, "measured", 1e3)
@@ -140,10 +140,10 @@ def plots(results: dict[str, Any], out_dir: Path) -> None:
         fig.axes[0].set_ylabel("ms per image")
         _log_y(fig.axes[0])
         about = f"{results['device']}, {results['threads']} threads  ·  dim 96, base point: patch 4, depth 4, batch 128  ·  dashed: growth with the FLOPs"
-        figures._lay_out(fig, "Training time per image", about.replace("1 threads", "1 thread"))
-        figures._save(fig, out_dir / "growth-training.png")
+        style.lay_out(fig, "Training time per image", about.replace("1 threads", "1 thread"))
+        style.save(fig, out_dir / "growth-training.png")
 
-        fig = figures._figure(9.4, 3.4)
+        fig = style.figure(9.4, 3.4)
         panels = (("listing", ("finished", "runs")), ("report", ("report", "again")), ("shipping one more run", ("ship",)))
         said = {"finished": "finished_runs", "runs": "vitlab runs", "report": "first", "again": "again", "ship": "measured"}
         for ax, (title, names) in zip(fig.subplots(1, 3), panels):
@@ -159,8 +159,8 @@ def plots(results: dict[str, Any], out_dir: Path) -> None:
             ax.legend(loc="upper left")
             _log_y(ax)
         fig.axes[0].set_ylabel("seconds")
-        figures._lay_out(fig, "Listing, report and shipping", "SQLite store; dashed: growth with the work, from the first point on")
-        figures._save(fig, out_dir / "growth-runs.png")
+        style.lay_out(fig, "Listing, report and shipping", "SQLite store; dashed: growth with the work, from the first point on")
+        style.save(fig, out_dir / "growth-runs.png")
 
 
 def _draw(ax: Axes, points: list[dict[str, Any]], color: str, label: str, scale: float = 1.0) -> None:

@@ -9,8 +9,8 @@ import torch
 from benchmarks import recipe
 from benchmarks.contenders import Pictures, torchvision_transform
 from benchmarks.recipe import RECIPES, Images
-from vitlab.augment import augment
-from vitlab.data import generator
+from vitlab.data.augment import augment
+from vitlab.data.dataset import generator
 
 BATCH = 192
 

@@ -19,7 +19,10 @@ TITLES = {"01": "01, the baseline ViT", "06": "06's student, without its teacher
 FASTER, FASTER_BF16, FASTER_INPUT = 2.5, 1.5, 10.0  # times the peer's images per second
 HELP_SECONDS, PLAN_SECONDS, BOOKKEEPING = 0.3, 1.5, 0.01
 EPOCH_IMAGES = 47_500  # all of CIFAR-10's but the validation split
-SAME_SIZE, SAME_SIZE_TIMM_06 = 0.01, 0.1  # by how much numbers of parameters may differ; timm has no class attention, so none of its parameters
+SAME_SIZE, SAME_SIZE_TIMM_06 = (
+    0.01,
+    0.1,
+)  # by how much numbers of parameters may differ; timm has no class attention, so none of its parameters
 
 
 @dataclass(frozen=True)

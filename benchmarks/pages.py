@@ -9,10 +9,11 @@ from textwrap import fill
 from typing import Any
 
 from benchmarks import accuracy, growth_page, page
-from vitlab import blocks, files
+from vitlab import files
+from vitlab.config.places import shown
 from vitlab.errors import UserError
 from vitlab.paths import REPORTS, REPOSITORY
-from vitlab.yaml_places import shown
+from vitlab.report import blocks
 
 HERE = Path(__file__).parent
 PAGES = {

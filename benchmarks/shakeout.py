@@ -18,12 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vitlab import config, plan, sources
+from vitlab import config
+from vitlab.data import sources
+from vitlab.data.sources import Source
 from vitlab.errors import UserError
-from vitlab.journal import write_json
+from vitlab.files import write_json
 from vitlab.paths import EXPERIMENTS, REPORTS, REPOSITORY, RUNS
-from vitlab.progress import clock
-from vitlab.sources import Source
+from vitlab.run import plan
+from vitlab.run.progress import clock
 
 LOG = 4000  # characters of what a failed one said that are kept
 HEADING = (

@@ -38,8 +38,12 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 
-from vitlab import checkpoint, cli, experiment, figures, files, machine, records, store, trainer
-from vitlab.journal import Journal, read_journal
+from vitlab import cli, files, records
+from vitlab.figures import style
+from vitlab.run import execute
+from vitlab.track import store
+from vitlab.track.journal import Journal, read_journal
+from vitlab.train import checkpoint, loop, machine
 
 COMMON = """
 phases:
@@ -163,7 +167,7 @@ POINTS: dict[str, Callable[[random.Random], None]] = {
     "MLflow, metrics there and not noted": lambda r: on_call(store.Store, "log_metrics", after=True),
     "weights, half written": lambda r: half_a_file("weights.safetensors"),
     "report.txt, half written": lambda r: half_a_file("report.txt"),
-    "pictures, one drawn": lambda r: on_call(figures, "_save", r.randint(1, 2), after=True),
+    "pictures, one drawn": lambda r: on_call(style, "save", r.randint(1, 2), after=True),
     "record, before it is renamed": lambda r: on_call(os, "replace", only=replaced("record.json")),
     "record, after it is renamed": lambda r: on_call(os, "replace", after=True, only=replaced("record.json")),
     "checkpoint, before it is removed": lambda r: on_call(checkpoint, "remove"),
@@ -232,10 +236,10 @@ class World:
             os.dup2(log, 2)
             for name, path in (("ROOT", self.root), ("RUNS", self.root / "runs"), ("RESULTS", self.root / "results")):
                 setattr(cli, name, path)
-            experiment.ROOT = self.root
+            execute.ROOT = self.root
             machine.measured_peak = lambda *_: 1e11  # a second's worth of multiplying that no kill could spoil
-            trainer.SAVING_SHARE = 1e9  # a checkpoint each epoch, however short
-            figures.DPI = 20  # sooner drawn
+            loop.SAVING_SHARE = 1e9  # a checkpoint each epoch, however short
+            style.DPI = 20  # sooner drawn
             self._keep_the_last_checkpoint()
             arm()
             code = _exit_code(cli.run_main, str(self.last), "--profile", "full", "--data", "digits")

@@ -12,8 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytes
 import pytest
 import torch
 
-from vitlab import config, data
-from vitlab.data import Dataset
+from vitlab import config
+from vitlab.data import dataset
+from vitlab.data.dataset import Dataset
 
 if TYPE_CHECKING:
     from bad_input.build import World
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def tiny_data() -> Dataset:
     """48 random images of 4 classes to train on, 12 to validate and 20 to test."""
-    g = data.generator(0, "tiny", 0, "cpu")
+    g = dataset.generator(0, "tiny", 0, "cpu")
 
     def images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n) % 4
@@ -66,7 +67,8 @@ def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report's pages without the cost of drawing: each picture is a word."""
-    from vitlab import figures, forest  # late: they import matplotlib
+    from vitlab.figures import run  # late: they import matplotlib
+    from vitlab.report import charts, forest, publishing
 
     def draw(out_dir: Path, names: Sequence[str]) -> list[Path]:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -74,10 +76,10 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
             (out_dir / name).write_bytes(b"picture")
         return [out_dir / name for name in names]
 
-    charts = [f"{name}-{theme}.svg" for name in figures.SET_PICTURES for theme in ("light", "dark")]
-    drawn_without_images = [name for name in figures.RUN_PICTURES if name != "predictions.png"]
-    monkeypatch.setattr(figures, "set_figures", lambda rungs, out_dir: draw(out_dir, charts))
-    monkeypatch.setattr(figures, "run_figures", lambda record, out_dir, images=None, shown=None: draw(out_dir, drawn_without_images))
+    drawn = [f"{name}-{theme}.svg" for name in charts.SET_PICTURES for theme in ("light", "dark")]
+    drawn_without_images = [name for name in run.RUN_PICTURES if name != "predictions.png"]
+    monkeypatch.setattr(charts, "set_figures", lambda rungs, out_dir: draw(out_dir, drawn))
+    monkeypatch.setattr(publishing, "run_figures", lambda record, out_dir, images=None, shown=None: draw(out_dir, drawn_without_images))
     monkeypatch.setattr(forest, "draw", lambda book, out_dir: draw(out_dir, [f"{forest.NAME}-light.svg", f"{forest.NAME}-dark.svg"]))
 
 

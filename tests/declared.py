@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vitlab import claims, verdicts
-from vitlab.claims import Arm, Claim, Ledger
+from vitlab.claims import declarations, verdicts
+from vitlab.claims.declarations import Arm, Claim, Ledger
+from vitlab.claims.verdicts import Result
 from vitlab.records import DatasetFacts, RunRecord
-from vitlab.verdicts import Result
 
 DIGEST = "c10c" * 8
 A, B = Arm(experiment="02_regularized_vit"), Arm(experiment="01_baseline_vit")
@@ -23,7 +23,7 @@ def run(arm: Arm, seed: int = 0, top1: float = 50.0, *, profile: str = "quick", 
     resolved = arm.resolve(profile)
     values: dict[str, Any] = {
         "experiment": resolved.id, "variant": resolved.variant, "title": "T", "profile": profile, "seed": seed,
-        "fingerprint": claims.fingerprint(resolved, DIGEST),
+        "fingerprint": declarations.fingerprint(resolved, DIGEST),
         "dataset": DatasetFacts(
             name="pets", digest=DIGEST, classes=classes, train=90, validation=10, test=160, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
         ),
@@ -62,7 +62,7 @@ def family(*groups: tuple[tuple[float, float], Sequence[float]]) -> list[Result]
         elif math.isinf(low):
             rule = {"at_least": None, "at_most": high}
         else:
-            rule = {"at_least": None, "within": claims.Within(of=(low + high) / 2, margin=(high - low) / 2)}
+            rule = {"at_least": None, "within": declarations.Within(of=(low + high) / 2, margin=(high - low) / 2)}
         declared.append(claim(id=str(i), **rule))
         told: dict[str, Any] = {"id": str(i), "statement": "S.", "source": "§1", "declaration": "", "arms": (), "metric": "test_top1"}
         told |= {"low_bound": None, "high_bound": None, "values": tuple(values), "verdict": "undecided"}

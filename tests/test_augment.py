@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vitlab import augment, config
+from vitlab import config
+from vitlab.data import augment
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 OPS = list(augment.TRIVIAL_AUGMENT)

@@ -23,10 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitlab import checkpoint, cli, config, data, experiment, records
+from vitlab import cli, config, records
+from vitlab.data import dataset
 from vitlab.errors import UserError
-from vitlab.journal import read_journal
 from vitlab.paths import REPOSITORY
+from vitlab.run import execute
+from vitlab.track.journal import read_journal
+from vitlab.train import checkpoint
 
 CASES = all_cases()
 
@@ -135,7 +138,7 @@ def test_a_damaged_checkpoint_is_named_and_training_goes_on(damage: Callable[[Pa
     """By design no error: the one before it would be used, and there is none, so that training starts again."""
     folder = world.folder("other")
     damage(folder / "checkpoint.pt")
-    world.patch.setattr(experiment, "finish", lambda *_: sys.exit("trained"))
+    world.patch.setattr(execute, "finish", lambda *_: sys.exit("trained"))
     with pytest.raises(SystemExit) as e:
         cli.run_main([str(a) for a in world.train("other")])
     assert e.value.code == "trained"
@@ -206,7 +209,7 @@ def test_any_file_as_a_record(template_folder: Path, tmp_path: Path, content: by
 def test_any_file_as_an_image(tmp_path: Path, content: bytes | Callable[[bytes], bytes], kind: str) -> None:
     whole = io.BytesIO()
     Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(whole, kind)
-    reads_or_names(data.decode, tmp_path / "image", content(whole.getvalue()) if callable(content) else content)
+    reads_or_names(dataset.decode, tmp_path / "image", content(whole.getvalue()) if callable(content) else content)
 
 
 @given(st.one_of(st.binary(max_size=300), damages), st.booleans())

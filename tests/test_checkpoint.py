@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitlab import checkpoint
+from vitlab.train import checkpoint
 
 CPU = torch.device("cpu")
 

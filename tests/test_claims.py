@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from declared import COUNTS, DIGEST, A, B, claim, judge, ledger, run, three
 
-from vitlab import claims, config, plan
-from vitlab.claims import Arm
+from vitlab import config
+from vitlab.claims import declarations
+from vitlab.claims.declarations import Arm
+from vitlab.data.sources import CIFAR10_CLASSES, Source
 from vitlab.errors import UserError
 from vitlab.records import TeacherFacts
-from vitlab.sources import CIFAR10_CLASSES, Source
+from vitlab.run import plan
 
 
 @pytest.mark.parametrize(
@@ -40,32 +42,32 @@ def test_everything_said_of_a_claim_is_part_of_its_declaration(change: dict[str,
 def test_confusions_by_hand() -> None:
     """7 of 60 cats are called dogs, 5 of 70 dogs cats. Taken for one another: cat and dog 12, cat and frog 4, dog and frog 7."""
     record = run(A)
-    assert claims.measure(record, "confusion.cat.dog") == pytest.approx(100 * 7 / 60)
-    assert claims.measure(record, "confusion.dog.cat") == pytest.approx(100 * 5 / 70)
-    assert claims.measure(record, "confusion.frog.frog") == pytest.approx(90)
-    assert claims.measure(record, "confusion_lead.cat.dog") == claims.measure(record, "confusion_lead.dog.cat") == 12 - 7
-    assert claims.measure(record, "confusion_lead.frog.dog") == 7 - 12
-    assert claims.measure(record, "confusion_lead.cat.frog") == 4 - 12
+    assert declarations.measure(record, "confusion.cat.dog") == pytest.approx(100 * 7 / 60)
+    assert declarations.measure(record, "confusion.dog.cat") == pytest.approx(100 * 5 / 70)
+    assert declarations.measure(record, "confusion.frog.frog") == pytest.approx(90)
+    assert declarations.measure(record, "confusion_lead.cat.dog") == declarations.measure(record, "confusion_lead.dog.cat") == 12 - 7
+    assert declarations.measure(record, "confusion_lead.frog.dog") == 7 - 12
+    assert declarations.measure(record, "confusion_lead.cat.frog") == 4 - 12
 
 
 def test_leads_of_a_class_by_hand() -> None:
     """Accuracies: cat 50 of 60, dog 60 of 70, frog 27 of 30."""
     record = run(A)
-    assert claims.measure(record, "class_lead.frog") == pytest.approx(90 - 600 / 7)
-    assert claims.measure(record, "class_lead.cat") == pytest.approx(500 / 6 - 90)
-    assert claims.measure(record, "class_lag.cat") == pytest.approx(600 / 7 - 500 / 6)
-    assert claims.measure(record, "class_lag.frog") == pytest.approx(500 / 6 - 90)
-    assert claims.measure(record, "confusion_either.cat.dog") == claims.measure(record, "confusion_either.dog.cat") == 12
-    assert claims.measure(record, "confusion_either.cat.frog") == 4
+    assert declarations.measure(record, "class_lead.frog") == pytest.approx(90 - 600 / 7)
+    assert declarations.measure(record, "class_lead.cat") == pytest.approx(500 / 6 - 90)
+    assert declarations.measure(record, "class_lag.cat") == pytest.approx(600 / 7 - 500 / 6)
+    assert declarations.measure(record, "class_lag.frog") == pytest.approx(500 / 6 - 90)
+    assert declarations.measure(record, "confusion_either.cat.dog") == declarations.measure(record, "confusion_either.dog.cat") == 12
+    assert declarations.measure(record, "confusion_either.cat.frog") == 4
 
 
 def test_other_metrics() -> None:
     taught = TeacherFacts(
         experiment="t", fingerprint="f", seed=0, weights_sha256="a", validation_top1=1.0, test_top1=49.0, agreement=1.0, gain=1.0
     )
-    assert claims.measure(run(A, teacher=taught), "teacher_gain") == 1.0
-    assert claims.measure(run(A), "train_loss") == 1.25
-    assert claims.measure(run(A, metrics={"test_cls_top1": 44.0}), "test_cls_top1") == 44.0
+    assert declarations.measure(run(A, teacher=taught), "teacher_gain") == 1.0
+    assert declarations.measure(run(A), "train_loss") == 1.25
+    assert declarations.measure(run(A, metrics={"test_cls_top1": 44.0}), "test_cls_top1") == 44.0
 
 
 @pytest.mark.parametrize(
@@ -84,17 +86,17 @@ def test_other_metrics() -> None:
 )
 def test_what_a_record_lacks_is_named(metric: str, expected: str) -> None:
     with pytest.raises(UserError) as e:
-        claims.measure(run(A), metric)
+        declarations.measure(run(A), metric)
     assert expected in str(e.value)
 
 
 def test_metrics_that_cannot_be_had_are_named() -> None:
     with pytest.raises(UserError, match=r"confusion\.cat\.dog: pets has no test image of cat"):
-        claims.measure(run(A, counts=((0, 0, 0), *COUNTS[1:])), "confusion.cat.dog")
+        declarations.measure(run(A, counts=((0, 0, 0), *COUNTS[1:])), "confusion.cat.dog")
     with pytest.raises(UserError, match="train_loss: not in the record"):
-        claims.measure(run(A, history=()), "train_loss")
+        declarations.measure(run(A, history=()), "train_loss")
     with pytest.raises(UserError, match="gflops_last_third: resnet50 is no ViT"):
-        claims.exact(Arm(experiment="teachers/resnet50").resolve("full"), "gflops_last_third", 10)
+        declarations.exact(Arm(experiment="teachers/resnet50").resolve("full"), "gflops_last_third", 10)
     with pytest.raises(UserError, match="c: relative to test_top1 of its second arm, which is 0"):
         judge(ledger(claim(relative=True)), [*three(A, 1, 2, 3), *three(B, 0, 1, 2)])
 
@@ -120,7 +122,7 @@ def test_exact_metrics_by_hand() -> None:
     assert (BLOCK_PARAMS, STUDENT, full_block(66), class_block(66)) == (789_760, 9_498_004, 108_269_568, 20_058_112)
     flops = {patch: 64 * 2 * 48 * 256 + 8 * full_block(n) + 4 * class_block(n) + 2 * 2 * 2560 for patch, n in ((4, 66), (2, 258))}
     assert flops[4] == 947_972_096
-    got = {result.id: result for result in judge(claims.load(), (), profile="full")}
+    got = {result.id: result for result in judge(declarations.load(), (), profile="full")}
     by_formula = {
         "class-attention-work": ("supported", 100 * (20_058_112 / 108_269_568 - 1)),  # four fifths less, where the report has a quarter
         "patch-2-cost": ("supported", 100 * (flops[2] / flops[4] - 1)),
@@ -155,7 +157,7 @@ NOT_CLAIMED = """
 temperature-above-1 temperature-below-4 kd-weight-half trivial-augment-alone random-erasing-alone drop-path-alone label-smoothing-alone
 """
 REQUIRED = LISTED.split()
-DECLARED = claims.load()
+DECLARED = declarations.load()
 ARMS = {arm.model_copy(update={"metric": None}) for declared in DECLARED.claims for arm in declared.arms}
 
 
@@ -169,7 +171,7 @@ def test_no_statement_of_the_reports_is_left_out() -> None:
 @pytest.mark.parametrize("profile", config.PROFILES)
 def test_every_arm_resolves_and_two_arms_are_two_experiments(profile: str) -> None:
     """Also in a small profile, which could scale the difference away."""
-    prints = {arm: claims.fingerprint(arm.resolve(profile), DIGEST) for arm in ARMS}
+    prints = {arm: declarations.fingerprint(arm.resolve(profile), DIGEST) for arm in ARMS}
     assert len(set(prints.values())) == len(ARMS)
 
 
@@ -185,10 +187,10 @@ def test_every_arm_has_what_its_claim_measures() -> None:
     for declared in DECLARED.claims:
         for arm in declared.arms:
             metric, cfg = declared.metric_of(arm), arm.resolve("full").config
-            if metric in claims.EXACT:
-                assert claims.exact(arm.resolve("full"), metric, 10) > 0
+            if metric in declarations.EXACT:
+                assert declarations.exact(arm.resolve("full"), metric, 10) > 0
                 continue
-            assert math.isfinite(claims.measure(record, metric)), declared.id
+            assert math.isfinite(declarations.measure(record, metric)), declared.id
             if metric in needs:
                 assert getattr(cfg, needs[metric]) is not None, declared.id
             if metric in ("test_cls_top1", "test_dist_top1"):
@@ -201,11 +203,11 @@ def test_fingerprints_are_the_plans(tmp_path: Path) -> None:
     taught = 0
     for arm in ARMS:
         (*before, planned) = plan.make([arm.path], "ledger", source, [0], arm.set, tmp_path)
-        assert claims.fingerprint(arm.resolve("ledger"), DIGEST) == planned.fingerprint
+        assert declarations.fingerprint(arm.resolve("ledger"), DIGEST) == planned.fingerprint
         taught += bool(before)
     assert taught > 5
     weak = Arm(experiment="06_kd_r50_class_attention", set=("distill.teacher=teachers/resnet50_weak.yaml",)).resolve("ledger")
-    assert claims.fingerprint(weak, DIGEST) != claims.fingerprint(weak, DIGEST[::-1])
+    assert declarations.fingerprint(weak, DIGEST) != declarations.fingerprint(weak, DIGEST[::-1])
 
 
 GOOD = """\
@@ -264,7 +266,7 @@ MISTAKES = {
 
 def test_the_file_without_mistakes_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(GOOD, encoding="utf-8")
-    got = claims.load(tmp_path / "x.yaml")
+    got = declarations.load(tmp_path / "x.yaml")
     assert got.claims == (claim(id="a"),)
 
 
@@ -274,5 +276,5 @@ def test_mistakes_name_file_and_line(case: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as e:
-        claims.load(Path("x.yaml"))
+        declarations.load(Path("x.yaml"))
     assert str(e.value).startswith(expected)

@@ -11,16 +11,18 @@ import pytest
 from test_cli import run, small_world  # noqa: F401 a fixture
 from test_report import fake_record
 
-from vitlab import claim_runs, claims, cli, plan, records, verdicts
+from vitlab import cli, records
+from vitlab.claims import declarations, needed, verdicts
+from vitlab.data.sources import Source, resolve
 from vitlab.errors import UserError
-from vitlab.sources import Source, resolve
+from vitlab.run import plan
 
 CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
 
 
-def ledger(*declared: dict) -> claims.Ledger:
+def ledger(*declared: dict) -> declarations.Ledger:
     usual = {"statement": "S", "source": "a report", "metric": "test_top1", "at_least": 0}
-    return claims.Ledger.model_validate_json(json.dumps({"confidence": 0.95, "seeds": 2, "claims": [usual | d for d in declared]}))
+    return declarations.Ledger.model_validate_json(json.dumps({"confidence": 0.95, "seeds": 2, "claims": [usual | d for d in declared]}))
 
 
 def arm(experiment: str, *sets: str, **more: str) -> dict:
@@ -32,20 +34,20 @@ SMALL = arm("01_baseline_vit", "train.epochs=1")
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> Callable[..., claim_runs.Plan]:
+def planned(tmp_path: Path) -> Callable[..., needed.Plan]:
     def make(
-        declared: claims.Ledger, *only: str, profile: str = "ledger", source: Source = CIFAR10, seeds: tuple[int, ...] = (0, 1)
-    ) -> claim_runs.Plan:
-        return claim_runs.make(declared, only, profile, source, seeds, tmp_path / "runs", tmp_path / "results")
+        declared: declarations.Ledger, *only: str, profile: str = "ledger", source: Source = CIFAR10, seeds: tuple[int, ...] = (0, 1)
+    ) -> needed.Plan:
+        return needed.make(declared, only, profile, source, seeds, tmp_path / "runs", tmp_path / "results")
 
     return make
 
 
-def names(planned: claim_runs.Plan) -> list[tuple[str, int]]:
+def names(planned: needed.Plan) -> list[tuple[str, int]]:
     return [(r.resolved.label, r.seed) for r in planned.runs]
 
 
-def settled(planned: claim_runs.Plan) -> list[list[str]]:
+def settled(planned: needed.Plan) -> list[list[str]]:
     """By run, in order: the claims settled with it."""
     return [planned.settles.get(r.folder, []) for r in planned.runs]
 
@@ -53,7 +55,7 @@ def settled(planned: claim_runs.Plan) -> list[list[str]]:
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
-def test_every_arm_has_a_run_a_seed_its_teacher_first_and_none_twice(planned: Callable[..., claim_runs.Plan]) -> None:
+def test_every_arm_has_a_run_a_seed_its_teacher_first_and_none_twice(planned: Callable[..., needed.Plan]) -> None:
     found = planned(
         ledger({"id": "kd", "arms": [TAUGHT, PLAIN]}, {"id": "again", "arms": [PLAIN, arm("02_regularized_vit", "train.batch_size=128")]})
     )
@@ -67,7 +69,7 @@ def test_every_arm_has_a_run_a_seed_its_teacher_first_and_none_twice(planned: Ca
 
 
 def test_the_claim_with_the_least_left_comes_next_and_what_was_planned_for_others_costs_nothing(
-    planned: Callable[..., claim_runs.Plan],
+    planned: Callable[..., needed.Plan],
 ) -> None:
     declared = ledger(
         {"id": "taught", "arms": [TAUGHT, PLAIN]},
@@ -83,7 +85,7 @@ def test_the_claim_with_the_least_left_comes_next_and_what_was_planned_for_other
     ]  # fmt: skip
 
 
-def test_finished_runs_cost_nothing(planned: Callable[..., claim_runs.Plan]) -> None:
+def test_finished_runs_cost_nothing(planned: Callable[..., needed.Plan]) -> None:
     declared = ledger({"id": "cheap", "arms": [SMALL]}, {"id": "dear", "arms": [TAUGHT]})
     for r in planned(declared, "dear").runs:
         r.folder.mkdir(parents=True)
@@ -91,7 +93,7 @@ def test_finished_runs_cost_nothing(planned: Callable[..., claim_runs.Plan]) -> 
     assert [claim for ids in settled(planned(declared)) for claim in ids] == ["dear", "cheap"]
 
 
-def test_published_runs_are_not_trained_again_but_to_teach(planned: Callable[..., claim_runs.Plan], tmp_path: Path) -> None:
+def test_published_runs_are_not_trained_again_but_to_teach(planned: Callable[..., needed.Plan], tmp_path: Path) -> None:
     declared = ledger({"id": "kd", "arms": [TAUGHT, PLAIN]})
     by_name = {(r.resolved.id, r.seed): r for r in planned(declared).runs}
 
@@ -111,7 +113,7 @@ def test_published_runs_are_not_trained_again_but_to_teach(planned: Callable[...
     assert planned(declared).runs == []
 
 
-def test_what_needs_no_run_is_not_planned(planned: Callable[..., claim_runs.Plan], tmp_path: Path) -> None:
+def test_what_needs_no_run_is_not_planned(planned: Callable[..., needed.Plan], tmp_path: Path) -> None:
     full = {"id": "full", "arms": [BASE], "full_size_only": True, "at_least": 80}
     exact = {"id": "exact", "arms": [BASE], "metric": "params"}
     cats = {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"}
@@ -122,7 +124,7 @@ def test_what_needs_no_run_is_not_planned(planned: Callable[..., claim_runs.Plan
             planned(declared, source=source)
 
 
-def test_only_names_claims(planned: Callable[..., claim_runs.Plan]) -> None:
+def test_only_names_claims(planned: Callable[..., needed.Plan]) -> None:
     declared = ledger({"id": "small", "arms": [SMALL]}, {"id": "taught", "arms": [TAUGHT]})
     assert {r.resolved.id for r in planned(declared, "small").runs} == {"01_baseline_vit"}
     with pytest.raises(UserError, match="--only smal: no such claim; did you mean small"):
@@ -131,10 +133,10 @@ def test_only_names_claims(planned: Callable[..., claim_runs.Plan]) -> None:
         planned(declared, "xyz")
 
 
-def test_the_committed_claims_can_all_be_planned_in_the_order_of_what_is_left(planned: Callable[..., claim_runs.Plan]) -> None:
-    declared = claims.load()
+def test_the_committed_claims_can_all_be_planned_in_the_order_of_what_is_left(planned: Callable[..., needed.Plan]) -> None:
+    declared = declarations.load()
     found = planned(declared, seeds=(0,))
-    assert len({claim_runs.key(r) for r in found.runs}) == len(found.runs)
+    assert len({needed.key(r) for r in found.runs}) == len(found.runs)
     assert sorted(c for ids in settled(found) for c in ids) == sorted(c.id for c in declared.claims if not c.exact and not c.full_size_only)
     for i, r in enumerate(found.runs):
         assert r.teacher is None or r.teacher in found.runs[:i]
@@ -207,7 +209,7 @@ def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
     resolved = declared.claims[0].arms[0].resolve("ledger")
     for seed, top1 in ((0, 50.0), (1, 52.0), (2, 54.0)):
         record = fake_record(seed=seed, profile="ledger", top1=top1)
-        record = record.model_copy(update={"fingerprint": claims.fingerprint(resolved, record.dataset.digest)})
+        record = record.model_copy(update={"fingerprint": declarations.fingerprint(resolved, record.dataset.digest)})
         if seed < 2:
             (tmp_path / "results" / "ledger-cifar10" / "records").mkdir(parents=True, exist_ok=True)
             records.write(record, tmp_path / "results" / "ledger-cifar10" / "records" / records.file_name(record))
@@ -215,7 +217,7 @@ def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
             folder = tmp_path / "runs" / "ledger-cifar10" / record.experiment / f"{record.fingerprint}-s{seed}"
             folder.mkdir(parents=True)
             records.write(record, folder / "record.json")
-    (result,) = claim_runs.results(declared, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results")
+    (result,) = needed.results(declared, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results")
     assert result.seeds == (0, 1, 2)
     assert result.effect == pytest.approx(52, abs=1)
 
@@ -224,17 +226,17 @@ def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> claims.Ledger:  # noqa: F811
+def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> declarations.Ledger:  # noqa: F811
     two = {"id": "two", "statement": "Two epochs are better than one.", "arms": [arm("01_baseline_vit", "train.epochs=2"), SMALL]}
     found = ledger(two, {"id": "exact", "arms": [BASE], "metric": "params"}, {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"})
-    monkeypatch.setattr(claims, "load", lambda: found)
+    monkeypatch.setattr(declarations, "load", lambda: found)
     return found
 
 
 ON = ("--profile", "quick", "--data", "digits")
 
 
-def test_claims_are_planned_trained_and_judged(declared: claims.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_claims_are_planned_trained_and_judged(declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "claims", "--run", "--dry-run", *ON, main=cli.main)
     assert code == 0, err
     assert "quick · data digits · seeds 0, 1 · 4 runs" in out
@@ -260,7 +262,7 @@ def test_claims_are_planned_trained_and_judged(declared: claims.Ledger, capsys: 
 
 
 def test_what_was_declared_otherwise_when_published_is_said(
-    declared: claims.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
     assert code == 0, err
@@ -271,7 +273,7 @@ def test_what_was_declared_otherwise_when_published_is_said(
     (folder / "claims.json").write_text(json.dumps(book), encoding="utf-8")
     assert "declared anew" not in run(capsys, "claims", *ON, main=cli.main)[1]
     stricter = declared.claims[0].model_copy(update={"at_least": 5.0})
-    monkeypatch.setattr(claims, "load", lambda: declared.model_copy(update={"claims": (stricter, *declared.claims[1:])}))
+    monkeypatch.setattr(declarations, "load", lambda: declared.model_copy(update={"claims": (stricter, *declared.claims[1:])}))
     out = run(capsys, "claims", *ON, main=cli.main)[1]
     assert " ".join(out.split()).count("declared anew") == 1
 
@@ -286,6 +288,6 @@ def test_what_was_declared_otherwise_when_published_is_said(
         (("--run", "--budget", "0m"), "expected a time with its unit"),
     ],
 )
-def test_mistakes_exit_2(argv: tuple[str, ...], expected: str, declared: claims.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_exit_2(argv: tuple[str, ...], expected: str, declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "claims", *argv, *ON, main=cli.main)
     assert (code, expected in err) == (2, True), err

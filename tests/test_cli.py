@@ -18,9 +18,12 @@ from mlflow import MlflowClient
 from PIL import Image
 from test_files import no_file_above
 
-from vitlab import checkpoint, cli, config, evaluate, experiment, records, tracking, trainer
-from vitlab.objective import CrossEntropy
+from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
+from vitlab.run import execute
+from vitlab.track import shipping
+from vitlab.train import checkpoint, evaluate, loop
+from vitlab.train.objective import CrossEntropy
 
 LADDER = {
     "01_baseline_vit", "02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer", "05_kd_r18", "06_kd_r50_class_attention",
@@ -78,14 +81,14 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
         value = tmp_path if name == "ROOT" else tmp_path / name.lower()
         monkeypatch.setattr(cli, name, value)
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
     profiles = tmp_path / "profiles"
     profiles.mkdir()
     quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
     quick = re.sub(r"epochs_percent: \d+", "epochs_percent: 0.5", quick)
     quick = re.sub(r"train_limit: \d+", "train_limit: 150", quick)
     (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
-    monkeypatch.setattr(config, "PROFILE_DIR", profiles)
+    monkeypatch.setattr("vitlab.config.resolve.PROFILE_DIR", profiles)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
 
@@ -111,10 +114,10 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     assert not [key for record in found.values() for key in record.metrics if "phase" in key]  # so short that the clean tail has no step
 
     # MLflow: a finished child for each, under a parent, with the record's numbers
-    runs = tracking.finished_runs(small_world)
+    runs = shipping.finished_runs(small_world)
     assert {r.tags["vitlab.experiment"] for r in runs} == LADDER
     assert len(runs) == len(LADDER)
-    client = MlflowClient(tracking_uri=tracking.tracking_uri(small_world))
+    client = MlflowClient(tracking_uri=shipping.tracking_uri(small_world))
     where = f"http://127.0.0.1:5000/#/experiments/{client.get_experiment_by_name('vitlab').experiment_id}/runs"
     assert out.splitlines()[-1] == f"compare runs: make ui, then {where}?workflowType=machine_learning&viewStateShareKey=runs:quick-digits"
     for r in runs:
@@ -167,7 +170,7 @@ def test_numbers_gone_wrong_fail_the_run_and_the_same_command_goes_on(
             return {k: v * float("nan") for k, v in super().__call__(*args).items()} if self.calls == 5 else super().__call__(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "CrossEntropy", Poisoned)
+        patch.setattr(execute, "CrossEntropy", Poisoned)
         code, out, _ = run(capsys, *ONE)
     assert code == 1
     for part in ("failed", "between steps", "loss nan", "last good checkpoint is kept", "Try a lower optim.lr"):
@@ -217,9 +220,9 @@ def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_b
     small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time is up amid the first epoch."""
-    asked, calls = trainer.Stop.asked, 0
+    asked, calls = loop.Stop.asked, 0
 
-    def up_at_the_third(stop: trainer.Stop) -> int | None:
+    def up_at_the_third(stop: loop.Stop) -> int | None:
         nonlocal calls
         calls += 1
         if calls == 3:  # before the run, after a step, after another
@@ -227,7 +230,7 @@ def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_b
         return asked(stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Stop, "asked", up_at_the_third)
+        patch.setattr(loop.Stop, "asked", up_at_the_third)
         code, out, _ = run(capsys, *ONE, "--budget", "1h")
     assert code == 0
     assert "budget 1:00:00" in out.splitlines()[0]
@@ -254,10 +257,10 @@ def test_a_budget_spent_before_a_run_leaves_it_alone(small_world: Path, capsys: 
 def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = []
     monkeypatch.setattr(cli, "_stop_at_once", lambda number, frame: stopped.append(number))
-    spent = trainer.Stop(deadline=0.0)
+    spent = loop.Stop(deadline=0.0)
     cli._stop_after_step(spent)(signal.SIGINT, None)
     assert (stopped, spent.asked()) == ([signal.SIGINT], signal.SIGALRM)
-    with pytest.raises(trainer.Interrupted):
+    with pytest.raises(loop.Interrupted):
         cli._waiting(cli._console(), "1/1 a run", spent)("process 1")
 
 
@@ -324,7 +327,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 
 def seed_runs(root: Path) -> list[tuple[str, str]]:
     """(id, status) of the seeds' runs in MLflow."""
-    client = MlflowClient(tracking_uri=tracking.tracking_uri(root))
+    client = MlflowClient(tracking_uri=shipping.tracking_uri(root))
     experiment_id = client.get_experiment_by_name("vitlab").experiment_id
     return [(run.info.run_id, run.info.status) for run in client.search_runs([experiment_id], "tags.`vitlab.kind` = 'seed'")]
 
@@ -378,7 +381,7 @@ def test_a_signal_before_training_stops_at_once(tmp_path: Path) -> None:
 
 def test_two_at_once_share_the_runs_and_the_new_database(tmp_path: Path) -> None:
     """Two ladders in one checkout: each run is trained by one of them, and the other waits for it."""
-    both = [start(tmp_path, "from vitlab import lock; lock.PAUSE = 0.05") for _ in range(2)]
+    both = [start(tmp_path, "from vitlab import files; files.PAUSE = 0.05") for _ in range(2)]
     outs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outs
     (waited,) = [out for out in outs if "waiting" in out]

@@ -12,10 +12,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitlab import config, yaml_places
+from vitlab import config
+from vitlab.config import places
+from vitlab.data.sources import CIFAR10_CLASSES
 from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS, REPOSITORY
-from vitlab.sources import CIFAR10_CLASSES
 
 LADDER = [*sorted(p for p in EXPERIMENTS.glob("*.yaml") if p.name != "claims.yaml"), *sorted((EXPERIMENTS / "teachers").glob("*.yaml"))]
 MINIMAL = """\
@@ -115,7 +116,7 @@ def test_title_and_claim_are_not_inherited(tmp_path: Path) -> None:
 def profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
     """Make `text` the profile quick."""
     (tmp_path / "profiles").mkdir()
-    monkeypatch.setattr(config, "PROFILE_DIR", tmp_path / "profiles")
+    monkeypatch.setattr("vitlab.config.resolve.PROFILE_DIR", tmp_path / "profiles")
 
     def write_profile(text: str) -> None:
         write(tmp_path / "profiles", text, "quick.yaml")
@@ -261,7 +262,7 @@ def test_a_teacher_that_is_set_lies_beside_the_experiment(tmp_path: Path, monkey
     ],
 )
 def test_scalars(text: str, value: object, tmp_path: Path) -> None:
-    got = yaml_places.read_yaml(write(tmp_path, f"key: {text}"))[0]["key"]
+    got = places.read_yaml(write(tmp_path, f"key: {text}"))[0]["key"]
     assert got == value
     assert type(got) is type(value)
 

@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab import config, cost
-from vitlab.models import build
+from vitlab import config
+from vitlab.models import build, cost
 from vitlab.paths import EXPERIMENTS
 
 
@@ -99,5 +99,5 @@ def test_the_distillation_student_has_the_reports_size() -> None:
 
 
 def test_cost_needs_no_torch() -> None:
-    code = "import sys, vitlab.cost; sys.exit('torch' in sys.modules)"
+    code = "import sys, vitlab.models.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

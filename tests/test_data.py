@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from vitlab import config, data, sources
+from vitlab import config
+from vitlab.data import dataset, sources
 from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
@@ -27,7 +28,7 @@ needs_cifar10 = pytest.mark.skipif(
 FIELDS = ("train", "validation", "test")
 
 
-def split(loaded: data.Dataset, name: str) -> tuple[Tensor, Tensor]:
+def split(loaded: dataset.Dataset, name: str) -> tuple[Tensor, Tensor]:
     return getattr(loaded, f"{name}_images"), getattr(loaded, f"{name}_labels")
 
 
@@ -37,8 +38,8 @@ def bag(*parts: tuple[Tensor, Tensor]) -> Counter[tuple[bytes, int]]:
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.Dataset:
-    return data.load(sources.resolve("digits", Path("none"), "quick"), config.Data(), "cpu")
+def digits() -> dataset.Dataset:
+    return dataset.load(sources.resolve("digits", Path("none"), "quick"), config.Data(), "cpu")
 
 
 # ------------------------------------------------------------------------------------------------------- randomness
@@ -46,7 +47,7 @@ def digits() -> data.Dataset:
 
 def test_generator_is_a_function_of_seed_purpose_step() -> None:
     def draw(*triple) -> list[int]:
-        return torch.randint(0, 2**31, (4,), generator=data.generator(*triple, "cpu")).tolist()
+        return torch.randint(0, 2**31, (4,), generator=dataset.generator(*triple, "cpu")).tolist()
 
     assert draw(1, "augment", 7) == draw(1, "augment", 7)
     others = [
@@ -63,16 +64,16 @@ def test_generator_is_a_function_of_seed_purpose_step() -> None:
 
 def test_generator_is_pinned() -> None:
     # `printf '0\0order\0003' | b2sum -l 64`, read as a little-endian number
-    assert data.generator(0, "order", 3, "cpu").initial_seed() == int.from_bytes(bytes.fromhex("bc55dcf4780a29f7"), "little")
+    assert dataset.generator(0, "order", 3, "cpu").initial_seed() == int.from_bytes(bytes.fromhex("bc55dcf4780a29f7"), "little")
 
 
 def test_epoch_order() -> None:
-    order = data.epoch_order(1000, seed=3, epoch=2)
+    order = dataset.epoch_order(1000, seed=3, epoch=2)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(1000))
-    assert torch.equal(order, data.epoch_order(1000, seed=3, epoch=2))
-    assert not torch.equal(order, data.epoch_order(1000, seed=3, epoch=1))
-    assert not torch.equal(order, data.epoch_order(1000, seed=2, epoch=2))
+    assert torch.equal(order, dataset.epoch_order(1000, seed=3, epoch=2))
+    assert not torch.equal(order, dataset.epoch_order(1000, seed=3, epoch=1))
+    assert not torch.equal(order, dataset.epoch_order(1000, seed=2, epoch=2))
 
 
 # ----------------------------------------------------------------------------------------------------------- splits
@@ -92,7 +93,7 @@ def test_epoch_order() -> None:
 )
 def test_stratified_quotas(counts: tuple[int, ...], take: int, quota: tuple[int, ...]) -> None:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    taken, rest = data.stratified_split(labels, take, "test")
+    taken, rest = dataset.stratified_split(labels, take, "test")
     assert tuple(torch.bincount(labels[taken], minlength=len(counts)).tolist()) == quota
     assert sorted(torch.cat([taken, rest]).tolist()) == list(range(len(labels)))
     assert taken.tolist() == sorted(taken.tolist())
@@ -101,7 +102,7 @@ def test_stratified_quotas(counts: tuple[int, ...], take: int, quota: tuple[int,
 
 def test_stratified_quotas_are_scikit_learns() -> None:
     labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(5), (311, 207, 120, 77, 41))))
-    taken, rest = data.stratified_split(labels, 151, "test")
+    taken, rest = dataset.stratified_split(labels, 151, "test")
     theirs = train_test_split(labels.numpy(), test_size=151, stratify=labels.numpy(), random_state=0)
     assert torch.bincount(labels[rest]).tolist() == np.bincount(theirs[0]).tolist()
     assert torch.bincount(labels[taken]).tolist() == np.bincount(theirs[1]).tolist()
@@ -109,16 +110,16 @@ def test_stratified_quotas_are_scikit_learns() -> None:
 
 def test_stratified_split_is_random_and_fixed() -> None:
     labels = torch.arange(400) % 4
-    taken = data.stratified_split(labels, 100, "test")[0]
-    assert torch.equal(taken, data.stratified_split(labels, 100, "test")[0])
-    assert not torch.equal(taken, data.stratified_split(labels, 100, "validation")[0])
+    taken = dataset.stratified_split(labels, 100, "test")[0]
+    assert torch.equal(taken, dataset.stratified_split(labels, 100, "test")[0])
+    assert not torch.equal(taken, dataset.stratified_split(labels, 100, "validation")[0])
     assert 130 < taken.double().mean() < 270  # from everywhere: mean 199.5, standard error 10
 
 
-def test_limits_and_validation(digits: data.Dataset) -> None:
+def test_limits_and_validation(digits: dataset.Dataset) -> None:
     source = sources.resolve("digits", Path("none"), "quick")
     cfg = config.Data(validation=0.1, train_limit=200, test_limit=100)
-    limited, again = data.load(source, cfg, "cpu"), data.load(source, cfg, "cpu")
+    limited, again = dataset.load(source, cfg, "cpu"), dataset.load(source, cfg, "cpu")
     assert [len(split(limited, name)[1]) for name in FIELDS] == [180, 20, 100]
     assert torch.equal(limited.validation_labels.bincount(), torch.full((10,), 2))
     whole = {"train": bag(split(digits, "train"), split(digits, "validation")), "test": bag(split(digits, "test"))}
@@ -132,15 +133,15 @@ def test_limits_and_validation(digits: data.Dataset) -> None:
         assert (shares - split(digits, name)[1].bincount(minlength=10) / len(split(digits, name)[1])).abs().max() < 0.02
 
 
-def test_limit_beyond_the_data_is_none(digits: data.Dataset) -> None:
-    loaded = data.load(sources.resolve("digits", Path("none"), "quick"), config.Data(train_limit=10_000, test_limit=10_000), "cpu")
+def test_limit_beyond_the_data_is_none(digits: dataset.Dataset) -> None:
+    loaded = dataset.load(sources.resolve("digits", Path("none"), "quick"), config.Data(train_limit=10_000, test_limit=10_000), "cpu")
     assert all(torch.equal(split(loaded, name)[0], split(digits, name)[0]) for name in FIELDS)
 
 
 # --------------------------------------------------------------------------------------------- digits, mean and std
 
 
-def test_digits_are_scikit_learns(digits: data.Dataset) -> None:
+def test_digits_are_scikit_learns(digits: dataset.Dataset) -> None:
     theirs = load_digits()
     # Bilinear, four times: new pixel centres lie 1/8, 3/8, 5/8, 7/8 into the old pixels; beyond the border, the border. In eighths:
     weights = np.zeros((32, 8), dtype=np.int64)
@@ -157,7 +158,7 @@ def test_digits_are_scikit_learns(digits: data.Dataset) -> None:
     assert digits.mirror is False
 
 
-def test_digits_split_is_stratified(digits: data.Dataset) -> None:
+def test_digits_split_is_stratified(digits: dataset.Dataset) -> None:
     exact = np.bincount(load_digits().target) * 359 / 1797
     assert np.abs(digits.test_labels.bincount().numpy() - exact).max() < 1
     assert digits.test_labels[:20].tolist() == [
@@ -184,7 +185,7 @@ def test_digits_split_is_stratified(digits: data.Dataset) -> None:
     ]  # pinned: another split would be another data set under the same digest
 
 
-def test_types(digits: data.Dataset) -> None:
+def test_types(digits: dataset.Dataset) -> None:
     for name in FIELDS:
         images, labels = split(digits, name)
         assert images.dtype == torch.uint8
@@ -198,7 +199,7 @@ def test_mean_std_are_numpys() -> None:
     images = np.random.default_rng(0).integers(0, 256, (5100, 3, 4, 4)).astype(np.uint8)  # more than one part
     images[:, 1] //= 3
     images[:, 2] = 7
-    mean, std = data.mean_std(torch.from_numpy(images))
+    mean, std = dataset.mean_std(torch.from_numpy(images))
     scaled = images.astype(np.float64) / 255
     np.testing.assert_allclose(mean.numpy(), scaled.mean((0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(std.numpy()[:2], scaled.std((0, 2, 3))[:2], rtol=1e-6)
@@ -212,11 +213,11 @@ def test_mean_std_are_numpys() -> None:
 def test_cifar10_is_torchvisions() -> None:
     from torchvision.datasets import CIFAR10
 
-    loaded = data.load(sources.resolve("cifar10", DATA_DIR, "full", download=False), config.Data(), "cpu")
+    loaded = dataset.load(sources.resolve("cifar10", DATA_DIR, "full", download=False), config.Data(), "cpu")
     theirs, test = CIFAR10(DATA_DIR, train=True), CIFAR10(DATA_DIR, train=False)
     assert np.array_equal(loaded.test_images.permute(0, 2, 3, 1).numpy(), test.data)
     assert loaded.test_labels.tolist() == test.targets
-    aside, rest = data.stratified_split(torch.tensor(theirs.targets), 2500, "validation")
+    aside, rest = dataset.stratified_split(torch.tensor(theirs.targets), 2500, "validation")
     for rows, name in ((rest, "train"), (aside, "validation")):
         images, labels = split(loaded, name)
         assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), theirs.data[rows.numpy()])
@@ -240,14 +241,14 @@ def test_cifar10_layout(monkeypatch: pytest.MonkeyPatch) -> None:
         name: pickle.dumps({b"data": p, b"labels": y}, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
         for name, p, y in zip(names, pixels, labels, strict=True)
     }
-    loaded = data.load(cifar10_of(contents, monkeypatch), config.Data(), "cpu")
+    loaded = dataset.load(cifar10_of(contents, monkeypatch), config.Data(), "cpu")
     assert loaded.test_labels.tolist() == labels[5]
     for channel, row, column in ((0, 0, 0), (1, 2, 3), (2, 31, 31)):  # planes of rows: R, then G, then B
         assert np.array_equal(loaded.test_images[:, channel, row, column].numpy(), pixels[5, :, 1024 * channel + 32 * row + column])
     train = torch.from_numpy(pixels[:5].reshape(100, 3, 32, 32)), torch.tensor(labels[:5]).flatten()
     assert bag(split(loaded, "train"), split(loaded, "validation")) == bag(train)
     with pytest.raises(UserError, match=r"data.test_limit: 9 is less than the data set's 10 classes"):
-        data.load(cifar10_of(contents, monkeypatch), config.Data.model_construct(validation=0.05, train_limit=None, test_limit=9), "cpu")
+        dataset.load(cifar10_of(contents, monkeypatch), config.Data.model_construct(validation=0.05, train_limit=None, test_limit=9), "cpu")
 
 
 class Payload:
@@ -257,7 +258,7 @@ class Payload:
 
 def test_pickles_cannot_call(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(pickle.UnpicklingError, match=r"putenv has no place in an array's pickle"):
-        data.load(cifar10_of({"data_batch_1": pickle.dumps(Payload())}, monkeypatch), config.Data(), "cpu")
+        dataset.load(cifar10_of({"data_batch_1": pickle.dumps(Payload())}, monkeypatch), config.Data(), "cpu")
 
 
 # ----------------------------------------------------------------------------------------------------------- folder
@@ -285,7 +286,7 @@ def tensors(pixels: dict[tuple[str, str], list[np.ndarray]], half: str) -> tuple
 
 def test_folder_with_halves(tmp_path: Path) -> None:
     pixels = make_folder(tmp_path / "set", ("train", "test"))
-    loaded = data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(validation=0.2), "cpu")
+    loaded = dataset.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(validation=0.2), "cpu")
     assert bag(split(loaded, "train"), split(loaded, "validation")) == bag(tensors(pixels, "train"))
     assert bag(split(loaded, "test")) == bag(tensors(pixels, "test"))
     assert loaded.validation_labels.tolist() == [0, 0, 1, 1]
@@ -295,7 +296,7 @@ def test_folder_with_halves(tmp_path: Path) -> None:
 
 def test_folder_without_halves(tmp_path: Path) -> None:
     pixels = make_folder(tmp_path / "set")
-    loaded = data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")
+    loaded = dataset.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")
     assert bag(*(split(loaded, name) for name in FIELDS)) == bag(tensors(pixels, ""))
     assert loaded.test_labels.tolist() == [0, 0, 1, 1]
 
@@ -303,25 +304,25 @@ def test_folder_without_halves(tmp_path: Path) -> None:
 def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "set")
     source = sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full")
-    first = data.load(source, config.Data(), "cpu")
+    first = dataset.load(source, config.Data(), "cpu")
     assert source.cache is not None
     assert [p.name for p in source.cache.parent.iterdir()] == [f"{source.digest}.pixels"]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "decode", None)  # not called
-        assert torch.equal(data.load(source, config.Data(), "cpu").train_images, first.train_images)
+        patch.setattr(dataset, "decode", None)  # not called
+        assert torch.equal(dataset.load(source, config.Data(), "cpu").train_images, first.train_images)
     whole = source.cache.read_bytes()
     flipped = bytearray(whole)
     flipped[-1] ^= 1
     for damaged in (b"", b"no pixels", whole[:-1], bytes(flipped)):
         source.cache.write_bytes(damaged)
-        assert torch.equal(data.load(source, config.Data(), "cpu").train_images, first.train_images)
+        assert torch.equal(dataset.load(source, config.Data(), "cpu").train_images, first.train_images)
         assert source.cache.stat().st_size == len(whole)  # and made anew
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     make_folder(tmp_path / "set")
     (tmp_path / "data").touch()  # a file where the folder should be
-    assert len(data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu").test_labels) == 4
+    assert len(dataset.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu").test_labels) == 4
 
 
 def test_folder_that_changes_meanwhile(tmp_path: Path) -> None:
@@ -329,7 +330,7 @@ def test_folder_that_changes_meanwhile(tmp_path: Path) -> None:
     source = sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full")
     Image.fromarray(noise((32, 32, 3), 999)).save(tmp_path / "set" / "ant" / "0.png")
     with pytest.raises(UserError, match="changed while they were read"):
-        data.load(source, config.Data(), "cpu")
+        dataset.load(source, config.Data(), "cpu")
     assert source.cache is not None
     assert not source.cache.exists()
 
@@ -337,7 +338,7 @@ def test_folder_that_changes_meanwhile(tmp_path: Path) -> None:
 def test_too_few_for_validation(tmp_path: Path) -> None:
     make_folder(tmp_path / "set", n=2)
     with pytest.raises(UserError, match="set: 2 training images are too few to set 1 aside"):
-        data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")
+        dataset.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")
 
 
 # ----------------------------------------------------------------------------------------------------------- images
@@ -347,7 +348,7 @@ def test_resize_is_pillows_bicubic(tmp_path: Path) -> None:
     large = Image.fromarray(noise((70, 50, 3)))
     large.save(tmp_path / "large.png")
     expected = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(data.decode(tmp_path / "large.png"), expected)
+    assert np.array_equal(dataset.decode(tmp_path / "large.png"), expected)
 
 
 def test_modes(tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_modes(tmp_path: Path) -> None:
 
     def decoded(image: Image.Image, name: str, **options) -> np.ndarray:
         image.save(tmp_path / name, **options)
-        return data.decode(tmp_path / name).transpose(1, 2, 0)
+        return dataset.decode(tmp_path / name).transpose(1, 2, 0)
 
     grey3 = np.repeat(grey[..., None], 3, 2)
     assert np.array_equal(decoded(Image.fromarray(grey), "grey.png"), grey3)
@@ -383,7 +384,7 @@ def test_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned 90 degrees clockwise for viewing
     Image.fromarray(np.rot90(upright)).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(data.decode(tmp_path / "turned.png").transpose(1, 2, 0), upright)
+    assert np.array_equal(dataset.decode(tmp_path / "turned.png").transpose(1, 2, 0), upright)
 
 
 def test_bad_images(tmp_path: Path) -> None:
@@ -393,7 +394,7 @@ def test_bad_images(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UserError, match=r"bad\.png: cannot be used as an image \(.*\); replace or remove it") as e:
-            data.decode(path)
+            dataset.decode(path)
         return str(e.value)
 
     Image.fromarray(noise((64, 64, 3))).save(path)
@@ -420,4 +421,4 @@ def test_bad_image_in_a_folder_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path / "set")
     (tmp_path / "set" / "bee" / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"bee.notes\.txt: cannot be used as an image"):
-        data.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")
+        dataset.load(sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full"), config.Data(), "cpu")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from bad_input.build import World
 
-from vitlab import cli, errors, lock, step
+from vitlab import cli, errors, lock
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
+from vitlab.train import step
 
 REPORT = "Please report it as an issue, with the traceback above"
 

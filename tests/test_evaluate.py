@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
 
-from vitlab import config, evaluate, models
-from vitlab.augment import normalize
+from vitlab import config, models
+from vitlab.data.augment import normalize
 from vitlab.ranking import ranked
+from vitlab.train import evaluate
 
 NAMES = tuple("ABCDE")
 

@@ -9,12 +9,15 @@ import pytest
 import torch
 from test_config import LADDER
 
-from vitlab import config, data, models, plan, trainer
-from vitlab.data import Dataset
-from vitlab.journal import Journal
-from vitlab.meter import Meter
-from vitlab.objective import CrossEntropy, Distillation
-from vitlab.sources import CIFAR10_CLASSES, Source, resolve
+from vitlab import config, models
+from vitlab.data import dataset
+from vitlab.data.dataset import Dataset
+from vitlab.data.sources import CIFAR10_CLASSES, Source, resolve
+from vitlab.run import plan
+from vitlab.track.journal import Journal
+from vitlab.train import loop
+from vitlab.train.meter import Meter
+from vitlab.train.objective import CrossEntropy, Distillation
 
 
 class Silent:
@@ -25,7 +28,7 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return data.load(resolve("digits", Path("data"), "quick"), config.Data(train_limit=34, test_limit=20), "cpu")
+    return dataset.load(resolve("digits", Path("data"), "quick"), config.Data(train_limit=34, test_limit=20), "cpu")
 
 
 @pytest.mark.parametrize("path", LADDER, ids=lambda p: p.stem)
@@ -39,7 +42,7 @@ def test_two_steps(path: Path, digits: Dataset, tmp_path: Path) -> None:
         teacher = models.build(config.load(cfg.distill.teacher, "quick").config.model, 10)
         objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
     journal = Journal(tmp_path / "journal.jsonl")
-    trained = trainer.train(
+    trained = loop.train(
         cfg,
         digits,
         model,
@@ -49,7 +52,7 @@ def test_two_steps(path: Path, digits: Dataset, tmp_path: Path) -> None:
         journal=journal,
         meter=Meter(torch.device("cpu"), 1e9, 1e12),
         bar=Silent(),
-        stop=trainer.Stop(),
+        stop=loop.Stop(),
         covered=lambda size: None,
     )
     assert len(digits.train_labels) // 16 == 2
@@ -107,4 +110,4 @@ def test_the_plan_counts_an_epochs_images(kind: str, limit: int | None, expected
     cfg = config.Data(train_limit=limit)
     assert plan.train_images(type(source)(kind, kind, None, "", source.classes, False), cfg) == expected
     if kind == "digits":
-        assert len(data.load(source, cfg, "cpu").train_labels) == expected
+        assert len(dataset.load(source, cfg, "cpu").train_labels) == expected

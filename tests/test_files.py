@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from vitlab import checkpoint, evaluate, files, journal
+from vitlab import files
+from vitlab.track import journal
+from vitlab.train import checkpoint, evaluate
 
 
 @contextmanager
@@ -36,7 +38,7 @@ WRITERS = {
     "predictions": ("predictions.npz", lambda folder: evaluate.write_predictions(
         folder / "predictions.npz", {"raw": NOISE.reshape(1, -1, 10)}, torch.zeros(10_000), ("cls",), tuple("0123456789"))),
     "weights": ("weights.safetensors", lambda folder: files.write(folder / "weights.safetensors", save({"w": NOISE}))),
-    "json": ("run.json", lambda folder: journal.write_json(folder / "run.json", "x" * 400_000)),
+    "json": ("run.json", lambda folder: files.write_json(folder / "run.json", "x" * 400_000)),
 }  # fmt: skip
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from test_tracking import info
 
-import vitlab.journal
 from vitlab.errors import UserError
-from vitlab.journal import Journal, RunInfo, read_journal
+from vitlab.track.journal import Journal, RunInfo, read_journal
+from vitlab.train import machine
 
 
 def test_journal_keeps_what_json_has_no_number_for(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_run_info_round_trip_and_damage(tmp_path: Path) -> None:
 
 
 def test_system_metrics_are_this_process() -> None:
-    values = vitlab.journal.system_metrics()
+    values = machine.system_metrics()
     resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     assert values["system/process_memory_megabytes"] == pytest.approx(int(resident.split()[1]) * 1024 / 1e6, rel=0.05)
     assert 0 <= values["system/cpu_utilization_percentage"] <= 100
@@ -105,11 +105,11 @@ def test_system_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def gpu(init: object, utilisation: object) -> dict[str, float]:
         monkeypatch.setattr(pynvml, "nvmlInit", init)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", utilisation)
-        vitlab.journal._gpu.cache_clear()
-        return {k: v for k, v in vitlab.journal.system_metrics().items() if k.startswith("system/gpu")}
+        machine._gpu.cache_clear()
+        return {k: v for k, v in machine.system_metrics().items() if k.startswith("system/gpu")}
 
     memory = {"system/gpu_memory_usage_megabytes": 3.0}
     assert gpu(lambda: None, lambda _: SimpleNamespace(gpu=87)) == memory | {"system/gpu_utilization_percentage": 87.0}
     assert gpu(lambda: None, sliced) == memory
     assert gpu(missing, sliced) == {}
-    vitlab.journal._gpu.cache_clear()
+    machine._gpu.cache_clear()

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 from test_report import EVIL, Page, digits, fake_record, files, markdown_rows
 
-from vitlab import claims, figures, forest, ledger, records, report, statistics, tracking, verdicts
-from vitlab.claims import Arm, Claim
+from vitlab import records, stats
+from vitlab.claims import declarations, ledger, verdicts
+from vitlab.claims.declarations import Arm, Claim
 from vitlab.errors import UserError
+from vitlab.figures import style
 from vitlab.records import RunRecord
+from vitlab.report import forest, publishing
+from vitlab.track import shipping
 
 BASELINE, REGULARISED, STUDENT = "01_baseline_vit", "02_regularized_vit", "06_kd_r50_class_attention"
 GAIN = Claim(
@@ -31,7 +35,7 @@ HEADLINE = Claim(
     at_least=80, full_size_only=True,
 )  # fmt: skip
 TOP1 = {REGULARISED: (53.0, 54.2, 55.1), BASELINE: (50.0, 51.0, 52.0)}  # by seed; differences 3.0, 3.2, 3.1
-LOAD = claims.load  # what is declared in earnest
+LOAD = declarations.load  # what is declared in earnest
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +49,14 @@ def _three_claims(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def declare(monkeypatch: pytest.MonkeyPatch, *declared: Claim) -> None:
-    monkeypatch.setattr(claims, "load", lambda: claims.Ledger(confidence=0.95, seeds=3, claims=declared))
+    monkeypatch.setattr(declarations, "load", lambda: declarations.Ledger(confidence=0.95, seeds=3, claims=declared))
 
 
 def run(experiment: str, seed: int, top1: float, profile: str = "overnight", sets: tuple[str, ...] = ()) -> RunRecord:
     """The record of a run of exactly what experiments/ says."""
     resolved = Arm(experiment=experiment, set=sets).resolve(profile)
     record = fake_record(experiment, seed, profile=profile, variant=resolved.variant)
-    found = {"fingerprint": claims.fingerprint(resolved, record.dataset.digest), "metrics": record.metrics | {"test_top1": top1}}
+    found = {"fingerprint": declarations.fingerprint(resolved, record.dataset.digest), "metrics": record.metrics | {"test_top1": top1}}
     return record.model_copy(update=found)
 
 
@@ -69,7 +73,7 @@ def result(out_dir: Path, claim: Claim) -> verdicts.Result:
 
 
 def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
     said = "Of 3 claims of the reports 2 are supported, 0 refuted, 0 undecided and 1 not measured (1 judged by formula, without a run)."
     assert page.text.count(said) == 2  # in the minute, and above the table
@@ -97,7 +101,7 @@ def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
 
 
 def test_every_caption_says_how_sure_and_where(tmp_path: Path, undrawn: None) -> None:
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
     starts = ("What the reports claim", "Each seed's effect", "What has not been measured")
     captions = [caption for caption in page.tables if caption.startswith(starts)]
@@ -112,7 +116,7 @@ def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monke
     tried = GAIN.model_copy(update={"id": "tried", "statement": "One setting against another.", "exploratory": True})
     unseen = tried.model_copy(update={"id": "unseen", "statement": "Not trained.", "arms": SMALLER.arms})
     declare(monkeypatch, GAIN, SMALLER, HEADLINE, tried, unseen)
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
     assert page.text.count("Of 3 claims of the reports 2 are supported") == 2
     assert [row[0] for row in page.table("What the reports claim")[1:]] == [GAIN.statement, SMALLER.statement]
@@ -121,7 +125,7 @@ def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monke
         ["One setting against another.", f"{REGULARISED} against {BASELINE}", "+3.10 [+2.85, +3.35] points", "3"],
         ["Not trained.", f"{STUDENT} against {STUDENT} [model.position=learned]", "–", "–"],
     ]
-    assert [report.md(cell) for cell in apart[1]] in markdown_rows(tmp_path / "README.md")
+    assert [publishing.md(cell) for cell in apart[1]] in markdown_rows(tmp_path / "README.md")
     assert "Holm over the 1 tested claim." in page.text
     hrefs = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
     assert hrefs <= {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
@@ -129,7 +133,7 @@ def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monke
 
 def test_four_arms_are_two_differences(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, GAIN.model_copy(update={"arms": (GAIN.arms[0], GAIN.arms[1], GAIN.arms[1], GAIN.arms[0])}))
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
     assert page.table("What the reports claim")[1][3].startswith("+6.20 [")
     assert f"{REGULARISED} less {BASELINE} against {BASELINE} less {REGULARISED}" in page.text
@@ -138,7 +142,7 @@ def test_four_arms_are_two_differences(tmp_path: Path, undrawn: None, monkeypatc
 
 @pytest.mark.parametrize("profile", ["overnight", "full"])
 def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
-    report.build(arms(profile=profile), tmp_path, {})
+    publishing.build(arms(profile=profile), tmp_path, {})
     for name in ("README.md", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert ("about models and training of profile" in text) == (profile != "full")
@@ -146,14 +150,14 @@ def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
 
 
 def test_the_index_counts(tmp_path: Path, undrawn: None) -> None:
-    report.build(arms(), tmp_path / "overnight-cifar10", {})
-    report.index(tmp_path)
+    publishing.build(arms(), tmp_path / "overnight-cifar10", {})
+    publishing.index(tmp_path)
     assert "- Of 3 claims of the reports 2 are supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> None:
     runs = [run(REGULARISED, s, t) for s, t in enumerate((50.0, 52.0, 54.0))] + [run(BASELINE, s, 50.0) for s in range(3)]
-    report.build(runs, tmp_path, {})
+    publishing.build(runs, tmp_path, {})
     found = result(tmp_path, GAIN)
     assert found.verdict == "undecided"
     assert found.more_seeds is not None
@@ -164,7 +168,7 @@ def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> No
 def test_more_seeds_than_planned_are_said(tmp_path: Path, undrawn: None) -> None:
     for seeds in (3, 4):
         tops = [(REGULARISED, (52.1, 52.9, 53.0, 53.2)), (BASELINE, (50.0, 50.4, 49.9, 50.0))]
-        report.build([run(name, s, t) for name, values in tops for s, t in enumerate(values[:seeds])], tmp_path, {})
+        publishing.build([run(name, s, t) for name, values in tops for s, t in enumerate(values[:seeds])], tmp_path, {})
         rows = Page(tmp_path / "report.html").table("What the reports claim")
         assert next(row[-1] for row in rows if row[0] == GAIN.statement) == "supported" + (
             "; more seeds than planned" if seeds == 4 else ""
@@ -175,7 +179,7 @@ def test_more_seeds_than_planned_are_said(tmp_path: Path, undrawn: None) -> None
 
 @pytest.mark.parametrize("runs", ["other configurations", "another data set", "one arm"])
 def test_nothing_measured_no_section(tmp_path: Path, undrawn: None, runs: str) -> None:
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     assert (tmp_path / "figures" / "claims-dark.svg").is_file()
     found = {
         "other configurations": [fake_record(e, profile="overnight") for e in TOP1],
@@ -183,7 +187,7 @@ def test_nothing_measured_no_section(tmp_path: Path, undrawn: None, runs: str) -
         "one arm": [r for r in arms() if r.experiment == BASELINE],
     }
     kept = (tmp_path / "claims.json").read_bytes()
-    assert report.build(found[runs], tmp_path, {}) is None
+    assert publishing.build(found[runs], tmp_path, {}) is None
     assert (tmp_path / "claims.json").read_bytes() == kept, "no ledger is removed"
     assert not list(tmp_path.glob("figures/claims-*"))
     assert 'id="claims"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -193,7 +197,7 @@ def test_nothing_measured_no_section(tmp_path: Path, undrawn: None, runs: str) -
 def test_hostile_declarations(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     evil = GAIN.model_copy(update={"statement": EVIL, "source": EVIL})
     declare(monkeypatch, evil, HEADLINE.model_copy(update={"statement": EVIL, "source": EVIL}))
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
     assert not {"script", "i"} & {tag for tag, _ in page.tags}
     assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
@@ -231,10 +235,10 @@ def test_a_damaged_ledger_is_named(tmp_path: Path, content: str, what: str) -> N
 
 
 def test_changed_after_measuring(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.build(arms(), tmp_path, {})
+    publishing.build(arms(), tmp_path, {})
     declare(monkeypatch, GAIN.model_copy(update={"at_least": 2.0}), SMALLER, HEADLINE.model_copy(update={"at_least": 70.0}))
     for _ in range(2):  # and it stays marked
-        report.rebuild(tmp_path)
+        publishing.rebuild(tmp_path)
         assert [r.changed for r in ledger.read(tmp_path / "claims.json").results] == [True, False, False]
         page = Page(tmp_path / "report.html")
         assert [row[-1] for row in page.table("What the reports claim")[1:]] == ["supported; changed after measuring", "supported"]
@@ -259,9 +263,9 @@ def test_one_seed_is_compared_image_by_image_and_that_is_kept(tmp_path: Path, un
     for name, which in right.items():
         predictions(tmp_path / f"{name}.npz", {"raw/cls": which, "raw/dist": ~which})
     out = tmp_path / "set"
-    report.build(arms([0]), out, {}, lambda run: tmp_path / f"{run.experiment}.npz")
+    publishing.build(arms([0]), out, {}, lambda run: tmp_path / f"{run.experiment}.npz")
     found = result(out, GAIN)
-    assert found.pair == statistics.pair(right[REGULARISED], right[BASELINE], 0.95)
+    assert found.pair == stats.pair(right[REGULARISED], right[BASELINE], 0.95)
     assert (found.pair.only_first, found.pair.only_second) == (
         (right[REGULARISED] & ~right[BASELINE]).sum(), (~right[REGULARISED] & right[BASELINE]).sum(),
     )  # fmt: skip
@@ -269,10 +273,10 @@ def test_one_seed_is_compared_image_by_image_and_that_is_kept(tmp_path: Path, un
     assert f"only the first right on {found.pair.only_first} test images" in page.text
     assert page.table("What the reports claim")[-1][3:] == ["+3.00 points", "1 seed", "–", "undecided"]
     before = files(out)
-    report.rebuild(out)  # from records alone
+    publishing.rebuild(out)  # from records alone
     assert files(out) == before
     other = [r.model_copy(update={"metrics": r.metrics | {"test_top1": 60.0}}) if r.experiment == REGULARISED else r for r in arms([0])]
-    report.build(other, out, {})  # trained anew: what was said of the earlier run does not hold
+    publishing.build(other, out, {})  # trained anew: what was said of the earlier run does not hold
     assert result(out, GAIN).pair is None
 
 
@@ -316,7 +320,7 @@ def test_forest_is_drawn_the_same_each_time_in_both_themes(tmp_path: Path) -> No
     forest.draw(book(*MADE_UP), tmp_path / "b")
     assert [p.name for p in paths] == ["claims-light.svg", "claims-dark.svg"]
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    for path, theme, other in zip(paths, (figures.LIGHT, figures.DARK), (figures.DARK, figures.LIGHT)):
+    for path, theme, other in zip(paths, (style.LIGHT, style.DARK), (style.DARK, style.LIGHT)):
         svg = path.read_text(encoding="utf-8")
         assert "<text" not in svg
         assert "date" not in svg.lower()
@@ -328,8 +332,8 @@ def test_forest_is_drawn_the_same_each_time_in_both_themes(tmp_path: Path) -> No
 def test_each_unit_has_its_own_axis() -> None:
     panels = forest._panels(book(*MADE_UP).measured)
     assert [[r.unit for r in panel] for panel in panels] == [["points"] * 3, ["%"], ["images"]]
-    with figures._style(figures.LIGHT):
-        points, *others = forest._forest(book(*MADE_UP), figures.LIGHT).axes[:3]
+    with style.style(style.LIGHT):
+        points, *others = forest._forest(book(*MADE_UP), style.LIGHT).axes[:3]
     low, high = points.get_xlim()
     assert low < -3
     assert 2.5 < high < 5
@@ -337,8 +341,8 @@ def test_each_unit_has_its_own_axis() -> None:
 
 
 def test_interval_and_region_stand_where_the_numbers_are() -> None:
-    with figures._style(figures.LIGHT):
-        ax = forest._forest(book(made_up(high_bound=1.0)), figures.LIGHT).axes[0]
+    with style.style(style.LIGHT):
+        ax = forest._forest(book(made_up(high_bound=1.0)), style.LIGHT).axes[0]
     (region,) = ax.patches
     assert (region.get_x(), region.get_width()) == (0.0, 1.0)
     (bar,) = ax.containers
@@ -349,14 +353,14 @@ def test_interval_and_region_stand_where_the_numbers_are() -> None:
 # --------------------------------------------------------------------------------------------------------------- MLflow
 
 
-def stored(folder: Path, runs: Sequence[RunRecord]) -> list[tracking.FinishedRun]:
+def stored(folder: Path, runs: Sequence[RunRecord]) -> list[shipping.FinishedRun]:
     """As MLflow gives them, artifacts on this machine."""
     found = []
     for r in runs:
         at = folder / records.file_name(r).removesuffix(".json")
         (at / "figures").mkdir(parents=True, exist_ok=True)
         records.write(r, at / "record.json")
-        found.append(tracking.FinishedRun(at.name, "", {}, folder, at))
+        found.append(shipping.FinishedRun(at.name, "", {}, folder, at))
     return found
 
 
@@ -366,12 +370,12 @@ def query(root: Path, sql: str) -> list[tuple]:
 
 
 def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tracking.finished_runs
+    real = shipping.finished_runs
     told: list[str] = []
     found = stored(tmp_path / "store", arms())
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
     for _ in range(2):
-        report.publish(tmp_path, tmp_path / "results", told.append)
+        publishing.publish(tmp_path, tmp_path / "results", told.append)
     assert told == []
     [(run_id, name, status, uri)] = query(tmp_path, "SELECT run_uuid, name, status, artifact_uri FROM runs")
     assert (name, status) == ("ledger overnight-cifar10", "FINISHED")
@@ -384,12 +388,12 @@ def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn:
     gain = result(tmp_path / "results" / "overnight-cifar10", GAIN)
     assert (rows["claim/gain/effect"], rows["claim/gain/effect_low"], rows["claim/gain/effect_high"]) == (gain.effect, gain.low, gain.high)
     assert rows["claim/smaller/effect"] < 0
-    shipped = tracking._local(uri) / "claims.json"
+    shipped = shipping._local(uri) / "claims.json"
     assert shipped.read_bytes() == (tmp_path / "results" / "overnight-cifar10" / "claims.json").read_bytes()
     assert real(tmp_path) == []  # it is no finished run
 
     declare(monkeypatch, GAIN.model_copy(update={"id": "renamed"}), SMALLER)
-    report.publish(tmp_path, tmp_path / "results", told.append)
+    publishing.publish(tmp_path, tmp_path / "results", told.append)
     assert query(tmp_path, "SELECT run_uuid FROM runs") == [(run_id,)]
     assert {key for (key,) in query(tmp_path, "SELECT key FROM tags") if key.startswith("claim.")} == {"claim.renamed", "claim.smaller"}
     latest = {key: math.nan if nan else value for key, value, nan in query(tmp_path, "SELECT key, value, is_nan FROM latest_metrics")}
@@ -402,48 +406,48 @@ def test_a_report_stands_where_mlflow_cannot_be_reached(tmp_path: Path, undrawn:
         raise ConnectionError("nobody is there")
 
     found, told = stored(tmp_path / "store", arms()), []
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
-    monkeypatch.setattr(tracking, "connect", refuse)
-    pages = report.publish(tmp_path, tmp_path / "results", told.append)
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+    monkeypatch.setattr(shipping, "connect", refuse)
+    pages = publishing.publish(tmp_path, tmp_path / "results", told.append)
     assert all(page.is_file() for page in pages)
     assert ["nobody is there" in text for text in told] == [True]
 
 
 def test_without_runs_in_the_store_no_store_is_made(tmp_path: Path, undrawn: None) -> None:
-    report.build(arms(), tmp_path / "results" / "overnight-cifar10", {})
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.build(arms(), tmp_path / "results" / "overnight-cifar10", {})
+    publishing.publish(tmp_path, tmp_path / "results")
     assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_ledger_that_no_run_measures_any_more_is_kept_and_said(tmp_path: Path, undrawn: None) -> None:
     out, said = tmp_path / "results" / "laptop-cifar10", []
-    report.build(arms(), out, {})
-    report.publish(tmp_path, tmp_path / "results", said.append)
+    publishing.build(arms(), out, {})
+    publishing.publish(tmp_path, tmp_path / "results", said.append)
     kept = (out / "claims.json").read_bytes()
     assert said == []
-    report.build([r for r in arms() if r.experiment == BASELINE], out, {})
-    report.publish(tmp_path, tmp_path / "results", said.append)
+    publishing.build([r for r in arms() if r.experiment == BASELINE], out, {})
+    publishing.publish(tmp_path, tmp_path / "results", said.append)
     assert said == ["laptop-cifar10: no run measures a claim any more; claims.json is left as it is"]
     assert (out / "claims.json").read_bytes() == kept
 
 
 def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = stored(tmp_path / "store", arms([0]))
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
-    monkeypatch.setattr(tracking, "ship_ledger", lambda root, path: "")
-    monkeypatch.setattr(tracking, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+    monkeypatch.setattr(shipping, "ship_ledger", lambda root, path: "")
+    monkeypatch.setattr(shipping, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
     out = tmp_path / "results" / "overnight-cifar10"
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.publish(tmp_path, tmp_path / "results")
     assert result(out, GAIN).pair is None
     for run, share in zip(found, (0.7, 0.5)):
         right = np.random.default_rng(0).random(100) < share
         predictions(run.folder / "predictions.npz", {"raw/cls": right, "raw/dist": right})
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.publish(tmp_path, tmp_path / "results")
     pair = result(out, GAIN).pair
     assert (pair.only_first > 5, pair.only_second) == (True, 0)
     for run in found:
         (run.folder / "predictions.npz").unlink()
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.publish(tmp_path, tmp_path / "results")
     assert result(out, GAIN).pair == pair
 
 

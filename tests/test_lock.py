@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from vitlab import lock
+from vitlab import files
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vitlab import lock
-with lock.held(Path(sys.argv[1]), lambda who: None):
+from vitlab import files
+with files.held(Path(sys.argv[1]), lambda who: None):
     print("held", flush=True)
     time.sleep(20)
 """
@@ -29,7 +29,7 @@ class GaveUp(Exception):
 def test_the_waiting_one_is_told_who_and_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "run.lock"
     command = [sys.executable, "-c", HOLDER, str(path)]
-    with subprocess.Popen(command, cwd=Path(lock.__file__).parent.parent, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(command, cwd=Path(files.__file__).parent.parent, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         told = []
 
@@ -38,31 +38,15 @@ def test_the_waiting_one_is_told_who_and_a_killed_holder_holds_nothing(tmp_path:
             holder.send_signal(signal.SIGKILL)
             holder.wait()
 
-        with lock.held(path, busy):
+        with files.held(path, busy):
             assert [who.startswith(f"process {holder.pid} on ") for who in told] == [True]
             assert path.read_text().startswith(f"process {os.getpid()} on ")
 
             def give_up(who: str) -> None:
                 raise GaveUp(who)
 
-            with pytest.raises(GaveUp, match=f"process {os.getpid()} on .* since "), lock.held(path, give_up):
+            with pytest.raises(GaveUp, match=f"process {os.getpid()} on .* since "), files.held(path, give_up):
                 pass
-        with lock.held(path, give_up):  # free again
+        with files.held(path, give_up):  # free again
             pass
         assert not path.exists()
-
-
-def test_a_lock_on_a_file_that_its_holder_has_just_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between opening the file and locking it the holder may have ended: the next one would lock a new file of that name."""
-    path, lock_file, calls = tmp_path / "run.lock", lock.fcntl.flock, []
-
-    def after_its_removal(fd: int, how: int) -> None:
-        calls.append(fd)
-        if len(calls) == 1:
-            path.unlink()
-        lock_file(fd, how)
-
-    monkeypatch.setattr(lock.fcntl, "flock", after_its_removal)
-    with lock.held(path, lambda who: None):
-        assert path.exists()
-        assert len(calls) == 2

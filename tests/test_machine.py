@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitlab import machine
-from vitlab.meter import Meter, total
+from vitlab.train import machine
+from vitlab.train.meter import Meter, total
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_freed_memory_is_kept() -> None:
 
 def test_the_meter_adds_up_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("vitlab.meter.time.perf_counter", lambda: now)
+    monkeypatch.setattr("vitlab.train.meter.time.perf_counter", lambda: now)
     meter = Meter(CPU, flops_per_image=2e9, peak=1e12)
     now = 100.0  # between making it and the start nothing counts
     meter.start({"data": 1.0})

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitlab.objective import CrossEntropy, Distillation, distillation_kl, smooth_one_hot, soft_cross_entropy
+from vitlab.train.objective import CrossEntropy, Distillation, distillation_kl, smooth_one_hot, soft_cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.3])

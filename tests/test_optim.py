@@ -10,7 +10,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vitlab import checkpoint, config, models, optim
+from vitlab import config, models
+from vitlab.train import checkpoint, optim
 
 VIT = config.ViT(name="vit", dim=32, depth=3, heads=2, layer_scale=0.1, position="relative", class_attention=1, distill_token=True)
 

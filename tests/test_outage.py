@@ -21,8 +21,11 @@ from bad_input.build import TINY
 from mlflow import MlflowClient
 from test_files import no_file_above
 
-from vitlab import checkpoint, cli, experiment, machine, records, store, trainer
-from vitlab.journal import read_journal
+from vitlab import cli, records
+from vitlab.run import execute
+from vitlab.track import store
+from vitlab.track.journal import read_journal
+from vitlab.train import checkpoint, loop, machine
 
 EPOCHS = 3
 TRAINING_SECONDS = 20.0  # at most, on a busy machine; a slow server, or a locked database, would hold it up for longer
@@ -125,10 +128,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
         ("RESULTS", tmp_path / "results"),
     ):
         monkeypatch.setattr(cli, name, path)
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    monkeypatch.setattr(experiment, "SHIP_SECONDS", 3)
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
+    monkeypatch.setattr(execute, "SHIP_SECONDS", 3)
     monkeypatch.setattr(machine, "measured_peak", lambda *_: 1e11)
-    monkeypatch.setattr(trainer, "SAVING_SHARE", 1e9)  # a checkpoint each epoch, and so something to ship
+    monkeypatch.setattr(loop, "SAVING_SHARE", 1e9)  # a checkpoint each epoch, and so something to ship
     name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-")
     (tmp_path / f"{name}.yaml").write_text(TINY.replace("epochs: 1", f"epochs: {EPOCHS}"))
     return tmp_path

@@ -16,8 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_cli import run
 
-from vitlab import cli, experiment, files, pack, published, records, tracking
+from vitlab import cli, files, records
 from vitlab.errors import UserError
+from vitlab.run import execute, pack, published
+from vitlab.track import shipping
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -31,7 +33,7 @@ def enter(root: Path, patch: pytest.MonkeyPatch) -> None:
     root.mkdir(exist_ok=True)
     for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("REPORTS", root / "reports"), ("RESULTS", root / "results")):
         patch.setattr(cli, name, value)
-    patch.setattr(experiment, "ROOT", root)
+    patch.setattr(execute, "ROOT", root)
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
     patch.chdir(root)
 
@@ -88,7 +90,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     # another store, which the runs' mlflow.json says nothing of
     code, out, err = run(capsys, "sync", main=cli.main)
     assert (code, out.count(": shipped")) == (0, 2), out + err
-    runs = tracking.finished_runs(there)
+    runs = shipping.finished_runs(there)
     assert {r.tags["vitlab.experiment"] for r in runs} == {"tiny", "taught"}
     assert run(capsys, "sync", main=cli.main)[1].startswith("nothing outstanding")
 

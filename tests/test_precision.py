@@ -9,8 +9,11 @@ import pytest
 import torch
 from bad_input.build import NoShipper, Silent
 
-from vitlab import data, evaluate, experiment, machine, plan, sources, trainer, verdicts
-from vitlab.claims import Arm, Claim
+from vitlab.claims import verdicts
+from vitlab.claims.declarations import Arm, Claim
+from vitlab.data import dataset, sources
+from vitlab.run import execute, plan
+from vitlab.train import evaluate, loop, machine
 
 TEACHER = """\
 title: Teacher
@@ -42,13 +45,13 @@ def right(logits: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
 def test_every_number_follows_from_the_stored_predictions(bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "hardware_bf16", lambda where: bf16)
     monkeypatch.setattr(machine, "RUNS", tmp_path)
-    monkeypatch.setattr(experiment, "Shipper", NoShipper)
+    monkeypatch.setattr(execute, "Shipper", NoShipper)
     for name, text in (("teacher", TEACHER), ("student", STUDENT)):
         (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
     source = sources.resolve("digits", tmp_path, "full")
     teacher, student = plan.make([tmp_path / "student.yaml"], "full", source, [0], (), tmp_path / "runs")
-    loaded = data.load(source, student.resolved.config.data, "cpu")
-    first, second = (experiment.execute(run, loaded, lambda n: Silent(), trainer.Stop(), print) for run in (teacher, student))
+    loaded = dataset.load(source, student.resolved.config.data, "cpu")
+    first, second = (execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), print) for run in (teacher, student))
     assert first.precision == second.precision == ("bf16" if bf16 else "fp32")
 
     rightly = {}
@@ -70,15 +73,15 @@ def test_every_number_follows_from_the_stored_predictions(bf16: bool, tmp_path: 
 
         # and these predictions are float32's: those of the stored weights, and too fine for bf16
         images = (loaded.test_images, loaded.mean, loaded.std, run.resolved.config.train.eval_batch_size)
-        again = evaluate.logits(experiment.load_weights(run, torch.device("cpu")), *images)
+        again = evaluate.logits(execute.load_weights(run, torch.device("cpu")), *images)
         np.testing.assert_allclose(again.numpy(), headline, rtol=1e-4, atol=1e-5)
         assert not torch.equal(again.bfloat16().float(), again)
 
     validation = (loaded.validation_images, loaded.mean, loaded.std, 256)
     for run, said in ((teacher, second.teacher.validation_top1), (student, second.metrics["validation_top1"])):
-        z = evaluate.logits(experiment.load_weights(run, torch.device("cpu")), *validation).mean(0)
+        z = evaluate.logits(execute.load_weights(run, torch.device("cpu")), *validation).mean(0)
         assert said == pytest.approx(100 * right(z.numpy(), loaded.validation_labels.numpy()).mean())
-    chosen = [experiment.predicted(run) for run in (teacher, student)]
+    chosen = [execute.predicted(run) for run in (teacher, student)]
     assert second.teacher.agreement == pytest.approx(100 * (chosen[0] == chosen[1]).float().mean().item())
     for run, classes in zip((teacher, student), chosen, strict=True):
         assert (classes == loaded.test_labels).tolist() == rightly[run].tolist()

@@ -16,9 +16,13 @@ from test_cli import run
 from test_report import THREE, Page, digits, fake_record, fake_set
 from test_report import files as contents
 
-from vitlab import checkpoint, cli, config, half, models, published, records, report, tracking
+from vitlab import cli, config, models, records
 from vitlab.errors import UserError
 from vitlab.records import RunRecord
+from vitlab.report import publishing
+from vitlab.run import half, published
+from vitlab.track import shipping
+from vitlab.train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -112,13 +116,13 @@ def test_the_best_student_by_validation() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tracking.FinishedRun]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[shipping.FinishedRun]:
     """What MLflow holds: a set's runs, without any run's weights."""
-    found: list[tracking.FinishedRun] = []
+    found: list[shipping.FinishedRun] = []
     for record in fake_set(1, THREE):
         add(found, tmp_path, record)
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: list(found))
-    monkeypatch.setattr(tracking, "download", no_download)
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: list(found))
+    monkeypatch.setattr(shipping, "download", no_download)
     return found
 
 
@@ -126,29 +130,29 @@ def no_download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
     raise UserError(f"MLflow run {run_id} has no {artifact}")
 
 
-def add(found: list[tracking.FinishedRun], tmp_path: Path, run: RunRecord, **weights: torch.Tensor) -> Path:
+def add(found: list[shipping.FinishedRun], tmp_path: Path, run: RunRecord, **weights: torch.Tensor) -> Path:
     folder = tmp_path / "store" / f"{run.experiment}-{run.seed}"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     records.write(run, folder / "record.json")
     if weights:
         save_file(weights, folder / "weights.safetensors")
-    found[:] = [r for r in found if r.run_id != folder.name] + [tracking.FinishedRun(folder.name, "", {}, tmp_path, folder)]
+    found[:] = [r for r in found if r.run_id != folder.name] + [shipping.FinishedRun(folder.name, "", {}, tmp_path, folder)]
     return folder
 
 
 def test_a_report_publishes_them_keeps_them_and_takes_them_away(
-    tmp_path: Path, store: list[tracking.FinishedRun], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: list[shipping.FinishedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_dir, said = tmp_path / "results" / "full-cifar10", []
     path = out_dir / published.FILE
 
     def compiled() -> str:
-        report.publish(tmp_path, tmp_path / "results", said.append)
+        publishing.publish(tmp_path, tmp_path / "results", said.append)
         page, html = (out_dir / "README.md").read_text(encoding="utf-8"), Page(out_dir / "report.html")
         linked = published.FILE in {attrs.get("href") for tag, attrs in html.tags if tag == "a"}
         assert linked == path.exists() == (f"({published.FILE})" in page)
         before = contents(out_dir)
-        report.rebuild(out_dir)  # from what lies there
+        publishing.rebuild(out_dir)  # from what lies there
         assert contents(out_dir) == before
         return page
 
@@ -162,11 +166,11 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
 
     stamp = path.stat().st_mtime_ns
     assert compiled() == page
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: [])  # as on another machine
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: [])  # as on another machine
     assert compiled() == page
     assert path.stat().st_mtime_ns == stamp
 
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: list(store))
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: list(store))
     again = add(store, tmp_path, first.model_copy(update={"finished": "2025-01-02T00:00:00+00:00"}))  # the same run anew, other weights
     (again / "weights.safetensors").unlink()
     assert "half precision" not in compiled()
@@ -183,19 +187,19 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
     ]
 
 
-def test_a_damaged_file_is_written_anew_or_goes(tmp_path: Path, store: list[tracking.FinishedRun]) -> None:
+def test_a_damaged_file_is_written_anew_or_goes(tmp_path: Path, store: list[shipping.FinishedRun]) -> None:
     run = measured("06_kd_r50_class_attention", 96.0)
     folder = add(store, tmp_path, run, w=torch.arange(99.0))
     out_dir = tmp_path / "results" / "full-cifar10"
     path = out_dir / published.FILE
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.publish(tmp_path, tmp_path / "results")
     good = path.read_bytes()
     path.write_bytes(good[:-1])
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.publish(tmp_path, tmp_path / "results")
     assert path.read_bytes() == good
     path.write_bytes(good[:-1])
     (folder / "weights.safetensors").unlink()
-    report.publish(tmp_path, tmp_path / "results")
+    publishing.publish(tmp_path, tmp_path / "results")
     assert not path.exists()
 
 
@@ -288,14 +292,14 @@ def test_the_best_student_on_cifar10_predicts_own_or_published(world: World, cap
 
 def test_verify_finds_published_weights_that_are_not_the_best_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The page names the run, so it does not follow from a file of another one, or a damaged one."""
-    from vitlab import verify
+    from vitlab.report import verify
 
     worse, best = measured("05_kd_r18", 90.0), measured("06_kd_r50_class_attention", 96.0)
     out_dir = tmp_path / "full-cifar10"
     save_file({"w": torch.arange(9.0)}, tmp_path / "weights")
     published.write(out_dir, best, tmp_path / "weights")
-    report.build([worse, best], out_dir, {})
-    report.index(tmp_path)
+    publishing.build([worse, best], out_dir, {})
+    publishing.index(tmp_path)
 
     def wrong() -> list[str]:
         return [d for path, page in verify._results(tmp_path).items() if (d := verify.difference(path, page))]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from scipy import stats
 
-from vitlab import config, records, report, tables, tracking
+from vitlab import config, records
 from vitlab.config import Claim
 from vitlab.errors import UserError
-from vitlab.paths import EXPERIMENTS, REPOSITORY
+from vitlab.paths import EXPERIMENTS
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
+from vitlab.report import publishing, rungs, tables
+from vitlab.track import shipping
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LADDER = {  # experiment: title, claim (text, top1, top5), measured top-1, params, FLOPs, seconds
@@ -185,20 +184,20 @@ def markdown_rows(path: Path) -> list[list[str]]:
 
 
 def test_interval_by_hand() -> None:
-    mean, half = tables.interval([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
+    mean, half = stats.mean_and_half([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
     assert mean == 2.0
     assert half == pytest.approx(2.48414, abs=1e-5)
 
 
 def test_interval_is_scipys() -> None:
     values = np.random.default_rng(0).normal(90, 1, 5)
-    mean, half = tables.interval(values.tolist())
+    mean, half = stats.mean_and_half(values.tolist())
     low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert tables.interval([81.5]) == (81.5, None)
+    assert stats.mean_and_half([81.5]) == (81.5, None)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,7 @@ def test_one_seed_has_no_interval() -> None:
 )
 def test_claimed_range(text: str, top1: float | tuple | None, expected: tuple[float, float] | None, shown: str) -> None:
     claim = make_claim(text, top1)
-    assert tables.claimed_range(claim) == expected
+    assert rungs.claimed_range(claim) == expected
     assert tables._claimed(claim) == shown
 
 
@@ -224,7 +223,7 @@ def test_claimed_range(text: str, top1: float | tuple | None, expected: tuple[fl
 def test_newest_configuration_is_taken_whole() -> None:
     old = [fake_record(seed=s, fingerprint="aaaaaaaaaaaa", finished="2025-01-01T10:00:00+00:00") for s in (0, 1, 2)]
     new = [fake_record(seed=s, fingerprint="bbbbbbbbbbbb", finished="2025-01-02T10:00:00+00:00") for s in (0, 1)]
-    kept, left_out = tables.newest([*new, *old])
+    kept, left_out = rungs.newest([*new, *old])
     assert kept == new
     assert left_out == old
 
@@ -232,25 +231,25 @@ def test_newest_configuration_is_taken_whole() -> None:
 def test_repeated_seed_counts_once() -> None:
     first = fake_record(finished="2025-01-01T10:00:00+00:00")
     again = fake_record(finished="2025-01-03T10:00:00+00:00")
-    assert tables.newest([again, first]) == ([again], [first])
+    assert rungs.newest([again, first]) == ([again], [first])
 
 
 def test_ladder_order_and_variants() -> None:
     runs = [*fake_set(1)[::-1], fake_record("01_baseline_vit", 0, variant="model.patch_size=2", fingerprint="feedbeef0001")]
-    assert [rung.runs[0].experiment for rung in tables.ladder(runs)] == list(LADDER)
-    assert all(not run.variant for rung in tables.ladder(runs) for run in rung.runs)
+    assert [rung.runs[0].experiment for rung in rungs.ladder(runs)] == list(LADDER)
+    assert all(not run.variant for rung in rungs.ladder(runs) for run in rung.runs)
 
 
 def test_left_out_runs_are_told(tmp_path: Path, undrawn: None) -> None:
     old = fake_record(seed=0, fingerprint="aaaaaaaaaaaa", finished="2024-12-31T10:00:00+00:00", top1=11.0)
-    report.build([old, *fake_set(2, THREE)], tmp_path, {})
+    publishing.build([old, *fake_set(2, THREE)], tmp_path, {})
     for page in ("README.md", "report.html"):
         assert "1 earlier run is left out" in (tmp_path / page).read_text(encoding="utf-8")
     assert old.fingerprint not in "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "records").iterdir())
     before = files(tmp_path)
-    report.rebuild(tmp_path)  # what was left out is remembered
+    publishing.rebuild(tmp_path)  # what was left out is remembered
     assert files(tmp_path) == before
-    report.build(fake_set(2, THREE), tmp_path, {})
+    publishing.build(fake_set(2, THREE), tmp_path, {})
     assert "left out" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
@@ -259,7 +258,7 @@ def test_left_out_runs_are_told(tmp_path: Path, undrawn: None) -> None:
 
 def test_tables_hold_the_records_numbers(tmp_path: Path, undrawn: None) -> None:
     runs = fake_set(3, THREE)
-    report.build(runs, tmp_path, {})
+    publishing.build(runs, tmp_path, {})
     page = Page(tmp_path / "report.html")
     rows = {row[0]: row for row in page.table("Test top-1, mean")}
     for name, label in (("01_baseline_vit", "01 Baseline ViT"), ("resnet50", "ResNet-50 teacher")):
@@ -275,7 +274,7 @@ def test_tables_hold_the_records_numbers(tmp_path: Path, undrawn: None) -> None:
             "9,001",
             "NVIDIA H100 80GB HBM3",
         ]
-        assert [report.md(cell) for cell in rows[label]] in markdown_rows(tmp_path / "README.md")
+        assert [publishing.md(cell) for cell in rows[label]] in markdown_rows(tmp_path / "README.md")
     student = [r for r in runs if r.experiment.startswith("06")]
     (taught,) = page.table("Test top-1; gain")[1:]
     gain = np.mean([r.teacher.gain for r in student])
@@ -295,7 +294,7 @@ def test_per_class_and_confusions(tmp_path: Path, undrawn: None) -> None:
         for n, p, r in (("a", 97.83, 90), ("b", 70.8, 97), ("c", 98.59, 70))
     )
     runs = [fake_record(seed=s, classes=("a", "b", "c"), confusion=confusion, per_class=facts) for s in (0, 1)]
-    report.build(runs, tmp_path, {})
+    publishing.build(runs, tmp_path, {})
     page = Page(tmp_path / "report.html")
     assert page.table("Per class")[1] == ["a", "97.83", "90.00", "50.00", "90.00", "100"]
     assert page.table("Most confused")[1:] == [
@@ -334,7 +333,7 @@ def told_as_the_reports_do() -> list[RunRecord]:
 
 def test_what_the_report_says_stands_beside_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     """t(1, 0.975) = 12.706, so two seeds that differ by d have a half-width of 12.706 d / 2."""
-    report.build(told_as_the_reports_do(), tmp_path, {})
+    publishing.build(told_as_the_reports_do(), tmp_path, {})
     page = Page(tmp_path / "report.html")
     said = page.table("What the report says, and what was measured")
     assert said == [
@@ -366,26 +365,26 @@ def test_what_the_report_says_stands_beside_what_was_measured(tmp_path: Path, un
     assert classes[10] == ["truck", "96.92 / 99.00", "97.40 / 94.50", "97.16 / 94.00", "97.40 / 94.50", "1,000"]
     rows = markdown_rows(tmp_path / "README.md")
     for row in (*said[1:], *counted[1:], *classes[1:]):
-        assert [report.md(cell) for cell in row] in rows
+        assert [publishing.md(cell) for cell in row] in rows
 
 
 def test_what_a_record_lacks_stays_empty_and_other_data_has_none_of_it(tmp_path: Path, undrawn: None) -> None:
     bare = {"test_top1": 95.4, "test_top5": 99.8, "validation_top1": 96.0}
     old = [r.model_copy(update={"metrics": bare, "teacher": None, "history": ()}) for r in told_as_the_reports_do()]
-    report.build(old, tmp_path / "old", {})
+    publishing.build(old, tmp_path / "old", {})
     said = {row[0]: row[2] for row in Page(tmp_path / "old" / "report.html").table("What the report says, and")}
     assert [name for name, measured in said.items() if measured == "–"] == [
         "Teacher's top-1 (%)", "Gain over the teacher (points)", "EMA's gain (points)", "Before the clean tail (%)",
         "Rise from there to the end (points)", "Mean confidence (%)", "Images with confidence above 90 % (%)", "Of these right (%)",
     ]  # fmt: skip
-    report.build([digits(r) for r in told_as_the_reports_do()], tmp_path / "digits", {})
+    publishing.build([digits(r) for r in told_as_the_reports_do()], tmp_path / "digits", {})
     page = Page(tmp_path / "digits" / "report.html")
     assert not [caption for caption in page.tables if caption.startswith(("What the report says, and", "Confusions that the report"))]
     assert page.table("Per class")[1] == ["airplane", "90.00", "95.00", "94.00", "95.00", "1,000"]
 
 
 def test_every_caption_says_where_the_numbers_are_from(tmp_path: Path, undrawn: None) -> None:
-    report.build(fake_set(2, THREE), tmp_path, {})
+    publishing.build(fake_set(2, THREE), tmp_path, {})
     captions = list(Page(tmp_path / "report.html").tables)
     assert len(captions) > 5
     for caption in captions:
@@ -394,7 +393,7 @@ def test_every_caption_says_where_the_numbers_are_from(tmp_path: Path, undrawn: 
 
 
 def test_one_seed(tmp_path: Path, undrawn: None) -> None:
-    report.build(fake_set(1, THREE), tmp_path, {})
+    publishing.build(fake_set(1, THREE), tmp_path, {})
     page = Page(tmp_path / "report.html")
     rows = page.table("Test top-1, mean")[1:]
     assert [row[3] for row in rows] == ["1 seed"] * 3
@@ -403,7 +402,7 @@ def test_one_seed(tmp_path: Path, undrawn: None) -> None:
 
 
 def test_missing_claims_and_teachers(tmp_path: Path, undrawn: None) -> None:
-    report.build(fake_set(2, ("resnet18",)), tmp_path, {})
+    publishing.build(fake_set(2, ("resnet18",)), tmp_path, {})
     page = Page(tmp_path / "report.html")
     (row,) = page.table("Test top-1, mean")[1:]
     assert (row[1], row[4]) == ("–", "–")
@@ -412,7 +411,7 @@ def test_missing_claims_and_teachers(tmp_path: Path, undrawn: None) -> None:
 
 
 def test_teacher_that_is_not_in_the_set(tmp_path: Path, undrawn: None) -> None:
-    report.build(fake_set(2, ("05_kd_r18",)), tmp_path, {})
+    publishing.build(fake_set(2, ("05_kd_r18",)), tmp_path, {})
     (row,) = Page(tmp_path / "report.html").table("Test top-1; gain")[1:]
     assert (row[1], row[6]) == ("resnet18", "9.70 / –")
 
@@ -421,7 +420,7 @@ def test_teacher_that_is_not_in_the_set(tmp_path: Path, undrawn: None) -> None:
 def test_scale_is_said(tmp_path: Path, undrawn: None, profile: str, dataset: str) -> None:
     runs = fake_set(2, THREE, profile=profile)
     runs = [r.model_copy(update={"dataset": r.dataset.model_copy(update={"name": dataset})}) for r in runs]
-    report.build(runs, tmp_path, {})
+    publishing.build(runs, tmp_path, {})
     for page in ("README.md", "report.html"):
         text = (tmp_path / page).read_text(encoding="utf-8")
         assert ("not the original reports" in text) == (profile != "full")
@@ -433,7 +432,7 @@ def test_scale_is_said(tmp_path: Path, undrawn: None, profile: str, dataset: str
 
 def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
     varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", top1=60.0) for s in (0, 1)]
-    report.build(fake_set(2, THREE) + varied, tmp_path, {})
+    publishing.build(fake_set(2, THREE) + varied, tmp_path, {})
     page = Page(tmp_path / "report.html")
     assert len(page.table("Test top-1, mean")) == 1 + len(THREE)
     (row,) = page.table("Experiments with settings changed")[1:]
@@ -443,8 +442,8 @@ def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
 
 
 def test_a_set_of_variants_alone(tmp_path: Path) -> None:
-    report.build([fake_record(variant="model.patch_size=2", fingerprint="feedbeef0001")], tmp_path / "full-cifar10", {})
-    report.index(tmp_path)
+    publishing.build([fake_record(variant="model.patch_size=2", fingerprint="feedbeef0001")], tmp_path / "full-cifar10", {})
+    publishing.index(tmp_path)
     text = (tmp_path / "full-cifar10" / "README.md").read_text(encoding="utf-8")
     assert "## Variations" in text
     assert "## Summary" not in text
@@ -455,7 +454,7 @@ def test_a_set_of_variants_alone(tmp_path: Path) -> None:
 
 def test_variations_alone_are_a_set_too(tmp_path: Path) -> None:
     varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", top1=60.0) for s in (0, 1)]
-    report.build(varied, tmp_path, {})
+    publishing.build(varied, tmp_path, {})
     assert "model.patch" in (tmp_path / "README.md").read_text()
     assert list((tmp_path / "figures").iterdir()) == []
 
@@ -466,21 +465,21 @@ def test_same_records_same_bytes_and_rebuild(tmp_path: Path) -> None:
     left_by_run.mkdir()
     (left_by_run / "predictions.png").write_bytes(PIXEL)
     pictures = {("06_kd_r50_class_attention", 0): left_by_run}
-    report.build(runs, tmp_path / "a", pictures)
+    publishing.build(runs, tmp_path / "a", pictures)
     built = files(tmp_path / "a")
     for name, content in built.items():  # what cannot be made anew, and nothing else
         if name.startswith("records/") or name.endswith("predictions.png"):
             (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "b" / name).write_bytes(content)
-    report.rebuild(tmp_path / "b")
+    publishing.rebuild(tmp_path / "b")
     assert files(tmp_path / "b") == built
     assert records.read_all(tmp_path / "a") == runs
 
 
 def test_order_of_the_records_does_not_matter(tmp_path: Path, undrawn: None) -> None:
     runs = fake_set(3)
-    report.build(runs, tmp_path / "a", {})
-    report.build(runs[::-1], tmp_path / "b", {})
+    publishing.build(runs, tmp_path / "a", {})
+    publishing.build(runs[::-1], tmp_path / "b", {})
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
@@ -489,16 +488,16 @@ def test_pictures_of_another_configuration_go(tmp_path: Path, undrawn: None) -> 
     left_by_run.mkdir()
     (left_by_run / "predictions.png").write_bytes(PIXEL)
     out = tmp_path / "set"
-    report.build(fake_set(1, THREE), out, {("01_baseline_vit", 0): left_by_run})
+    publishing.build(fake_set(1, THREE), out, {("01_baseline_vit", 0): left_by_run})
     assert len(list(out.glob("figures/*/predictions.png"))) == 1
-    report.build([fake_record(fingerprint="bbbbbbbbbbbb")], out, {})
+    publishing.build([fake_record(fingerprint="bbbbbbbbbbbb")], out, {})
     assert [p.name for p in out.glob("figures/*/")] == ["01_baseline_vit-s0-bbbbbbbbbbbb"]
     assert not list(out.glob("figures/*/predictions.png"))
     assert [p.name for p in (out / "records").iterdir()] == ["01_baseline_vit-s0.json"]
 
 
 def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
-    report.build(fake_set(2, THREE), tmp_path, {})
+    publishing.build(fake_set(2, THREE), tmp_path, {})
     page = Page(tmp_path / "report.html")
     sources = [attrs[key] for tag, attrs in page.tags for key in ("src", "srcset") if key in attrs]
     assert len(sources) == 3 * 2 + 3 * 4  # light and dark charts, four pictures an experiment
@@ -512,7 +511,7 @@ def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
 
 
 def test_markdown_links_and_pictures_exist(tmp_path: Path, undrawn: None) -> None:
-    report.build(fake_set(2, THREE), tmp_path, {})
+    publishing.build(fake_set(2, THREE), tmp_path, {})
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
     assert len(targets) > 20
@@ -531,7 +530,7 @@ def test_hostile_names(tmp_path: Path, undrawn: None) -> None:
         for s in (0, 1)
     ]  # fmt: skip
     varied = [r.model_copy(update={"variant": EVIL, "fingerprint": "feedbeef0001"}) for r in runs]
-    report.build(runs + varied, tmp_path / "set", {})
+    publishing.build(runs + varied, tmp_path / "set", {})
     page = Page(tmp_path / "set" / "report.html")
     assert not {"script", "b", "i"} & {tag for tag, _ in page.tags}
     assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
@@ -543,7 +542,7 @@ def test_hostile_names(tmp_path: Path, undrawn: None) -> None:
     assert not re.search(r"(?<!\\)`|(?<!\\)\]\(javascript|^#+ *\$", text, re.MULTILINE)
     widths = {len(row) for row in markdown_rows(tmp_path / "set" / "README.md")}
     assert widths == {2, 3, 6, 7, 8, 9, 10}  # facts, pairs, classes, weights, runs, variations, summary: no cell has split
-    report.index(tmp_path)
+    publishing.index(tmp_path)
     assert "<script" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
@@ -559,21 +558,21 @@ def test_a_record_whose_names_cannot_name_a_file_is_refused(name: str) -> None:
 
 
 def test_markdown_escapes() -> None:
-    assert report.md("a|b<c>`d`[e](f)_g_\nh") == r"a\|b&lt;c&gt;\`d\`\[e\](f)\_g\_ h"
-    assert report.md("- item") == r"\- item"
-    assert report.md("1. item") == r"1\. item"
-    assert report.md("+0.61") == "+0.61"
+    assert publishing.md("a|b<c>`d`[e](f)_g_\nh") == r"a\|b&lt;c&gt;\`d\`\[e\](f)\_g\_ h"
+    assert publishing.md("- item") == r"\- item"
+    assert publishing.md("1. item") == r"1\. item"
+    assert publishing.md("+0.61") == "+0.61"
 
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished runs"):
-        report.build([], tmp_path, {})
+        publishing.build([], tmp_path, {})
     with pytest.raises(UserError, match="one profile and one data set, got full-cifar10, quick-cifar10"):
-        report.build([fake_record(), fake_record(profile="quick")], tmp_path, {})
+        publishing.build([fake_record(), fake_record(profile="quick")], tmp_path, {})
     with pytest.raises(ValueError, match="no test_top1, test_top5"):
         fake_record(metrics={"validation_top1": 1.0})
     with pytest.raises(UserError, match="no set with records"):
-        report.index(tmp_path)
+        publishing.index(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ index, publishing
@@ -587,8 +586,8 @@ def test_index_shows_the_best_set(tmp_path: Path, undrawn: None) -> None:
     for name in ("full-digits", "quick-cifar10", "overnight-cifar10"):
         profile, data = name.split("-")
         runs = fake_set(1, THREE, profile=profile)
-        report.build([digits(r) if data == "digits" else r for r in runs], tmp_path / name, {})
-    report.index(tmp_path)
+        publishing.build([digits(r) if data == "digits" else r for r in runs], tmp_path / name, {})
+    publishing.index(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "reports' scale: [overnight-cifar10](overnight-cifar10/README.md)" in text
     listed = re.findall(r"^\| \[([\w-]+)\]", text, re.MULTILINE)
@@ -604,9 +603,9 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
         (folder / "figures").mkdir(parents=True)
         (folder / "figures" / "predictions.png").write_bytes(PIXEL)
         records.write(run, folder / "record.json")
-        found.append(tracking.FinishedRun(folder.name, "", {}, tmp_path, folder))
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: found)
-    pages = report.publish(tmp_path, tmp_path / "results")
+        found.append(shipping.FinishedRun(folder.name, "", {}, tmp_path, folder))
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+    pages = publishing.publish(tmp_path, tmp_path / "results")
     shown = [p.relative_to(tmp_path / "results").as_posix() for p in pages]
     assert shown == ["full-cifar10/README.md", "full-cifar10/report.html", "full-digits/README.md", "full-digits/report.html", "README.md"]
     assert all(p.is_file() for p in pages)
@@ -616,15 +615,15 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
     before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")}
     other = fake_set(1, THREE)[0].model_copy(update={"seed": 7})
     records.write(other, found[0].folder / "record.json")
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: found[:1])
-    report.publish(tmp_path, tmp_path / "results")
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: found[:1])
+    publishing.publish(tmp_path, tmp_path / "results")
     assert {r.seed for r in records.read_all(tmp_path / "results" / "full-cifar10")} == {0, 7}
     (tmp_path / "results" / "full-cifar10" / "records" / records.file_name(other)).unlink()
-    monkeypatch.setattr(tracking, "finished_runs", lambda root: [])
-    report.publish(tmp_path, tmp_path / "results")
+    monkeypatch.setattr(shipping, "finished_runs", lambda root: [])
+    publishing.publish(tmp_path, tmp_path / "results")
     assert {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")} == before
     with pytest.raises(UserError, match="no finished runs to report"):
-        report.publish(tmp_path, tmp_path / "nothing")
+        publishing.publish(tmp_path, tmp_path / "nothing")
 
 
 def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
@@ -637,27 +636,7 @@ def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
         "seconds_forward_backward": 98.0,
     }
     runs = fake_set(2, ("01_baseline_vit",), perf=perf | {"seconds_checkpoint": 1.0})
-    (rung,) = tables.ladder(runs)
+    (rung,) = rungs.ladder(runs)
     assert tables._speed(rung) == "2.00 TFLOP/s, 25 % of the machine's peak; forward and backward 98.0%, data 1.0%, checkpoint 1.0%"
-    (old,) = tables.ladder(fake_set(1, ("01_baseline_vit",)))
+    (old,) = rungs.ladder(fake_set(1, ("01_baseline_vit",)))
     assert tables._speed(old) == tables.NONE
-
-
-DRAWING = """
-import os, time
-from pathlib import Path
-from types import SimpleNamespace
-from vitlab import figures, report, tables
-figures.set_figures = lambda *_: time.sleep(20)
-figures.run_figures = lambda *_: (print(os.getpid(), flush=True), time.sleep(20))
-tables.picture_folder = lambda record: "pictures"
-report._draw([SimpleNamespace(runs=[None])], Path("."))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws")
-def test_a_report_that_is_killed_leaves_no_process_behind() -> None:
-    with subprocess.Popen([sys.executable, "-c", DRAWING], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as drawing:
-        worker = psutil.Process(int(drawing.stdout.readline()))
-        drawing.kill()
-    worker.wait(5)  # raises where it lives on

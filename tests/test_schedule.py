@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vitlab import config, schedule
+from vitlab import config
 from vitlab.config import EMA, Length, Phase
 from vitlab.paths import EXPERIMENTS
+from vitlab.train import schedule
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from bad_input.build import World
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vitlab import cli, yaml_places
+from vitlab import cli
+from vitlab.config import places
 from vitlab.paths import REPOSITORY
 
 
@@ -80,9 +81,9 @@ def test_the_ui_answers_on_loopback_and_to_its_own_name_alone(tmp_path: Path) ->
 
 def test_yaml_makes_no_objects() -> None:
     """Tags are refused before this (tests/bad_input); were they not, the loader would still know none that makes an object."""
-    assert issubclass(yaml_places._Loader, yaml.SafeLoader)
+    assert issubclass(places._Loader, yaml.SafeLoader)
     with pytest.raises(yaml.constructor.ConstructorError):
-        yaml.load("!!python/object/apply:os.getcwd []", yaml_places._Loader)
+        yaml.load("!!python/object/apply:os.getcwd []", places._Loader)
 
 
 def test_nothing_is_unpickled_freely() -> None:

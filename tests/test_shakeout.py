@@ -16,10 +16,12 @@ import torch
 from conftest import TINY
 
 from benchmarks import first_epochs, shakeout
-from vitlab import machine, plan, schedule, sources, trainer
-from vitlab.data import Dataset
+from vitlab.data import sources
+from vitlab.data.dataset import Dataset
 from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS, REPOSITORY
+from vitlab.run import plan
+from vitlab.train import loop, machine, schedule
 
 DIGITS = sources.resolve("digits", Path("data"), "quick")
 TEACHER = """\
@@ -55,7 +57,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     monkeypatch.setattr(machine, "measured_peak", lambda where, dtype: 1e11)
     seen: dict[str, list[Any]] = {"total": [], "steps": []}
 
-    class Seen(trainer.Step):
+    class Seen(loop.Step):
         def __init__(self, *args: Any) -> None:
             seen["total"].append(args[-1])
             super().__init__(*args)
@@ -64,7 +66,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
             seen["steps"].append((phase.name, lr, decay))
             super().__call__(rows, phase, seed, lr, decay)
 
-    monkeypatch.setattr(trainer, "Step", Seen)
+    monkeypatch.setattr(loop, "Step", Seen)
     return seen
 
 

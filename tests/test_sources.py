@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from vitlab import config, data, sources
+from vitlab import config
+from vitlab.data import dataset, sources
 from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
@@ -117,7 +118,7 @@ def test_real_cifar10() -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, vitlab.sources; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy', 'PIL') if m in sys.modules])"
+    code = "import sys, vitlab.data.sources; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
     assert done.stdout.strip() == "[]"
 
@@ -144,10 +145,10 @@ def test_changed_byte_is_found_before_any_unpickling(tiny: dict[str, bytes], tmp
     content[5000] ^= 1
     (folder / "test_batch").write_bytes(content)
     source = sources.resolve("cifar10", tmp_path, "full")
-    monkeypatch.setattr(data, "_ArrayUnpickler", None)  # whoever calls it fails with a TypeError
+    monkeypatch.setattr(dataset, "_ArrayUnpickler", None)  # whoever calls it fails with a TypeError
     md5 = hashlib.md5(content).hexdigest()
     with pytest.raises(UserError, match=rf"test_batch: damaged: md5 {md5}, expected {sources.CIFAR10_FILES['test_batch'][1]}"):
-        data.load(source, config.Data(), "cpu")
+        dataset.load(source, config.Data(), "cpu")
 
 
 def test_archive_in_place_is_extracted(archive: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
-from vitlab import statistics
+from vitlab import stats
 
 # --------------------------------------------------------------------------------------------------------- by hand
 
@@ -23,7 +23,7 @@ def test_interval_and_p_of_three_seeds_by_hand() -> None:
     Student's t of 2 degrees of freedom has P(|T| > t) = 1 - t / sqrt(t^2 + 2), so t at 95 % is sqrt(2 * 0.95^2 / (1 - 0.95^2)) =
     4.302653: half the interval is 0.745241. Against 0: t = 0.7 / 0.173205 = 4.041452, t^2 = 49/3, p = 1 - 4.041452 / 4.281744 = 0.056120.
     """
-    got = statistics.estimate([0.4, 0.7, 1.0], UP, 0.95)
+    got = stats.estimate([0.4, 0.7, 1.0], UP, 0.95)
     assert (got.mean, got.sd) == pytest.approx((0.7, 0.3), abs=1e-12)
     assert (got.low, got.high) == pytest.approx((0.7 - 0.745241, 0.7 + 0.745241), abs=1e-6)
     assert got.p == pytest.approx(0.056120, abs=1e-6)
@@ -33,26 +33,26 @@ def test_within_by_hand() -> None:
     """The same three. Inside 0 ± 1.5: 0.8 from the nearer bound, t = 0.8 / 0.173205 = 4.618802, t^2 = 64/3; the larger of the two one-sided
     p is half of 1 - 4.618802 / 4.830459 = 0.043817. Outside 0 ± 0.1: 0.6 from the bound, t^2 = 12, p = 1 - 3.464102 / 3.741657 = 0.074180.
     """
-    assert statistics.estimate([0.4, 0.7, 1.0], (-1.5, 1.5), 0.95).p == pytest.approx(0.043817, abs=1e-6)
-    assert statistics.estimate([0.4, 0.7, 1.0], (-0.1, 0.1), 0.95).p == pytest.approx(0.074180, abs=1e-6)
+    assert stats.estimate([0.4, 0.7, 1.0], (-1.5, 1.5), 0.95).p == pytest.approx(0.043817, abs=1e-6)
+    assert stats.estimate([0.4, 0.7, 1.0], (-0.1, 0.1), 0.95).p == pytest.approx(0.074180, abs=1e-6)
     (inside,), (outside,) = family(((-1.5, 1.5), [0.4, 0.7, 1.0])), family(((-0.3, 0.3), [0.65, 0.7, 0.75]))
     assert (inside.verdict, outside.verdict) == ("supported", "refuted")
 
 
 def test_holm_by_hand() -> None:
     """Ascending: 4 * 0.005 = 0.02, 3 * 0.01 = 0.03, 2 * 0.03 = 0.06, and 0.04, which may not be less than the one before."""
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
-    assert statistics.holm([]) == []
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert stats.holm([]) == []
 
 
 def test_seeds_needed_by_hand() -> None:
     """One SD away, n seeds have t = sqrt(n). Of n - 1 degrees of freedom t at 95 % is 2.571 for n = 6, over sqrt(6) = 2.449, and 2.447
     for n = 7, under sqrt(7) = 2.646: four more than three."""
-    assert statistics.seeds_needed(1.0, 1.0, 0.05, have=3) == 4
-    assert statistics.seeds_needed(0.25, 0.25, 0.05, have=6) == 1
-    assert statistics.seeds_needed(0.01, 1.0, 0.05, have=3) is None  # about (1.96 / 0.01)^2 = 38,000
-    assert statistics.seeds_needed(0.0, 1.0, 0.05, have=3) is None
+    assert stats.seeds_needed(1.0, 1.0, 0.05, have=3) == 4
+    assert stats.seeds_needed(0.25, 0.25, 0.05, have=6) == 1
+    assert stats.seeds_needed(0.01, 1.0, 0.05, have=3) is None  # about (1.96 / 0.01)^2 = 38,000
+    assert stats.seeds_needed(0.0, 1.0, 0.05, have=3) is None
 
 
 def test_mcnemar_by_hand() -> None:
@@ -61,11 +61,11 @@ def test_mcnemar_by_hand() -> None:
     def images(both: int, first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
         return np.repeat([True, True, False], [both, first, second]), np.repeat([True, False, True], [both, first, second])
 
-    got = statistics.pair(*images(20, 1, 5), 0.95)
+    got = stats.pair(*images(20, 1, 5), 0.95)
     assert (got.only_first, got.only_second, got.p) == (1, 5, pytest.approx(0.21875))
-    assert statistics.pair(*images(0, 8, 1), 0.95).p == pytest.approx(0.0390625)
-    assert statistics.pair(*images(3, 0, 0), 0.95) == statistics.Pair(only_first=0, only_second=0, p=1.0, low=0.0, high=0.0)
-    all_apart = statistics.pair(*images(0, 4, 0), 0.95)
+    assert stats.pair(*images(0, 8, 1), 0.95).p == pytest.approx(0.0390625)
+    assert stats.pair(*images(3, 0, 0), 0.95) == stats.Pair(only_first=0, only_second=0, p=1.0, low=0.0, high=0.0)
+    all_apart = stats.pair(*images(0, 4, 0), 0.95)
     assert (all_apart.low, all_apart.high) == (100, 100)
 
 
@@ -78,18 +78,18 @@ def test_estimates_are_scipys_and_statsmodels(n: int) -> None:
     for _ in range(10):
         first, second = rng.normal(80, 1, n), rng.normal(79.5, 1, n)
         values = (first - second).tolist()
-        got = statistics.estimate(values, UP, 0.9)
+        got = stats.estimate(values, UP, 0.9)
         assert (got.low, got.high) == pytest.approx(DescrStatsW(values).tconfint_mean(alpha=0.1))
         assert got.p == pytest.approx(scipy_stats.ttest_rel(first, second).pvalue)
         bound = float(rng.normal())
         for region in ((bound, math.inf), (-math.inf, bound)):
-            assert statistics.estimate(values, region, 0.95).p == pytest.approx(scipy_stats.ttest_1samp(values, bound).pvalue)
+            assert stats.estimate(values, region, 0.95).p == pytest.approx(scipy_stats.ttest_1samp(values, bound).pvalue)
         margin = abs(got.mean) + float(rng.uniform(0.1, 3))
         two_sided = ttost_paired(first, second, -margin, margin)[0]
-        assert statistics.estimate(values, (-margin, margin), 0.95).p == pytest.approx(2 * two_sided)
+        assert stats.estimate(values, (-margin, margin), 0.95).p == pytest.approx(2 * two_sided)
         outside = abs(got.mean) / 2
         nearer = math.copysign(outside, got.mean)
-        assert statistics.estimate(values, (-outside, outside), 0.95).p == pytest.approx(scipy_stats.ttest_1samp(values, nearer).pvalue)
+        assert stats.estimate(values, (-outside, outside), 0.95).p == pytest.approx(scipy_stats.ttest_1samp(values, nearer).pvalue)
 
 
 def test_p_and_interval_say_the_same() -> None:
@@ -99,7 +99,7 @@ def test_p_and_interval_say_the_same() -> None:
         values = rng.normal(0, 1, rng.integers(2, 6)).tolist()
         low = float(rng.normal(0, 2))
         region = [(low, math.inf), (-math.inf, low), (low, low + float(rng.uniform(0.5, 8)))][rng.integers(3)]
-        got = statistics.estimate(values, region, 0.9)
+        got = stats.estimate(values, region, 0.9)
         clear = not any(got.low < bound < got.high for bound in region)
         assert (got.p <= 0.1) == clear
         agreed[clear] += 1
@@ -111,7 +111,7 @@ def test_holm_is_statsmodels(n: int) -> None:
     rng = np.random.default_rng(n)
     for _ in range(3):
         ps = rng.choice([*rng.uniform(0, 1, n), *rng.uniform(0, 0.02, n)], n).tolist()  # with ties
-        assert statistics.holm(ps) == pytest.approx(multipletests(ps, method="holm")[1])
+        assert stats.holm(ps) == pytest.approx(multipletests(ps, method="holm")[1])
 
 
 def test_pairs_are_statsmodels_and_scipys() -> None:
@@ -120,7 +120,7 @@ def test_pairs_are_statsmodels_and_scipys() -> None:
     both, b, c, none = 340, 60, 35, 65
     first, second = np.repeat([True, True, False, False], [both, b, c, none]), np.repeat([True, False, True, False], [both, b, c, none])
     order = np.random.default_rng(0).permutation(500)
-    got = statistics.pair(first[order], second[order], 0.95)
+    got = stats.pair(first[order], second[order], 0.95)
     assert (got.only_first, got.only_second) == (b, c)
     assert got.p == pytest.approx(mcnemar([[both, b], [c, none]], exact=True).pvalue)
     theirs = scipy_stats.bootstrap(
@@ -148,7 +148,7 @@ def test_at_the_threshold_one_in_twenty_is_decided(region: tuple[float, float], 
     """An effect exactly at the bound gets a verdict with a chance of 1 - confidence, and neither verdict with more than half of that."""
     times = 3000
     draws = np.random.default_rng(n).normal(truth, 0.1, (times, n)).tolist()
-    found = [statistics.estimate(values, region, 0.95) for values in draws]
+    found = [stats.estimate(values, region, 0.95) for values in draws]
     decided = [e for e in found if e.p <= 0.05]
     assert len(decided) / times == pytest.approx(0.05, abs=tolerance(0.05, times))
     for wrong in (True, False):
@@ -162,7 +162,7 @@ def test_a_wide_spread_supports_no_equality() -> None:
     """Within ± 0.5 with a spread of 2: at the bound hardly anything is decided, and never more often than one in twenty."""
     times = 2000
     draws = np.random.default_rng(3).normal(0.5, 2.0, (times, 3)).tolist()
-    assert sum(statistics.estimate(values, (-0.5, 0.5), 0.95).p <= 0.05 for values in draws) / times <= 0.05 + tolerance(0.05, times)
+    assert sum(stats.estimate(values, (-0.5, 0.5), 0.95).p <= 0.05 for values in draws) / times <= 0.05 + tolerance(0.05, times)
 
 
 @pytest.mark.parametrize("true_effects", [0, 8])

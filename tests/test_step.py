@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitlab import augment, config, models, optim
-from vitlab.data import Dataset
-from vitlab.meter import Meter
+from vitlab import config, models
+from vitlab.data import augment
+from vitlab.data.dataset import Dataset
 from vitlab.models import layers
-from vitlab.objective import Distillation
-from vitlab.step import Step
+from vitlab.train import optim
+from vitlab.train.meter import Meter
+from vitlab.train.objective import Distillation
+from vitlab.train.step import Step
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 # each of these tells the host a value or a size that only the device knows

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitlab import records, store, tracking
+from vitlab import records
 from vitlab.errors import UserError
-from vitlab.journal import Journal, RunInfo, read_journal
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
-from vitlab.tracking import Shipper
+from vitlab.track import shipping, store
+from vitlab.track.journal import Journal, RunInfo, read_journal
+from vitlab.track.shipping import Shipper
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -95,7 +96,7 @@ def query(root: Path, sql: str, *values: object) -> list[tuple]:
 
 
 def run_id(run_dir: Path, root: Path) -> str:
-    return json.loads((run_dir / "mlflow.json").read_text())["stores"][tracking.tracking_uri(root)]["run_id"]
+    return json.loads((run_dir / "mlflow.json").read_text())["stores"][shipping.tracking_uri(root)]["run_id"]
 
 
 def metric_rows(root: Path, run: str) -> list[tuple]:
@@ -137,7 +138,7 @@ def test_mlflow_is_imported_late_and_a_prepared_store_needs_no_import(root: Path
 def test_store_lies_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert query(root, "SELECT artifact_location FROM experiments WHERE name = 'vitlab'") == [((root / "mlartifacts").as_uri(),)]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org:5000")
-    assert tracking.tracking_uri(root) == "http://example.org:5000"
+    assert shipping.tracking_uri(root) == "http://example.org:5000"
 
 
 def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ def test_names_that_are_url_syntax_lead_to_the_file(tmp_path: Path) -> None:
     from sqlalchemy.engine import make_url
 
     for name in ("a b", "50%", "%41", "what?", "a#b", "ü"):
-        assert make_url(tracking.tracking_uri(tmp_path / name)).database == str(tmp_path / name / "mlflow.db")
+        assert make_url(shipping.tracking_uri(tmp_path / name)).database == str(tmp_path / name / "mlflow.db")
 
 
 # ------------------------------------------------------------------------------------------------------------ shipping
@@ -179,11 +180,11 @@ def test_names_that_are_url_syntax_lead_to_the_file(tmp_path: Path) -> None:
 def test_ship_is_idempotent_and_needs_no_memory_of_it(root: Path, tmp_path: Path) -> None:
     about = info("idempotent")
     start(tmp_path, about)
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     first = run_id(tmp_path, root)
     assert metric_rows(root, first) == expected_rows(tmp_path)
     (tmp_path / "mlflow.json").unlink()  # as another machine would find it
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     assert run_id(tmp_path, root) == first
     assert metric_rows(root, first) == expected_rows(tmp_path)
     [parent], [child] = runs_of(root, "idempotent", "parent"), runs_of(root, "idempotent", "seed")
@@ -207,7 +208,7 @@ def test_the_runs_table_finds_data_set_source_and_commit(root: Path, tmp_path: P
     seen = []
     for _ in range(2):  # a second time nothing is added
         (tmp_path / "mlflow.json").unlink(missing_ok=True)
-        tracking.ship(tmp_path, root, None, final=False)
+        shipping.ship(tmp_path, root, None, final=False)
         child = client.get_run(run_id(tmp_path, root))
         parent = client.get_run(child.data.tags["mlflow.parentRunId"])
         for run in (child, parent):
@@ -228,7 +229,7 @@ def test_hostile_names_reach_mlflow_as_text(root: Path, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>|../../x' OR tags.`a` = 'b"
     for name, variant in (("one", evil), ("two", evil + " ")):
         start(tmp_path / name, info("evil", variant=variant, title=evil, label=evil, dataset=evil, description=evil, params={"a": evil}))
-        tracking.ship(tmp_path / name, root, None, final=False)
+        shipping.ship(tmp_path / name, root, None, final=False)
     first, second = (run_id(tmp_path / name, root) for name in ("one", "two"))
     assert first != second, "the filter found another run"
     said = tags(root, first)
@@ -243,7 +244,7 @@ def test_hostile_names_reach_mlflow_as_text(root: Path, tmp_path: Path) -> None:
 def test_telemetry_is_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         monkeypatch.delenv(name, raising=False)
-    store.Store(tracking.tracking_uri(root), root)
+    store.Store(shipping.tracking_uri(root), root)
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
@@ -252,14 +253,14 @@ def test_telemetry_is_off(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_crash_between_logging_and_remembering_adds_nothing(root: Path, tmp_path: Path) -> None:
     journal = start(tmp_path, info("crash"), epochs=1)
-    tracking.ship(tmp_path, root, journal.size(), final=False)
+    shipping.ship(tmp_path, root, journal.size(), final=False)
     before = (tmp_path / "mlflow.json").read_text()
     for epoch in range(2, 600):  # more than a batch of 1,000
         journal.append("metrics", step=epoch, values={"train/loss": 1 / epoch, "lr": 0.1})
-    tracking.ship(tmp_path, root, journal.size(), final=False)
+    shipping.ship(tmp_path, root, journal.size(), final=False)
     (tmp_path / "mlflow.json").write_text(before)
     journal.append("metrics", step=600, values={"train/loss": 0.0})
-    tracking.ship(tmp_path, root, journal.size(), final=False)
+    shipping.ship(tmp_path, root, journal.size(), final=False)
     assert metric_rows(root, run_id(tmp_path, root)) == expected_rows(tmp_path)
 
 
@@ -267,12 +268,12 @@ def test_only_what_a_checkpoint_covers_is_shipped_so_a_resume_repeats_nothing(ro
     journal = start(tmp_path, info("resume"), epochs=1)
     covered = journal.size()
     journal.append("metrics", step=2, values={"train/loss": 0.5})
-    tracking.ship(tmp_path, root, covered, final=False)
+    shipping.ship(tmp_path, root, covered, final=False)
     assert {row[1] for row in metric_rows(root, run_id(tmp_path, root))} == {1}
     journal = Journal(tmp_path / "journal.jsonl")  # killed; the next process goes on
     journal.truncate(covered)
     journal.append("metrics", step=2, values={"train/loss": 0.25})
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     assert metric_rows(root, run_id(tmp_path, root)) == expected_rows(tmp_path)
     assert [row[3] for row in metric_rows(root, run_id(tmp_path, root)) if row[:2] == ("train/loss", 2)] == [0.25]
 
@@ -282,23 +283,23 @@ def test_lines_in_the_place_of_others_are_shipped_once(root: Path, tmp_path: Pat
     journal = start(tmp_path, info("fallback"), epochs=1)
     earlier = journal.size()
     journal.append("metrics", step=2, values={"train/loss": 0.5})
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     journal.truncate(earlier)
     time.sleep(0.002)  # another timestamp
     journal.append("metrics", step=2, values={"train/loss": 0.5})
     journal.append("metrics", step=3, values={"train/loss": 0.3})
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     rows = [(row[0], row[1], row[3]) for row in metric_rows(root, run_id(tmp_path, root))]
     assert rows == [("lr", 1, 0.1), ("train/loss", 1, 1.0), ("train/loss", 2, 0.5), ("train/loss", 3, 0.3)]
 
 
 def test_journal_begun_anew_is_another_run(root: Path, tmp_path: Path) -> None:
     start(tmp_path, info("anew"))
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     first = run_id(tmp_path, root)
     (tmp_path / "journal.jsonl").unlink()
     start(tmp_path, info("anew"), epochs=3)
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     assert run_id(tmp_path, root) != first
     assert metric_rows(root, run_id(tmp_path, root)) == expected_rows(tmp_path)
 
@@ -308,7 +309,7 @@ def test_nan_is_stored_as_nan(root: Path, tmp_path: Path) -> None:
     journal.append("metrics", step=1, values={"train/loss": math.nan})
     for _ in range(2):
         (tmp_path / "mlflow.json").unlink(missing_ok=True)
-        tracking.ship(tmp_path, root, None, final=False)
+        shipping.ship(tmp_path, root, None, final=False)
     assert [(row[0], row[1], row[4]) for row in metric_rows(root, run_id(tmp_path, root))] == [("train/loss", 1, 1)]
 
 
@@ -316,19 +317,19 @@ def test_params_are_immutable_and_tags_are_not(root: Path, tmp_path: Path) -> No
     from mlflow.exceptions import MlflowException
 
     start(tmp_path, info("immutable"))
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     info("immutable", device="another CPU").write(tmp_path)
-    tracking.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)
     assert tags(root, run_id(tmp_path, root))["vitlab.device"] == "another CPU"
     info("immutable", params={"group.0": "changed"}).write(tmp_path)
     with pytest.raises(MlflowException, match="Changing param values is not allowed"):
-        tracking.ship(tmp_path, root, None, final=False)
+        shipping.ship(tmp_path, root, None, final=False)
 
 
 def test_final_ship(root: Path, tmp_path: Path) -> None:
     start(tmp_path, info("final", variant="it's"))  # a name that the search language has no escape for
     finish(tmp_path, teacher=True)
-    tracking.ship(tmp_path, root, None, final=True)
+    shipping.ship(tmp_path, root, None, final=True)
     child = run_id(tmp_path, root)
     final = {k.removeprefix("final/"): v for k, v in latest(root, child).items() if k.startswith("final/")}
     assert final == {
@@ -341,11 +342,11 @@ def test_final_ship(root: Path, tmp_path: Path) -> None:
     assert "final/test_top1_sd" not in latest(root, parent)  # of one seed there is none
     assert latest(root, parent)["final/test_top1"] == 72
 
-    [run] = tracking.finished_runs(root, experiment="final")
+    [run] = shipping.finished_runs(root, experiment="final")
     assert (run.run_id, run.parent_id, run.tags["vitlab.finished"]) == (child, parent, "true")
     for name in ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt", "figures/confusion.png"):
         assert run.fetch(name, tmp_path / "unused").read_bytes() == (tmp_path / name).read_bytes()
-        assert tracking.download(root, child, name, tmp_path / "copy").read_bytes() == (tmp_path / name).read_bytes()
+        assert shipping.download(root, child, name, tmp_path / "copy").read_bytes() == (tmp_path / name).read_bytes()
     assert not (tmp_path / "unused").exists()
     with pytest.raises(UserError, match=r"has no nothing\.txt"):
         run.fetch("nothing.txt", tmp_path / "copy")
@@ -356,7 +357,7 @@ def test_parent_has_mean_sd_and_interval_over_seeds(root: Path, tmp_path: Path) 
     for seed, top1 in enumerate(values):
         start(tmp_path / str(seed), info("seeds", seed))
         finish(tmp_path / str(seed), top1)
-        tracking.ship(tmp_path / str(seed), root, None, final=True)
+        shipping.ship(tmp_path / str(seed), root, None, final=True)
     [parent] = runs_of(root, "seeds", "parent")
     assert len(runs_of(root, "seeds", "seed")) == 3
     summary = latest(root, parent)
@@ -366,26 +367,26 @@ def test_parent_has_mean_sd_and_interval_over_seeds(root: Path, tmp_path: Path) 
     # by hand: 72 -+ t(2, 0.975) * 2 / sqrt(3) = 72 -+ 4.302653 * 1.154701
     assert summary["final/test_top1_ci95_low"] == pytest.approx(67.031725, abs=1e-5)
     assert summary["final/test_top1_ci95_high"] == pytest.approx(76.968275, abs=1e-5)
-    assert tracking.interval(values)[2:] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
+    assert stats.interval(values)[2:] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
     assert tags(root, parent)["vitlab.seeds"] == "0,1,2"
     assert status(root, parent) == "FINISHED"
 
     child = run_id(tmp_path / "1", root)
     before = metric_rows(root, parent), metric_rows(root, child)
     (tmp_path / "1" / "mlflow.json").unlink()
-    tracking.ship(tmp_path / "1", root, None, final=True)
+    shipping.ship(tmp_path / "1", root, None, final=True)
     assert (metric_rows(root, parent), metric_rows(root, child)) == before
 
 
 def test_statuses_and_what_a_resume_makes_of_them(root: Path, tmp_path: Path) -> None:
     journal = start(tmp_path, info("statuses"))
-    tracking.ship(tmp_path, root, journal.size(), final=False)
+    shipping.ship(tmp_path, root, journal.size(), final=False)
     child, [parent] = run_id(tmp_path, root), runs_of(root, "statuses", "parent")
     seen = [(status(root, child), status(root, parent))]
     for end in ("KILLED", "FAILED"):
-        tracking.close(tmp_path, root, end)
+        shipping.close(tmp_path, root, end)
         seen.append((status(root, child), status(root, parent)))
-        tracking.ship(tmp_path, root, journal.size(), final=False)
+        shipping.ship(tmp_path, root, journal.size(), final=False)
         seen.append((status(root, child), status(root, parent)))
     assert seen == [(s, s) for s in ("RUNNING", "KILLED", "RUNNING", "FAILED", "RUNNING")]
     assert run_id(tmp_path, root) == child
@@ -398,10 +399,10 @@ def test_of_the_attempts_at_a_seed_the_last_finished_one_counts(root: Path, tmp_
         path.write_text(re.sub(r'"time": (\d+)', lambda m, i=i: f'"time": {int(m[1]) + 60_000 * i}', path.read_text()))  # a minute apart
         if top1 is not None:
             finish(tmp_path / attempt, top1)
-        tracking.ship(tmp_path / attempt, root, None, final=top1 is not None)
+        shipping.ship(tmp_path / attempt, root, None, final=top1 is not None)
     (tmp_path / "first" / "mlflow.json").unlink()  # shipping the first one again does not bring it back
-    tracking.ship(tmp_path / "first", root, None, final=True)
-    [run] = tracking.finished_runs(root, experiment="attempts")
+    shipping.ship(tmp_path / "first", root, None, final=True)
+    [run] = shipping.finished_runs(root, experiment="attempts")
     assert run.run_id == run_id(tmp_path / "forced", root)
     assert status(root, run_id(tmp_path / "abandoned", root)) == "KILLED"
     assert status(root, run_id(tmp_path / "under way", root)) == "RUNNING"
@@ -413,10 +414,10 @@ def test_of_the_attempts_at_a_seed_the_last_finished_one_counts(root: Path, tmp_
 def test_run_deleted_in_mlflow_is_made_again(root: Path, tmp_path: Path) -> None:
     start(tmp_path, info("deleted"))
     finish(tmp_path)
-    tracking.ship(tmp_path, root, None, final=True)
+    shipping.ship(tmp_path, root, None, final=True)
     for kind in ("seed", "parent"):
         store.connect(root).client.delete_run(runs_of(root, "deleted", kind)[0])
-    assert tracking.sync(tmp_path, root) == [("deleted · overnight · cifar10 · s0", True, "")]
+    assert shipping.sync(tmp_path, root) == [("deleted · overnight · cifar10 · s0", True, "")]
     [child], [parent] = runs_of(root, "deleted", "seed"), runs_of(root, "deleted", "parent")
     assert tags(root, child)["mlflow.parentRunId"] == parent
     assert latest(root, parent)["final/test_top1"] == 72
@@ -427,20 +428,20 @@ def test_finished_runs_are_selected_by_tags(root: Path, tmp_path: Path) -> None:
         start(tmp_path / str(i), info("selected", **changes))
         if i < 2:
             finish(tmp_path / str(i))
-        tracking.ship(tmp_path / str(i), root, None, final=i < 2)
+        shipping.ship(tmp_path / str(i), root, None, final=i < 2)
 
     def found(**selection: str) -> list[str]:
-        return [run.run_id for run in tracking.finished_runs(root, experiment="selected", **selection)]
+        return [run.run_id for run in shipping.finished_runs(root, experiment="selected", **selection)]
 
     ids = [run_id(tmp_path / str(i), root) for i in range(3)]
     assert sorted(found()) == sorted(ids[:2])
     assert found(profile="quick") == [ids[1]]
     assert found(dataset="digits") == []  # not finished
     assert len(runs_of(root, "selected", "parent")) == 3
-    assert tracking.finished_runs(tmp_path / "no store") == []
+    assert shipping.finished_runs(tmp_path / "no store") == []
 
     through_mlflow = store.connect(root).find({"vitlab.kind": "seed", "vitlab.finished": "true"})
-    both = tracking.finished_runs(root), [(run.info.run_id, run.data.tags) for run in through_mlflow]
+    both = shipping.finished_runs(root), [(run.info.run_id, run.data.tags) for run in through_mlflow]
     assert [(run.run_id, run.tags) for run in both[0]] == both[1]
 
 
@@ -462,7 +463,7 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
     command = [sys.executable, "-c", OTHER_PROCESS, str(old / "runs" / "0"), str(old)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "ready\n"
-        tracking.ship(old / "runs" / "1", old, None, final=True)
+        shipping.ship(old / "runs" / "1", old, None, final=True)
         assert (other.communicate()[1], other.returncode) == ("", 0)
     [parent] = runs_of(old, "fan-out", "parent")
     assert len(runs_of(old, "fan-out", "seed")) == 2
@@ -471,16 +472,16 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
 
     new = tmp_path / "new"
     old.rename(new)
-    runs = tracking.finished_runs(new)
+    runs = shipping.finished_runs(new)
     assert [run.fetch("report.txt", tmp_path / "unused").read_text() for run in runs] == [
         f"report.txt of fan-out · overnight · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
     ]
     assert all(run.folder is not None and run.folder.is_relative_to(new) for run in runs)
     store.prepare_store(new)
-    assert [run.folder for run in tracking.finished_runs(new)] == [run.folder for run in runs]
+    assert [run.folder for run in shipping.finished_runs(new)] == [run.folder for run in runs]
     start(new / "runs" / "2", info("fan-out", 2))
     finish(new / "runs" / "2", 72.0)
-    tracking.ship(new / "runs" / "2", new, None, final=True)
+    shipping.ship(new / "runs" / "2", new, None, final=True)
     assert runs_of(new, "fan-out", "parent") == [parent]
     assert latest(new, parent)["final/seeds"] == 3
     assert not old.exists()
@@ -510,23 +511,23 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
     assert model.training  # untouched
     assert not any(thread.name == "mlflow-shipper" for thread in threading.enumerate())
 
-    model_id = json.loads((tmp_path / "mlflow.json").read_text())["stores"][tracking.tracking_uri(root)]["model_id"]
+    model_id = json.loads((tmp_path / "mlflow.json").read_text())["stores"][shipping.tracking_uri(root)]["model_id"]
     assert query(root, "SELECT source_run_id, status FROM logged_models WHERE model_id = ?", model_id) == [(child, 2)]  # 2: READY
 
     def outputs() -> list[str]:
         return [output.model_id for output in store.connect(root).client.get_run(child).outputs.model_outputs]
 
     assert outputs() == [model_id]
-    assert tracking.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
+    assert shipping.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
     assert outputs() == [model_id]
     with sqlite3.connect(root / "mlflow.db") as db:  # and as after one before it was linked
         db.execute("DELETE FROM inputs WHERE destination_id = ?", (model_id,))
-    assert tracking.log_model(root, child, model, images) == model_id
+    assert shipping.log_model(root, child, model, images) == model_id
     assert outputs() == [model_id]
     assert store.connect(root).client.get_logged_model(model_id).name == "shipper"
     import mlflow.pytorch
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(root))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shipping.tracking_uri(root))
     loaded = mlflow.pytorch.load_model(f"models:/{model_id}")
     images = torch.randn(5, 3, 32, 32)  # another batch size than the example's
     with torch.no_grad():
@@ -551,11 +552,11 @@ def test_server_that_is_down_costs_nothing_and_sync_ships_later(root: Path, tmp_
     assert not half.close("KILLED", 30)
     assert done.outstanding == "[Errno 111] Connection refused"
     assert store.reason(ValueError("http://user:secret@example.org:5000/api: 403\nand more")) == "http://example.org:5000/api: 403"
-    assert [ok for _, ok, _ in tracking.sync(tmp_path, root)] == [False, False]
+    assert [ok for _, ok, _ in shipping.sync(tmp_path, root)] == [False, False]
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert [ok for _, ok, _ in tracking.sync(tmp_path, root)] == [True, True]
-    assert tracking.sync(tmp_path, root) == []  # nothing outstanding
+    assert [ok for _, ok, _ in shipping.sync(tmp_path, root)] == [True, True]
+    assert shipping.sync(tmp_path, root) == []  # nothing outstanding
     assert status(root, run_id(tmp_path / "done", root)) == "FINISHED"
     assert status(root, run_id(tmp_path / "half", root)) == "KILLED"
     assert {row[1] for row in metric_rows(root, run_id(tmp_path / "half", root))} == {1}
@@ -583,17 +584,17 @@ def test_one_damaged_run_does_not_keep_the_others_from_being_synced(root: Path, 
         start(tmp_path / name, info("damaged", seed))
         finish(tmp_path / name)
     (tmp_path / "a" / "record.json").write_text("{")
-    outcome = tracking.sync(tmp_path, root)
+    outcome = shipping.sync(tmp_path, root)
     assert [(label, ok) for label, ok, _ in outcome] == [(f"damaged · overnight · cifar10 · s{i}", i == 1) for i in range(2)]
     assert "record.json: not a readable run record" in outcome[0][2]
     shutil.rmtree(tmp_path / "a")
-    assert tracking.sync(tmp_path, root) == []
+    assert shipping.sync(tmp_path, root) == []
 
 
 def test_a_run_that_another_process_ships_is_waited_for_and_then_left(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that looked at once what is there would both add it, the model above all."""
     start(tmp_path, info("shipped by another"))
-    monkeypatch.setattr(tracking, "SHIPPING_SECONDS", 0.2)
-    with tracking.FileLock(tmp_path / "mlflow.lock"), pytest.raises(TimeoutError, match="another process is shipping it"):
-        tracking.ship(tmp_path, root, None, final=False)
-    tracking.ship(tmp_path, root, None, final=False)
+    monkeypatch.setattr(shipping, "SHIPPING_SECONDS", 0.2)
+    with shipping.FileLock(tmp_path / "mlflow.lock"), pytest.raises(TimeoutError, match="another process is shipping it"):
+        shipping.ship(tmp_path, root, None, final=False)
+    shipping.ship(tmp_path, root, None, final=False)

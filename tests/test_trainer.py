@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab import checkpoint, config, models, trainer
-from vitlab.data import Dataset, epoch_order
-from vitlab.journal import Journal, read_journal
-from vitlab.meter import Meter
-from vitlab.objective import CrossEntropy, Distillation
+from vitlab import config, models
+from vitlab.data.dataset import Dataset, epoch_order
+from vitlab.track.journal import Journal, read_journal
+from vitlab.train import checkpoint, loop
+from vitlab.train.meter import Meter
+from vitlab.train.objective import CrossEntropy, Distillation
 
 
 class Silent:
@@ -27,12 +28,12 @@ class Silent:
 
 def train(
     cfg: config.Experiment, data: Dataset, folder: Path, stop_after: int | None = None, objective: Callable | None = None
-) -> tuple[nn.Module, trainer.Trained | None]:
+) -> tuple[nn.Module, loop.Trained | None]:
     """Train with seed 7; `stop_after` steps of this call a signal arrives."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(7)
     model = models.build(cfg.model, len(data.classes))
-    stop, calls = trainer.Stop(), 0
+    stop, calls = loop.Stop(), 0
     inner = objective or CrossEntropy()
 
     def counting(images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def train(
 
     journal = Journal(folder / "journal.jsonl")
     try:
-        trained = trainer.train(
+        trained = loop.train(
             cfg,
             data,
             model,
@@ -57,7 +58,7 @@ def train(
             stop=stop,
             covered=lambda size: None,
         )
-    except trainer.Interrupted:
+    except loop.Interrupted:
         return model, None
     finally:
         journal.close()
@@ -201,7 +202,7 @@ def test_divergence_stops_with_the_window_and_keeps_the_checkpoint(tiny: config.
             terms = super().__call__(images, heads, targets)
             return {k: v * float("nan") for k, v in terms.items()} if self.calls == 5 else terms
 
-    with pytest.raises(trainer.Diverged, match=r"between steps 3 and 5 .*loss nan.*optim\.lr"):
+    with pytest.raises(loop.Diverged, match=r"between steps 3 and 5 .*loss nan.*optim\.lr"):
         train(tiny, tiny_data, tmp_path / "run", objective=Poisoned())
     state, _ = checkpoint.load(tmp_path / "run", torch.device("cpu"))
     assert state["step"] == 3
@@ -219,7 +220,7 @@ def test_a_signal_amid_a_window_never_saves_what_has_diverged(tiny: config.Exper
             terms = super().__call__(images, heads, targets)
             return {k: v * float("inf") for k, v in terms.items()} if self.calls == 5 else terms
 
-    with pytest.raises(trainer.Diverged, match=r"between steps 3 and 4 .*loss inf"):
+    with pytest.raises(loop.Diverged, match=r"between steps 3 and 4 .*loss inf"):
         train(tiny, tiny_data, tmp_path / "run", stop_after=5, objective=Poisoned())
     assert checkpoint.load(tmp_path / "run", torch.device("cpu"))[0]["step"] == 3
 
@@ -238,7 +239,7 @@ def test_infinite_weights_are_never_saved_however_good_the_loss(
             self.param_groups[0]["params"][0].data.fill_(float("inf"))
 
     monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
-    with pytest.raises(trainer.Diverged, match=r"weights are no longer finite.* between steps 9 and 11"):
+    with pytest.raises(loop.Diverged, match=r"weights are no longer finite.* between steps 9 and 11"):
         train(tiny, tiny_data, tmp_path / "run")
     assert checkpoint.load(tmp_path / "run", torch.device("cpu"))[0]["step"] == 3
 
@@ -248,10 +249,10 @@ def test_how_often_it_is_looked_at_evaluated_and_saved_changes_no_bit(
 ) -> None:
     saved, save = [], checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda folder, state: (saved.append(state["step"]), save(folder, state)))
-    monkeypatch.setattr(trainer, "SAVING_SHARE", 1e9)
+    monkeypatch.setattr(loop, "SAVING_SHARE", 1e9)
     train(tiny, tiny_data, tmp_path / "often")
-    monkeypatch.setattr(trainer, "SAVING_SHARE", 0.0)
-    monkeypatch.setitem(trainer.WINDOW, "cpu", 1)
+    monkeypatch.setattr(loop, "SAVING_SHARE", 0.0)
+    monkeypatch.setitem(loop.WINDOW, "cpu", 1)
     other = tiny.model_copy(update={"train": tiny.train.model_copy(update={"eval_batch_size": 5})})
     train(other, tiny_data, tmp_path / "seldom")
     assert saved == [3, 6, 9, 12, 3, 12]
@@ -266,7 +267,7 @@ def test_checkpoints_take_a_hundredth_of_the_time(
 ) -> None:
     """An epoch takes 30 s here and a checkpoint 0.5 s: after the first one, 50 s must pass; the last is written whatever it costs."""
     now, saves = 0.0, []
-    monkeypatch.setattr("vitlab.trainer.time.perf_counter", lambda: now)
+    monkeypatch.setattr("vitlab.train.loop.time.perf_counter", lambda: now)
 
     class Slow(CrossEntropy):
         def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:

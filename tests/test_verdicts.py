@@ -9,10 +9,11 @@ import pytest
 from declared import A, B, claim, judge, ledger, run, three
 from scipy import stats as scipy_stats
 
-from vitlab import claims, config, statistics, verdicts
-from vitlab.claims import Arm, Claim
+from vitlab import config, stats
+from vitlab.claims import declarations, verdicts
+from vitlab.claims.declarations import Arm, Claim
+from vitlab.claims.verdicts import Result
 from vitlab.records import RunRecord
-from vitlab.verdicts import Result
 
 # ------------------------------------------------------------------------------------------------ from records to results
 
@@ -35,7 +36,7 @@ def test_the_other_way_round_it_is_refuted_and_of_one_arm_it_is_the_value() -> N
     runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
     back = claim(arms=(B, A))
     alone = claim(id="d", arms=(A,), at_least=None, at_most=60.0)
-    near = claim(id="e", arms=(A,), at_least=None, within=claims.Within(of=52.5, margin=20.0))
+    near = claim(id="e", arms=(A,), at_least=None, within=declarations.Within(of=52.5, margin=20.0))
     in_percent = claim(id="f", relative=True, at_least=4.0)
     got = judge(ledger(back, alone, near, in_percent), runs)
     assert [r.verdict for r in got] == ["refuted", "supported", "supported", "undecided"]
@@ -66,9 +67,9 @@ def test_no_seeds_one_seed_and_seeds_of_one_arm_only() -> None:
 
 def test_one_seed_is_compared_image_by_image_and_still_undecided() -> None:
     asked = []
-    said = statistics.pair(np.array([True] * 40), np.array([False] * 40), 0.95)
+    said = stats.pair(np.array([True] * 40), np.array([False] * 40), 0.95)
 
-    def pairs(claim: Claim, runs: Sequence[RunRecord]) -> statistics.Pair:
+    def pairs(claim: Claim, runs: Sequence[RunRecord]) -> stats.Pair:
         asked.append((claim.id, [r.experiment for r in runs], [r.seed for r in runs]))
         return said
 
@@ -133,7 +134,7 @@ def test_runs_of_other_settings_are_not_taken() -> None:
 
 
 def test_full_size_only_is_about_full_size_only() -> None:
-    at_full = claim(arms=(B,), full_size_only=True, at_least=None, within=claims.Within(of=80.0, margin=1.0))
+    at_full = claim(arms=(B,), full_size_only=True, at_least=None, within=declarations.Within(of=80.0, margin=1.0))
     (small,) = judge(ledger(at_full), three(B, 79.9, 80.0, 80.1))
     assert (small.verdict, small.note, small.p) == ("not measured", "about full size only", None)
     (full,) = judge(ledger(at_full), three(B, 79.9, 80.0, 80.1, profile="full"), profile="full")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from test_cli import run
 
-from vitlab import blocks, cli, report
+from vitlab import cli
 from vitlab.paths import REPOSITORY
+from vitlab.report import blocks, publishing
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -124,9 +125,9 @@ def test_a_readme_that_names_an_unknown_set_is_a_mistake(copy: Path, capsys: pyt
 def test_the_report_writes_the_readmes_numbers_anew(copy: Path) -> None:
     before = (copy / "README.md").read_text(encoding="utf-8")
     change(copy / "README.md", BASELINE)
-    assert copy / "README.md" in report.publish(copy, copy / "results")
+    assert copy / "README.md" in publishing.publish(copy, copy / "results")
     assert (copy / "README.md").read_text(encoding="utf-8") == before
-    assert copy / "README.md" not in report.publish(copy, copy / "results")
+    assert copy / "README.md" not in publishing.publish(copy, copy / "results")
 
 
 def test_only_blocks_of_the_kind_are_made_anew() -> None:

@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from test_tracking import finish, info, start
 
-from vitlab import cli, store, tracking, views
+from vitlab import cli
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
+from vitlab.track import shipping, store, views
 
 PREFIX = "mlflow.sharedViewState."
 
@@ -40,9 +41,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             entries = [json.loads(line) for line in path.read_text().splitlines()]
             path.write_text("".join(json.dumps(entry | {"time": 1_700_000_000_000 + 60_000 * i}) + "\n" for entry in entries))
             finish(run_dir, top1)
-            tracking.ship(run_dir, folder, None, final=True)
+            shipping.ship(run_dir, folder, None, final=True)
         start(folder / "runs" / "5", info("b", 1))  # under way
-        tracking.ship(folder / "runs" / "5", folder, None, final=False)
+        shipping.ship(folder / "runs" / "5", folder, None, final=False)
     return folder
 
 
@@ -141,7 +142,7 @@ def test_a_view_that_was_saved_or_changed_in_the_ui_is_left_alone(
     assert "4711" not in addresses
     for run_dir in (root / "runs").iterdir():
         (run_dir / "mlflow.json").unlink()
-        tracking.ship(run_dir, root, None, final=(run_dir / "record.json").exists())
+        shipping.ship(run_dir, root, None, final=(run_dir / "record.json").exists())
     assert client.get_experiment(experiment).tags == before
     assert views.addresses(root) == addresses
 

@@ -31,13 +31,13 @@ from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vitlab.claims import Ledger
-    from vitlab.data import Dataset
-    from vitlab.plan import Run
+    from vitlab.claims.declarations import Ledger
+    from vitlab.claims.verdicts import Result
+    from vitlab.data.dataset import Dataset
+    from vitlab.data.sources import Source
     from vitlab.records import RunRecord
-    from vitlab.sources import Source
-    from vitlab.trainer import Stop
-    from vitlab.verdicts import Result
+    from vitlab.run.plan import Run
+    from vitlab.train.loop import Stop
 
 SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the terminal has sent already
 
@@ -152,7 +152,8 @@ def _console() -> Console:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vitlab import plan, sources
+    from vitlab.data import sources
+    from vitlab.run import plan
 
     deadline = time.monotonic() + args.budget
     console = _console()
@@ -169,7 +170,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
-    from vitlab.progress import clock
+    from vitlab.run.progress import clock
 
     if source.note:
         _banner(console, source.note)
@@ -198,8 +199,8 @@ def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[s
     """`settles`: the claims that have all their runs with the run in this folder."""
     from rich.table import Table
 
-    from vitlab import plan
-    from vitlab.progress import clock
+    from vitlab.run import plan
+    from vitlab.run.progress import clock
 
     speed = plan.measured_speed(RUNS)
     basis = "the speed of the last finished run here" if speed else "an assumed 45 GFLOP/s per CPU core"
@@ -227,18 +228,21 @@ def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[s
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float) -> int:
-    from vitlab import checkpoint, data, lock, machine, store, trainer
+    from vitlab import files
+    from vitlab.data import dataset
+    from vitlab.track import store
+    from vitlab.train import checkpoint, loop, machine
 
     where = machine.device()
     console.print(f"device {machine.device_name(where)} · MLflow {store.shown_uri(ROOT)}")
     # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
     before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
     wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
-    loaded = {cfg: data.load(source, cfg, where) for cfg in wanted}
+    loaded = {cfg: dataset.load(source, cfg, where) for cfg in wanted}
     if reason := store.prepare_store(ROOT):
         console.print(f"MLflow cannot be reached ({reason}); training goes on, and its journals keep everything", style="yellow")
     done: list[RunRecord] = []
-    stop = trainer.Stop(deadline=deadline)
+    stop = loop.Stop(deadline=deadline)
     for i, run in enumerate(runs, 1):
         if asked := stop.asked():
             return _stopped(console, asked, f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished")
@@ -249,7 +253,7 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source,
             _print_result(console, f"{label}  finished before, skipped:", done[-1])
             continue
         try:
-            with lock.held(run.lock, _waiting(console, label, stop)):
+            with files.held(run.lock, _waiting(console, label, stop)):
                 if run.finished and run.resolved.path not in forced:
                     done.append(run.record())
                     _print_result(console, f"{label}  finished meanwhile, skipped:", done[-1])
@@ -258,9 +262,9 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source,
                     shutil.rmtree(run.folder, ignore_errors=True)
                 with _on_signals(_stop_after_step(stop)):
                     done.append(_execute(console, label, run, loaded[run.resolved.config.data], stop))
-        except trainer.Interrupted as e:
+        except loop.Interrupted as e:
             return _stopped(console, e.args[0], f"all that is done is saved, the last of it in {_short(run.folder)}")
-        except trainer.Diverged as e:
+        except loop.Diverged as e:
             console.print(f"failed {run.label}: {e}", style="red")
             return 1
         _print_result(console, label, done[-1])
@@ -279,18 +283,18 @@ def _stopped(console: Console, number: int, state: str) -> int:
 
 
 def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop) -> RunRecord:
-    from vitlab import experiment
-    from vitlab.progress import RunBar
+    from vitlab.run import execute
+    from vitlab.run.progress import RunBar
 
     def bar(images: int) -> RunBar:
         return RunBar(console, label, run.resolved.config.train.epochs, images)
 
-    return experiment.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
+    return execute.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
 
 
 def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
     """Says who trains the run, once; gives up at the deadline."""
-    from vitlab.trainer import Interrupted
+    from vitlab.train.loop import Interrupted
 
     told: set[str] = set()
 
@@ -322,11 +326,12 @@ def _stop_after_step(stop: Stop) -> Callable[[int, object], None]:
 
 def _ship_outstanding(console: Console, runs: list[Run]) -> None:
     """What a kill after the last checkpoint, or a server that was down, has kept from MLflow."""
-    from vitlab import predict, tracking
+    from vitlab.run import predict
+    from vitlab.track import shipping
 
     for run in runs:
-        if tracking.outstanding(run.folder, ROOT):
-            for label, ok, reason in tracking.sync(run.folder, ROOT, predict.model_to_log):
+        if shipping.outstanding(run.folder, ROOT):
+            for label, ok, reason in shipping.sync(run.folder, ROOT, predict.model_to_log):
                 if not ok:
                     console.print(f"not all has reached MLflow ({label}: {reason}); everything is kept: run 'vitlab sync' later")
                     return
@@ -339,7 +344,7 @@ def _short(path: Path) -> str:
 def _print_result(console: Console, label: str, record: RunRecord) -> None:
     from rich.text import Text
 
-    from vitlab.progress import clock
+    from vitlab.run.progress import clock
 
     student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
     share = f", {record.perf['mfu']:.0f} % of peak" if record.perf else ""
@@ -356,8 +361,8 @@ def _print_result(console: Console, label: str, record: RunRecord) -> None:
 def _print_summary(console: Console, done: list[RunRecord]) -> None:
     from rich.table import Table
 
-    from vitlab import store, views
-    from vitlab.progress import clock
+    from vitlab.run.progress import clock
+    from vitlab.track import store, views
 
     first = done[0]
     table = Table(
@@ -437,9 +442,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from vitlab import report
+    from vitlab.report import publishing
 
-    compiled, folder = (report.publish, RESULTS) if args.publish else (report.own, REPORTS)
+    compiled, folder = (publishing.publish, RESULTS) if args.publish else (publishing.own, REPORTS)
     with writing(folder):
         for path in compiled(ROOT, folder, lambda text: print(printable(text), file=sys.stderr)):
             print(_short(path))
@@ -471,10 +476,10 @@ def _list_runs(args: argparse.Namespace) -> int:
 
 
 def _claims(args: argparse.Namespace) -> int:
-    from vitlab import claims
+    from vitlab.claims import declarations
     from vitlab.config import PROFILES
 
-    ledger = claims.load()
+    ledger = declarations.load()
     if args.train:
         return _run_claims(args, ledger)
     idle = {"--seeds": args.seeds, "--budget": math.isfinite(args.budget), "--only": args.only, "--dry-run": args.dry_run}
@@ -493,14 +498,15 @@ def _claims(args: argparse.Namespace) -> int:
 
 
 def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
-    from vitlab import claim_runs, sources
+    from vitlab.claims import needed
+    from vitlab.data import sources
 
     deadline = time.monotonic() + args.budget
     console = _console()
     profile = "ledger" if args.profile == "auto" else args.profile
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     seeds = args.seeds or list(range(ledger.seeds))
-    planned = claim_runs.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
+    planned = needed.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
     _announce(console, profile, source, seeds, planned.runs, args.budget)
     if args.dry_run:
         return _print_plan(console, planned.runs, planned.settles)
@@ -512,9 +518,9 @@ def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
 
 
 def _results(declared: Ledger, profile: str, data: str) -> list[Result]:
-    from vitlab import claim_runs, ledger
+    from vitlab.claims import ledger, needed
 
-    return claim_runs.results(declared, profile, data, RUNS, RESULTS, ledger.judged_before(RESULTS / f"{profile}-{data}"))
+    return needed.results(declared, profile, data, RUNS, RESULTS, ledger.judged_before(RESULTS / f"{profile}-{data}"))
 
 
 def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Result]) -> None:
@@ -522,7 +528,7 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
 
     from rich.table import Table
 
-    from vitlab import claims, verdicts
+    from vitlab.claims import declarations, verdicts
 
     table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
@@ -538,11 +544,11 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
     console.print(table, soft_wrap=False)  # statements wrap within their column
     counts = Counter(r.verdict for r in results)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    console.print(f"{told}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(claims.FILE)}")
+    console.print(f"{told}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(declarations.FILE)}")
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from vitlab import verify
+    from vitlab.report import verify
 
     checked, wrong = verify.verify(ROOT, RESULTS)
     for line in wrong:
@@ -559,7 +565,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from vitlab import predict
+    from vitlab.run import predict
 
     chosen = predict.own(args.folder) if args.folder else predict.best(args.data, RUNS, RESULTS)
     for line in predict.classify(args.images, chosen):
@@ -568,7 +574,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from vitlab import pack
+    from vitlab.run import pack
 
     parts = pack.pack(args.folder, RUNS, args.to, lambda text: print(printable(text)))
     for path in parts:
@@ -579,7 +585,7 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from vitlab import sources
+    from vitlab.data import sources
 
     for line in sources.prepare(args.data_dir):
         print(line)
@@ -587,11 +593,12 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    from vitlab import predict, tracking
+    from vitlab.run import predict
+    from vitlab.track import shipping
 
     if not args.folder.is_dir():
         raise UserError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
-    outcome = tracking.sync(args.folder, ROOT, predict.model_to_log)
+    outcome = shipping.sync(args.folder, ROOT, predict.model_to_log)
     for label, ok, reason in outcome:
         print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
     if not outcome:
@@ -600,7 +607,7 @@ def _sync(args: argparse.Namespace) -> int:
 
 
 def _ui(args: argparse.Namespace) -> int:
-    from vitlab import views
+    from vitlab.track import views
 
     for name, address in views.addresses(ROOT, args.port).items():
         print(printable(f"{name or 'all runs'}: {address}"))

@@ -1,18 +1,23 @@
-"""Files that are there whole or not at all, what is said where the disk is full, and text that a screen may be given."""
+"""Files that are there whole or not at all, locks, what is said where the disk is full, and text that a screen may be given."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import platform
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on the file's size
 
+PAUSE = 0.5  # seconds between two attempts at a lock
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -72,6 +77,37 @@ def temporary(path: Path) -> Path:
 def write(path: Path, content: bytes | str) -> None:
     with replacing(path) as f:
         f.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def held(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock at `path`: one process at a time. The system takes it back when its holder ends, however it ends.
+
+    While another process has it, `busy` is told every half second who; it may raise to give up. On NFS the lock reaches other machines
+    only where the server's lock service runs.
+    """
+    from filelock import FileLock, Timeout  # late: --help needs none
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout:
+            with contextlib.suppress(FileNotFoundError):  # its holder has ended meanwhile
+                busy(path.read_text(encoding="utf-8", errors="replace").strip() or "another process")
+            time.sleep(PAUSE)
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n", encoding="utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still held
+        lock.release()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,8 +22,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10
 
-from vitlab import checkpoint, cli, config, data, experiment, models, plan, records, sources, trainer
+from vitlab import cli, config, models, records
+from vitlab.data import dataset, sources
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
+from vitlab.run import execute, plan
+from vitlab.train import checkpoint, loop
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 GOOD = (EXPERIMENTS / "good.yaml").read_text(encoding="utf-8")
@@ -134,11 +137,11 @@ def template(root: Path) -> None:
     tiny.folder.mkdir(parents=True)
     finished(tiny)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "Shipper", NoShipper)
-        loaded = data.load(source, other.resolved.config.data, "cpu")
-        stop = trainer.Stop(signal.SIGINT)
-        with pytest.raises(trainer.Interrupted):
-            experiment.execute(other, loaded, lambda n: Silent(), stop, lambda text: None)
+        patch.setattr(execute, "Shipper", NoShipper)
+        loaded = dataset.load(source, other.resolved.config.data, "cpu")
+        stop = loop.Stop(signal.SIGINT)
+        with pytest.raises(loop.Interrupted):
+            execute.execute(other, loaded, lambda n: Silent(), stop, lambda text: None)
 
 
 def finished(run: plan.Run) -> None:
@@ -205,9 +208,9 @@ def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World
     shutil.copytree(template_folder, root, dirs_exist_ok=True, symlinks=True)
     for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("REPORTS", root / "reports"), ("RESULTS", root / "results")):
         patch.setattr(cli, name, value)
-    patch.setattr(experiment, "ROOT", root)
-    patch.setattr(experiment, "Shipper", NoShipper)
-    patch.setattr("vitlab.store.prepare_store", lambda root: "")
+    patch.setattr(execute, "ROOT", root)
+    patch.setattr(execute, "Shipper", NoShipper)
+    patch.setattr("vitlab.track.store.prepare_store", lambda root: "")
     patch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody listens there
     for name in ("http_proxy", "https_proxy", "all_proxy", "MLFLOW_TRACKING_URI"):
         patch.delenv(name, raising=False)

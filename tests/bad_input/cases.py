@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load, save, save_file
 
 from bad_input.build import EXPERIMENTS, GOOD, Payload, World, checkpoint_of, cut, flip, hostile_pickle, png_of
-from vitlab import half, records
-from vitlab import published as weights
+from vitlab import records
+from vitlab.run import half
+from vitlab.run import published as weights
 
 Arrange = Callable[[World], list[object]]  # makes the input, returns the command's arguments
 

@@ -1,0 +1,270 @@
+"""The statements declared in experiments/claims.yaml, and what a run, or a configuration alone, says of their metrics.
+
+statistics.py has the estimates, verdicts.py what they come to. Nothing is trained here, and no torch is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from vitlab import config
+from vitlab.config import Schema
+from vitlab.config.places import MAX_DEPTH, Place, read_yaml, shown
+from vitlab.errors import UserError
+from vitlab.models import cost
+from vitlab.paths import EXPERIMENTS
+from vitlab.records import RunRecord
+
+FILE = EXPERIMENTS / "claims.yaml"
+EXACT = ("params", "gflops", "gflops_last_third")  # functions of the configuration: nothing to train, nothing to estimate
+UNITS = {
+    "params": "M parameters",
+    "gflops": "GFLOPs",
+    "gflops_last_third": "GFLOPs",
+    "teacher_gain": "points",
+    "confusion_lead": "images",
+    "confusion_either": "images",
+    "class_lead": "points",
+    "class_lag": "points",
+}
+
+Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
+
+
+# ------------------------------------------------------------------------------------------------------ declarations
+
+
+class Arm(Schema):
+    """An experiment, its settings changed as by --set. `metric` where the claim's arms differ in it."""
+
+    experiment: str  # below experiments/, without .yaml
+    set: tuple[str, ...] = ()
+    metric: Metric | None = None
+
+    @property
+    def path(self) -> Path:
+        return EXPERIMENTS / f"{self.experiment}.yaml"
+
+    def resolve(self, profile: str) -> config.Resolved:
+        return _load(self.path, profile, self.set)
+
+
+@functools.cache  # most claims share an arm, and all students a teacher
+def _load(path: Path, profile: str, sets: tuple[str, ...] = ()) -> config.Resolved:
+    return config.load(path, profile, sets)
+
+
+class Within(Schema):
+    of: float
+    margin: Annotated[float, Field(gt=0)]
+
+
+class Claim(Schema):
+    id: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")]
+    statement: str
+    source: str  # report and section
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=4)]
+    metric: Metric | None = None
+    relative: bool = False  # the difference in percent of the second arm's value
+    spread: bool = False  # how far each seed is from its arm's median over seeds, in place of the value
+    claimed: float | None = None  # the effect that the report gives
+    at_least: float | None = None
+    at_most: float | None = None
+    within: Within | None = None
+    full_size_only: bool = False
+    exploratory: bool = False  # no report claims it: measured, but neither tested nor judged
+
+    @field_validator("arms")
+    @classmethod
+    def _pairs(cls, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        if len(arms) == 3:
+            raise ValueError("expected one, two, or four: two differences")
+        return arms
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Claim:
+        if sum(v is not None for v in (self.at_least, self.at_most, self.within)) != 1:
+            raise ValueError("give exactly one of 'at_least', 'at_most', 'within'")
+        if any(arm.metric is None and self.metric is None for arm in self.arms):
+            raise ValueError("give 'metric', for the claim or for each arm")
+        if self.relative and len(self.arms) != 2:
+            raise ValueError("relative: needs a second arm to be relative to, and no further ones")
+        if self.spread and (len(self.arms) != 2 or self.relative or self.exact):
+            raise ValueError("spread: needs two arms that are trained, and a plain difference between them")
+        if len({self.metric_of(arm) in EXACT for arm in self.arms}) > 1:
+            raise ValueError("metric: one arm's is trained for and the other's is not")
+        return self
+
+    def metric_of(self, arm: Arm) -> str:
+        metric = arm.metric or self.metric
+        assert metric is not None
+        return metric
+
+    @property
+    def exact(self) -> bool:
+        return self.metric_of(self.arms[0]) in EXACT
+
+    @property
+    def unit(self) -> str:
+        """Of the effect."""
+        metric = self.metric_of(self.arms[0]).split(".")[0]
+        if self.relative:
+            return "%"
+        if metric.endswith("loss"):
+            return "nats"
+        return UNITS.get(metric, "%" if len(self.arms) == 1 else "points")
+
+    @property
+    def region(self) -> tuple[float, float]:
+        """Effects in it are what the claim says; one of the two may be infinite."""
+        if self.within is not None:
+            return self.within.of - self.within.margin, self.within.of + self.within.margin
+        return (self.at_least, math.inf) if self.at_least is not None else (-math.inf, self.at_most)
+
+
+class Ledger(Schema):
+    confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    seeds: Annotated[int, Field(ge=2)]  # planned
+    claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Ledger:
+        ids = [claim.id for claim in self.claims]
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise ValueError(f"claims: two have the id {', '.join(twice)}")
+        return self
+
+    def declaration(self, claim: Claim) -> str:
+        """12 hex digits of everything that was declared about the claim."""
+        said = claim.model_dump(mode="json", exclude_defaults=True)  # so that a key which the schema gains later changes no hash
+        what = {"confidence": self.confidence, "seeds": self.seeds, "claim": said}
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load(path: Path = FILE) -> Ledger:
+    """Read and validate the declarations. Raises UserError: `file:line: key: what and remedy`."""
+    values, places = read_yaml(path)
+    try:
+        return Ledger.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as e:
+        raise UserError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
+
+
+def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
+    """One pydantic error as `file:line: key: what was expected`."""
+    key = tuple(error["loc"])
+    place = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
+    what = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        what = "missing; add it"
+    elif error["type"] == "extra_forbidden":
+        kinds: dict[object, type[Schema]] = {"claims": Claim, "arms": Arm, "within": Within}
+        kind = next((kinds[part] for part in reversed(key[:-1]) if part in kinds), Ledger)
+        what = f"unknown key, expected one of: {', '.join(kind.model_fields)}"
+    return f"{place}: {'.'.join(map(str, key)) or 'ledger'}: {what}"
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> str:
+    """Of the run that the arm stands for, its teacher's in it; as plan.make has it, without reading a data set."""
+    if students > MAX_DEPTH:
+        raise UserError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
+    distill = resolved.config.distill
+    teacher = fingerprint(_load(Path(distill.teacher), resolved.profile), digest, students + 1) if distill else None
+    return config.fingerprint(resolved.config, digest, teacher)
+
+
+class NotRecorded(UserError):
+    """A record has no such metric: it is misspelt, or younger than the record."""
+
+
+def measure(record: RunRecord, metric: str) -> float:
+    """One run's value of a metric that is not EXACT. Raises UserError; NotRecorded where the record has no such metric."""
+    name, *classes = metric.split(".")
+    if metric == "teacher_gain" and record.teacher is not None:
+        return record.teacher.gain
+    if metric == "train_loss" and record.history and "train/loss" in record.history[-1]:
+        return record.history[-1]["train/loss"]
+    count, compute = OF_CLASSES.get(name, (0, None))
+    if compute is not None and len(classes) == count:
+        if unknown := set(classes) - set(record.dataset.classes):
+            names = ", ".join(record.dataset.classes)
+            wanted = ("one", "two")[count - 1]
+            raise UserError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected {wanted} of {names}")
+        if name.startswith("confusion_") and classes[0] == classes[1]:
+            raise UserError(f"{metric}: expected two different classes")
+        return compute(record, *classes)
+    if metric in record.metrics:
+        return record.metrics[metric]
+    known = ", ".join(sorted(record.metrics))
+    raise NotRecorded(
+        f"{metric}: not in the record of {record.experiment}; expected {known}, train_loss, teacher_gain, "
+        "confusion[_lead|_either].A.B or class_[lead|lag].A"
+    )
+
+
+def _confusion(record: RunRecord, true: str, predicted: str) -> float:
+    names = record.dataset.classes
+    row = record.confusion[names.index(true)]
+    if not sum(row):
+        raise UserError(f"confusion.{true}.{predicted}: {record.dataset.name} has no test image of {true}")
+    return 100 * row[names.index(predicted)] / sum(row)
+
+
+def _confusion_either(record: RunRecord, a: str, b: str) -> float:
+    i, j = record.dataset.classes.index(a), record.dataset.classes.index(b)
+    return float(record.confusion[i][j] + record.confusion[j][i])
+
+
+def _confusion_lead(record: RunRecord, a: str, b: str) -> float:
+    pairs = itertools.combinations(record.dataset.classes, 2)
+    return _confusion_either(record, a, b) - max(_confusion_either(record, *pair) for pair in pairs if {*pair} != {a, b})
+
+
+def _class_lead(record: RunRecord, name: str) -> float:
+    own, others = _accuracies(record, name)
+    return own - max(others)
+
+
+def _class_lag(record: RunRecord, name: str) -> float:
+    own, others = _accuracies(record, name)
+    return min(others) - own
+
+
+def _accuracies(record: RunRecord, name: str) -> tuple[float, list[float]]:
+    """The class's accuracy, and those of all others, in percent."""
+    by_class = {other: _confusion(record, other, other) for other in record.dataset.classes}
+    return by_class.pop(name), list(by_class.values())
+
+
+# Metrics of named classes: of how many, and how they are computed.
+OF_CLASSES: dict[str, tuple[int, Callable[..., float]]] = {
+    "confusion": (2, _confusion),
+    "confusion_either": (2, _confusion_either),
+    "confusion_lead": (2, _confusion_lead),
+    "class_lead": (1, _class_lead),
+    "class_lag": (1, _class_lag),
+}
+
+
+def exact(resolved: config.Resolved, metric: str, classes: int) -> float:
+    """Parameters in millions, or GFLOPs of an image's forward pass."""
+    model = resolved.config.model
+    if metric == "params":
+        return cost.parameters(model, classes) / 1e6
+    if metric == "gflops":
+        return cost.forward_flops(model, classes) / 1e9
+    if not isinstance(model, config.ViT):
+        raise UserError(f"{metric}: {resolved.label} is no ViT, so it has no blocks")
+    return cost.late_flops(model) / 1e9

@@ -1,0 +1,131 @@
+"""The runs behind the claims: which there are, what each got right, which are still to be trained and in what order. Loads no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vitlab import records
+from vitlab.claims import declarations, verdicts
+from vitlab.claims.declarations import Claim, Ledger
+from vitlab.claims.verdicts import Result
+from vitlab.data.sources import Source
+from vitlab.errors import UserError
+from vitlab.records import RunRecord
+from vitlab.run import plan
+from vitlab.run.plan import Run
+from vitlab.stats import Pair
+
+Key = tuple[str, int]  # fingerprint and seed: the same run, whatever file or claim asks for it
+
+
+def key(run: Run | RunRecord) -> Key:
+    return run.fingerprint, run.seed
+
+
+# ---------------------------------------------------------------------------------------------------------- what there is
+
+
+def results(
+    ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir: Path, before: Mapping[str, Result] | None = None
+) -> list[Result]:
+    """Every claim's result from the finished runs of this machine and those published, a run that is both counted once; `before` as in
+    verdicts.judge.
+    """
+    name = f"{profile}-{data}"
+    folders = sorted(path.parent for path in (runs_dir / name).glob("*/*/record.json"))
+    here = {key(record): (record, folder) for folder in folders for record in [records.read(folder / "record.json")]}
+    found = {key(record): record for record in records.read_all(results_dir / name)} | {k: record for k, (record, _) in here.items()}
+    runs = list(found.values())
+    if runs:
+        ledger = about(ledger, runs[0].dataset.classes)
+
+    def pairs(claim: Claim, of: Sequence[RunRecord]) -> Pair | None:
+        return verdicts.compare(
+            claim, [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of], ledger.confidence
+        )
+
+    return verdicts.judge(ledger, profile, runs, pairs, before)
+
+
+def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:
+    """The ledger without the claims about classes that a data set does not have."""
+    kept = tuple(claim for claim in ledger.claims if not _named_classes(claim) - set(classes))
+    return ledger.model_copy(update={"claims": kept})
+
+
+def _named_classes(claim: Claim) -> set[str]:
+    metrics = [claim.metric_of(arm) for arm in claim.arms]
+    return {name for metric in metrics for name in metric.split(".")[1:]}
+
+
+# ------------------------------------------------------------------------------------------------------ what is to be trained
+
+
+@dataclass(frozen=True)
+class Plan:
+    runs: list[Run]  # in the order they are trained, a teacher before its students
+    settles: Mapping[Path, list[str]]  # a run's folder -> the claims that have all their runs with it
+
+
+def make(
+    ledger: Ledger, only: Sequence[str], profile: str, source: Source, seeds: Sequence[int], runs_dir: Path, results_dir: Path
+) -> Plan:
+    """Every run that the claims (those in `only`, all for none) need, so ordered that claims are settled as soon as may be.
+
+    A run whose record is published counts, wherever it was trained: it is trained here only where it teaches one that is not. Next is always the claim with the least work left, in FLOPs of its unfinished runs, their teachers' included; of equals, the first
+    declared. Raises UserError for an unknown claim, and where none of them needs a run.
+    """
+    wanted = [
+        claim
+        for claim in about(_only(ledger, only), source.classes).claims
+        if not claim.exact and (profile == "full" or not claim.full_size_only)
+    ]
+    if not wanted:
+        raise UserError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
+    known: dict[Key, Run] = {}
+    arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # many claims share one
+    needs: dict[str, dict[Key, Run]] = {}
+    for claim in wanted:
+        runs = []
+        for arm in claim.arms:
+            if (arm.experiment, arm.set) not in arms:
+                made = plan.make([arm.path], profile, source, list(seeds), arm.set, runs_dir)
+                arms[arm.experiment, arm.set] = [_the_same(run, known) for run in made]
+            runs += arms[arm.experiment, arm.set]
+        needs[claim.id] = {key(run): run for run in sorted(runs, key=lambda run: seeds.index(run.seed))}
+
+    published = {key(record) for record in records.read_all(results_dir / f"{profile}-{source.name}")}
+    taught = {key(run.teacher) for k, run in known.items() if run.teacher and k not in published and not run.finished}
+    needs = {claim: {k: run for k, run in runs.items() if k not in published or k in taught} for claim, runs in needs.items()}
+    wanted = [claim for claim in wanted if needs[claim.id]]
+    left = {k: 0.0 if run.finished else run.train_flops for k, run in known.items()}
+    ordered: dict[Key, Run] = {}
+    settles: dict[Path, list[str]] = {}
+    while wanted:
+        claim = min(wanted, key=lambda claim: sum(left[k] for k in needs[claim.id] if k not in ordered))
+        wanted.remove(claim)
+        ordered |= needs[claim.id]  # what is in it already keeps its place
+        last = [run for k, run in ordered.items() if k in needs[claim.id]][-1]
+        settles.setdefault(last.folder, []).append(claim.id)
+    return Plan(list(ordered.values()), settles)
+
+
+def _the_same(run: Run, known: dict[Key, Run]) -> Run:
+    """The one run of this fingerprint and seed, which another arm may have brought under another name; so with its teacher."""
+    teacher = known[key(run.teacher)] if run.teacher else None
+    return known.setdefault(key(run), replace(run, teacher=teacher))
+
+
+def _only(ledger: Ledger, only: Sequence[str]) -> Ledger:
+    ids = [claim.id for claim in ledger.claims]
+    for name in only:
+        if name not in ids:
+            close = difflib.get_close_matches(name, ids, n=3)
+            hint = (
+                f"did you mean {' or '.join(close)}?" if close else f"they are declared in {declarations.FILE.name}, for example {ids[0]}"
+            )
+            raise UserError(f"--only {name}: no such claim; {hint}")
+    return ledger.model_copy(update={"claims": tuple(c for c in ledger.claims if not only or c.id in only)})

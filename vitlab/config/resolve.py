@@ -1,0 +1,297 @@
+"""How an experiment's file becomes one validated configuration, and what a mistake in it is answered with: `file:line: key: ...`.
+
+Later wins: the file it `extends` (recursively), the file itself, the profile's overlay, `--set` overrides. What comes out is validated
+once, as a whole, and is frozen.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vitlab.config.places import MAX_DEPTH, MAX_KEY, Keys, Place, cut, dotted, parse, read_yaml, shown
+from vitlab.config.schema import (
+    EMA,
+    SGD,
+    AdamW,
+    Augment,
+    Claim,
+    ClaimedClass,
+    ClaimedRange,
+    ColorJitter,
+    Data,
+    Distill,
+    Experiment,
+    Length,
+    Mix,
+    Muon,
+    Phase,
+    ResNet,
+    Schema,
+    Train,
+    ViT,
+)
+from vitlab.errors import UserError
+from vitlab.files import UNPRINTABLE
+from vitlab.paths import EXPERIMENTS
+
+PROFILES = ("quick", "ledger", "overnight", "full")  # the smaller one first
+PROFILE_DIR = EXPERIMENTS / "profiles"
+
+
+# -------------------------------------------------------------------------------- extends, profile, --set
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Keys, Place], over_places: dict[Keys, Place], at: Keys = ()) -> None:
+    """Lay `over` on `base`, in place. Mappings merge, all else replaces; another `name` (of model, optim) starts anew."""
+    for key, value in over.items():
+        path = (*at, key)
+        old = base.get(key)
+        renamed = isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        if isinstance(value, dict) and isinstance(old, dict) and not renamed:
+            _merge(old, value, places, over_places, path)
+        else:
+            base[key] = copy.deepcopy(value)
+            for p in [p for p in places if p[: len(path)] == path]:
+                del places[p]
+        places.update({p: place for p, place in over_places.items() if p[: len(path)] == path})
+
+
+def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place], tuple[str, ...]]:
+    """Return the file's values laid on those it extends, the place of each, and the names of all these files, its own last."""
+    path = path.resolve()
+    if path in chain:
+        names = " -> ".join(p.name for p in (*chain, path))
+        raise UserError(f"{shown(chain[-1])}: circular 'extends': {names}; let one of them stand alone")
+    if len(chain) == MAX_DEPTH:
+        raise UserError(f"{shown(chain[0])}: extends more than {MAX_DEPTH} files, one by way of the other; extend a nearer one")
+    own, own_places = read_yaml(path)
+    distill = own.get("distill")
+    if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
+        distill["teacher"] = os.path.abspath(path.parent / distill["teacher"])  # relative to the file that names it
+    parent = own.pop("extends", None)
+    if parent is None:
+        return own, own_places, (path.stem,)
+    place = own_places[("extends",)]
+    if not isinstance(parent, str):
+        raise UserError(f"{place}: extends: expected another experiment's file name")
+    target = path.parent / parent
+    if not os.path.isfile(target):
+        raise UserError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
+    values, places, names = _read_extended(target, (*chain, path))
+    for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
+        values.pop(inherited, None)
+    _merge(values, own, places, own_places)
+    return values, places, (*names, path.stem)
+
+
+def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, names: tuple[str, ...]) -> None:
+    """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off.
+
+    Its sections apply in this order: `all`, then `vit` or `resnet`, then `experiments.NAME` for each of `names`, which are the files
+    that the experiment extends, the farthest first, and its own. In a section lie sizes and settings as in an experiment, and
+    `epochs_percent`, of the epochs that the experiment has. `regularisation` is one factor for all probabilities and rates of
+    regularisation.
+    """
+    over, over_places = read_yaml(PROFILE_DIR / f"{profile}.yaml")
+    for key in over:
+        if key not in ("regularisation", "all", "vit", "resnet", "experiments"):
+            raise UserError(
+                f"{over_places[(key,)]}: {key}: unknown key; a profile has 'regularisation', 'all', 'vit', 'resnet', 'experiments'"
+            )
+    model = values.get("model")
+    kind = model.get("name") if isinstance(model, dict) else None
+    percent = 100
+    for section in (("all",), *((kind,) for _ in [0] if kind in ("vit", "resnet")), *(("experiments", name) for name in names)):
+        part: Any = over
+        for key in section:
+            part = (part or {}).get(key)
+        if part is None:
+            continue
+        percent = _positive(part, "epochs_percent", percent, over_places.get((*section, "epochs_percent")))
+        # what is no section, though it should be, stays for the validation to name
+        part = {
+            k: v
+            for k, v in part.items()
+            if k != "epochs_percent" and isinstance(values.get(k, {} if k in ("data", "train") else None), dict)
+        }
+        if "model" in part:
+            defaults = (ViT if kind == "vit" else ResNet).model_fields
+            part["model"] = {k: v for k, v in part["model"].items() if k not in defaults or model.get(k, defaults[k].default)}
+        if "ema" in part and values["ema"].get("start") is None:  # a decay that does not rise stays one that does not
+            part["ema"] = {k: v for k, v in part["ema"].items() if k != "start"}
+        n = len(section)
+        _merge(values, part, places, {p[n:]: place for p, place in over_places.items() if p[:n] == section and p[n:]})
+    train = values.get("train")
+    if isinstance(train, dict) and type(train.get("epochs")) is int:
+        train["epochs"] = max(min(1, train["epochs"]), round(train["epochs"] * percent / 100))
+    _weaken(values, _positive(over, "regularisation", 1, over_places.get(("regularisation",))))
+
+
+def _positive(section: dict[str, Any], key: str, default: float, place: Place | None) -> float:
+    value = section.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UserError(f"{place}: {key}: expected a number above 0, got {cut(json.dumps(value))}")
+    return value
+
+
+def _weaken(values: dict[str, Any], factor: float) -> None:
+    """Multiply by `factor`: how often batches are mixed, images erased and given TrivialAugment, DropPath's and dropout's rates, label smoothing."""
+
+    def scale(section: Any, key: str, default: float = 0.0) -> None:
+        if isinstance(section, dict):
+            value = section.get(key, default)
+            if type(value) in (int, float) and value:  # anything else stays for the validation to name
+                section[key] = round(value * factor, 6)
+
+    if factor == 1:
+        return
+    scale(values.get("model"), "dropout")
+    scale(values.get("model"), "drop_path")
+    phases = values.get("phases")
+    for phase in phases if isinstance(phases, list) else ():
+        if isinstance(phase, dict):
+            scale(phase, "label_smoothing")
+            scale(phase.get("augment"), "erase")
+            scale(phase.get("augment"), "trivial_augment")
+            scale(phase.get("mix"), "prob", Mix.model_fields["prob"].default)
+
+
+def _set(values: dict[str, Any], places: dict[Keys, Place], assignment: str) -> None:
+    key, eq, text = assignment.partition("=")
+    keys = key.strip().split(".")
+    place = Place(f"--set {cut(assignment)}")
+    if not eq or not all(0 < len(k) <= MAX_KEY for k in keys) or len(keys) > MAX_DEPTH or UNPRINTABLE.search(key):
+        raise UserError(f"{place}: expected KEY=VALUE, for example --set optim.lr=1e-3")
+    if keys[0] == "extends":
+        raise UserError(f"{place}: only a file can extend another; write one")
+    value, inner = parse(text, lambda _: place)
+    path = tuple(int(k) if re.fullmatch("[0-9]{1,4}", k) else k for k in keys)
+    node: Any = values
+    for i, (k, part) in enumerate(zip(keys, path, strict=True)):
+        if isinstance(node, list):
+            if not isinstance(part, int) or part >= len(node):
+                raise UserError(f"{place}: {dotted(path[:i])} has {len(node)} entries, counted from 0; '{k}' is not one")
+        elif not isinstance(node, dict):
+            raise UserError(f"{place}: {dotted(path[:i])} is not a section, so it has no '{k}'")
+        index = part if isinstance(node, list) else k
+        if i + 1 < len(keys):
+            if isinstance(node, dict) and node.get(k) is None:
+                node[k] = {}
+            node = node[index]
+        else:
+            node[index] = value
+    places.update({path[: i + 1]: place for i in range(len(path))} | {(*path, *below): at for below, at in inner.items()})
+
+
+# ------------------------------------------------------------------------------------------------------ resolving
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One experiment under one profile, ready to run."""
+
+    id: str  # the file's name without .yaml
+    path: Path
+    profile: str
+    variant: str  # the --set overrides, sorted and joined by a space; "" for the experiment as it stands
+    config: Experiment
+
+    @property
+    def label(self) -> str:
+        return f"{self.id} [{self.variant}]" if self.variant else self.id
+
+
+def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) -> Resolved:
+    """Read, extend, scale, override and validate one experiment. Raises UserError: `file:line: key: what and remedy`."""
+    path = Path(path)
+    if profile not in PROFILES:
+        raise UserError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
+    values, places, names = _read_extended(path)
+    _overlay(values, places, profile, names)
+    for assignment in sets:
+        _set(values, places, assignment)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
+        raise UserError(f"{shown(path)}: rename the file: letters, digits, '.', '_' and '-' only (it names folders and runs)")
+    try:
+        config = Experiment.model_validate_json(json.dumps(values), strict=True)
+    except ValidationError as e:
+        found = e.errors()
+        # a list one of whose entries is wrong is also called too short: what is wrong is the entry
+        found = [
+            err for err in found if err["type"] != "too_short" or all(err is o or o["loc"][: len(err["loc"])] != err["loc"] for o in found)
+        ]
+        raise UserError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
+    if config.distill is not None and not os.path.isabs(config.distill.teacher):  # from --set: relative to the experiment, as in its file
+        teacher = str(path.resolve().parent / config.distill.teacher)
+        config = config.model_copy(update={"distill": config.distill.model_copy(update={"teacher": teacher})})
+    if config.distill is not None and not os.path.isfile(config.distill.teacher):
+        place = places.get(("distill", "teacher"), shown(path))
+        teacher = cut(shown(Path(config.distill.teacher)))
+        near = "the experiment" if str(place).startswith("--set") else "the file that names it"
+        raise UserError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
+    return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
+
+
+def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str:
+    """One pydantic error as `file:line: key: what was expected`."""
+    path: list[str | int] = []
+    node = values
+    loc = err["loc"]
+    for i, part in enumerate(loc):
+        here = (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int) and part < len(node))
+        if here:
+            path.append(part)
+            node = node[part]
+        elif i == len(loc) - 1 and err["type"] == "missing":
+            path.append(part)
+        # else: the tag of a union ('vit', 'adamw'), which is not in the YAML
+    key = tuple(path)
+    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), Place(file))
+    if err["type"] == "extra_forbidden":
+        known = _known_keys(loc)
+        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
+        return f"{place}: {dotted(key)}: unknown key, {hint}"
+    if err["type"] == "missing":
+        return f"{place}: {dotted(key)}: missing; add it"
+    if err["type"] == "union_tag_not_found":
+        return f"{place}: {dotted(key)}.name: missing; expected one of {_tags(key)}"
+    if err["type"] == "union_tag_invalid":
+        return f"{place}: {dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
+    if err["type"] in ("too_short", "too_long"):
+        bound = f"at least {err['ctx']['min_length']}" if err["type"] == "too_short" else f"at most {err['ctx']['max_length']}"
+        return f"{place}: {dotted(key)}: expected a length of {bound}, got {err['ctx']['actual_length']}"
+    message = err["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = {"an object": "a section ('key: value' lines)", "a valid array": "a list"}.get(message, message)
+    if not key:  # of the experiment as a whole: the message opens with the section that is at fault
+        place = places.get((message.partition(":")[0],), place)
+    got = "" if isinstance(err["input"], dict | list) else f", got {cut(json.dumps(err['input']))}"
+    expected = "expected " if err["msg"].startswith("Input should be ") else ""
+    return f"{place}: {dotted(key) + ': ' if key else ''}{expected}{message}{got}"
+
+
+def _tags(key: Keys) -> str:
+    return "'vit', 'resnet'" if key == ("model",) else "'adamw', 'sgd', 'muon'"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """The keys allowed beside the unknown last one of `loc`, which may pass through union tags."""
+    kinds: dict[str, type[Schema]] = {
+        "data": Data, "claim": Claim, "ema_gain": ClaimedRange, "per_class": ClaimedClass, "phases": Phase, "augment": Augment,
+        "color_jitter": ColorJitter, "mix": Mix, "warmup": Length, "train": Train, "ema": EMA, "distill": Distill, "vit": ViT,
+        "resnet": ResNet, "adamw": AdamW, "sgd": SGD, "muon": Muon,
+    }  # fmt: skip
+    for part in reversed(loc[:-1]):
+        if part in kinds:
+            return list(kinds[part].model_fields)
+    return ["extends", *Experiment.model_fields]

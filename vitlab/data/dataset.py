@@ -1,0 +1,292 @@
+"""Sources -> uint8 tensors on the device, their fixed splits, and randomness as a function of (seed, purpose, step)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vitlab import config
+from vitlab.data import sources
+from vitlab.errors import UserError
+from vitlab.data.sources import Source
+
+SIZE = 32  # height and width of every image, in pixels
+MAX_PIXELS = 50_000_000  # of one image file; more is taken for a decompression bomb
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS, which Pillow hands to Ghostscript
+TEST_SHARE = 0.2  # of the images, where a data set has no test split of its own
+SPLIT_SEED = 0  # splits are the same whatever the run's seed
+
+Images = tuple[Tensor, Tensor]  # uint8 (N, 3, 32, 32), int64 (N,)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set on the device: images uint8 (N, 3, 32, 32), labels int64 (N,)."""
+
+    name: str
+    digest: str
+    classes: tuple[str, ...]
+    mirror: bool
+    mean: Tensor  # (3,) float32, of the whole training split in [0, 1], before any limit
+    std: Tensor  # (3,)
+    train_images: Tensor
+    train_labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+# ------------------------------------------------------------------------------------------------------- randomness
+
+
+def seed_for(seed: int, purpose: str, step: int) -> int:
+    """64 bits that are a function of (seed, purpose, step), so that a resumed run needs no generator's state.
+
+    PyTorch's CPU generator keeps the low 32 of them, so among some 1e5 steps a few share their draws: harmless.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def generator(seed: int, purpose: str, step: int, device: torch.device | str) -> torch.Generator:
+    """A generator on `device`, seeded with `seed_for`."""
+    return torch.Generator(device).manual_seed(seed_for(seed, purpose, step))
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The permutation (n,) in which `epoch` visits the training images; int64 on the CPU, the same for every device."""
+    return torch.randperm(n, generator=generator(seed, "order", epoch, "cpu"))
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def load(source: Source, cfg: config.Data, device: torch.device | str) -> Dataset:
+    """Read, limit and split the data set; the validation split is a share of the (limited) training images.
+
+    Raises UserError for damaged or unreadable files, and for limits too small for the number of classes.
+    """
+    read = {"cifar10": _read_cifar10, "digits": _read_digits, "folder": _read_folder}[source.kind]
+    train, test = read(source)
+    mean, std = mean_std(train[0])
+    train = _limit(train, cfg.train_limit, "train_limit")
+    test = _limit(test, cfg.test_limit, "test_limit")
+    share = max(1, round(cfg.validation * len(train[1])))
+    if share > len(train[1]) - len(train[1].unique()):
+        raise UserError(
+            f"{source.name}: {len(train[1])} training images are too few to set {share} aside for validation "
+            "and keep one of each class; add images, or raise data.train_limit where it is set"
+        )
+    aside, rest = stratified_split(train[1], share, "validation")
+
+    def put(images: Images, rows: Tensor | slice) -> Images:
+        return images[0][rows].to(device), images[1][rows].to(device)
+
+    return Dataset(
+        source.name, source.digest, source.classes, source.mirror, mean.to(device), std.to(device),
+        *put(train, rest), *put(train, aside), *put(test, slice(None)),
+    )  # fmt: skip
+
+
+def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and (population) standard deviation of uint8 images (N, 3, H, W) in [0, 1]; each (3,) float32.
+
+    From counts of the 256 values, hence exact. A constant channel gets std 1: normalised, it is 0 and not NaN.
+    """
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for part in images.split(5000):
+        counts += torch.stack([torch.bincount(part[:, c].flatten(), minlength=256) for c in range(3)])
+    value, weight = torch.arange(256, dtype=torch.float64) / 255, counts / counts.sum(1, keepdim=True, dtype=torch.float64)
+    mean = (weight * value).sum(1)
+    std = (weight * (value - mean[:, None]) ** 2).sum(1).sqrt()
+    return mean.float(), torch.where((counts > 0).sum(1) == 1, 1.0, std).float()
+
+
+def stratified_split(labels: Tensor, take: int, purpose: str) -> tuple[Tensor, Tensor]:
+    """Row numbers (take,) and (N - take,), both ascending: drawn at random, and the others. A function of its arguments alone.
+
+    Each class gives its share of `take`, rounded by largest remainder. Every class stays among the others, and one of two
+    images or more is among those taken too, where `take` allows it.
+    """
+    counts = torch.bincount(labels)
+    most = (counts - 1).clamp(min=0)
+    least = most.clamp(max=1) if take >= len(counts) else torch.zeros_like(counts)
+    assert 0 < take <= most.sum(), (take, counts)
+    ideal = counts.double() * take / len(labels)
+    quota = ideal.long().clamp(least, most)
+    while missing := take - int(quota.sum()):
+        one = 1 if missing > 0 else -1
+        free = quota < most if missing > 0 else quota > least
+        quota[torch.where(free, (ideal - quota) * one, -torch.inf).argmax()] += one
+    draws = generator(SPLIT_SEED, f"split/{purpose}", 0, "cpu")
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for label, n in enumerate(quota.tolist()):
+        members = (labels == label).nonzero()[:, 0]
+        taken[members[torch.randperm(len(members), generator=draws)[:n]]] = True
+    return taken.nonzero()[:, 0], (~taken).nonzero()[:, 0]
+
+
+def _limit(images: Images, limit: int | None, key: str) -> Images:
+    pixels, labels = images
+    if limit is None or limit >= len(labels):
+        return images
+    classes = len(labels.unique())
+    if limit < classes:
+        raise UserError(f"data.{key}: {limit} is less than the data set's {classes} classes; give at least one image per class")
+    _, kept = stratified_split(labels, len(labels) - limit, key)
+    return pixels[kept], labels[kept]
+
+
+def _split_test(images: Images) -> tuple[Images, Images]:
+    """(train, test) of a data set without a test split of its own."""
+    pixels, labels = images
+    take = min(max(len(labels.unique()), round(TEST_SHARE * len(labels))), len(labels) - len(labels.unique()))
+    test, train = stratified_split(labels, take, "test")
+    return (pixels[train], labels[train]), (pixels[test], labels[test])
+
+
+# --------------------------------------------------------------------------------------------------------- CIFAR-10
+
+
+PICKLED = {  # all that the batches name
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads plain values and NumPy arrays, and can call nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PICKLED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in an array's pickle")
+        return PICKLED[module, name]
+
+
+def _read_cifar10(source: Source) -> tuple[Images, Images]:
+    assert source.path is not None
+    contents = sources.read_cifar10(source.path)
+
+    def batches(prefix: str) -> Images:
+        parts = [_ArrayUnpickler(io.BytesIO(contents.pop(n)), encoding="bytes").load() for n in list(contents) if n.startswith(prefix)]
+        pixels = np.concatenate([p[b"data"] for p in parts]).reshape(-1, 3, SIZE, SIZE)  # rows are R, G, B planes
+        return torch.from_numpy(pixels), torch.tensor([label for p in parts for label in p[b"labels"]])
+
+    return batches("data_batch_"), batches("test_batch")
+
+
+# ----------------------------------------------------------------------------------------------------------- digits
+
+
+def _read_digits(source: Source) -> tuple[Images, Images]:
+    """8x8 grey images, 0..16, enlarged four times and spread to 0..255.
+
+    Bilinear, because nearest would make each 4x4 patch of a ViT one constant. All weights are multiples of 1/64, so
+    float32 is exact here and the bits are the same on every machine.
+    """
+    table = torch.from_numpy(np.loadtxt(io.BytesIO(sources.digits_csv()), delimiter=",", dtype=np.float32))  # (1797, 65)
+    grey = F.interpolate(table[:, :64].reshape(-1, 1, 8, 8), size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    pixels = (grey * 255 / 16).round().to(torch.uint8).repeat(1, 3, 1, 1)
+    return _split_test((pixels, table[:, 64].long()))
+
+
+# ------------------------------------------------------------------------------------------------ a folder of images
+
+
+def _read_folder(source: Source) -> tuple[Images, Images]:
+    assert source.path is not None
+    assert source.cache is not None
+    found = sources.scan(source.path)
+    files, labels = zip(*found.train, *(found.test or ()), strict=True)
+    pixels = _read_cache(source.cache, len(files))
+    if pixels is None:
+        pixels = np.stack([decode(path) for path in files])
+        if sources.folder_digest(source.path, found, source.mirror) != source.digest:
+            raise UserError(f"{source.path}: its images changed while they were read; run again")
+        _write_cache(source.cache, pixels)
+    everything = torch.from_numpy(pixels), torch.tensor(labels)
+    if found.test is None:
+        return _split_test(everything)
+    n = len(found.train)
+    return (everything[0][:n], everything[1][:n]), (everything[0][n:], everything[1][n:])
+
+
+def decode(path: Path) -> np.ndarray:
+    """One image file as uint8 (3, 32, 32): upright as its EXIF says, squeezed to a square (bicubic, antialiased), RGB.
+
+    Transparent pixels lie on black; 16-bit grey is divided by 257; of an animation the first frame counts. Raises
+    UserError, with the file, for what is no image, is cut, has more than 50 million pixels or is not 8 or 16 bits deep.
+    """
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise UserError("not a file" if path.exists() else "no such file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, which are not read, and of size, which is refused here
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
+                rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
+        reason = "no image in a format that is read here" if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
+        raise UserError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None
+    pixels = np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65_535:
+            raise UserError("32-bit values; save it with 8 or 16 bits")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UserError("floating-point values; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _read_cache(path: Path, n: int) -> np.ndarray | None:
+    """The decoded images (n, 3, 32, 32), or None where the cache is absent, damaged or another's.
+
+    The file is the SHA-256 of the pixels, then the pixels.
+    """
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError:
+        return None
+    checksum, pixels = content[:32], content[32:]
+    if pixels.size != n * 3 * SIZE * SIZE or hashlib.sha256(pixels).digest() != checksum.tobytes():
+        return None
+    return pixels.reshape(n, 3, SIZE, SIZE)
+
+
+def _write_cache(path: Path, images: np.ndarray) -> None:
+    """Atomic, so that another run sees a whole file or none. A cache that cannot be written is done without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(hashlib.sha256(images).digest() + images.tobytes())
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)

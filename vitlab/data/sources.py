@@ -1,0 +1,337 @@
+"""Which data set, where it lies, its digest, its classes and its symmetries. No pixels here: `data.load` reads them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import importlib.util
+import os
+import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vitlab.errors import UserError
+from vitlab.files import printable
+from vitlab.config.places import read_yaml
+
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_ARCHIVE = ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a")  # name, bytes, md5
+CIFAR10_FILES = {  # the files that are read: (bytes, md5); the md5s are torchvision's
+    "data_batch_1": (31_035_704, "c99cafc152244af753f735de768cd75f"),
+    "data_batch_2": (31_035_320, "d4bba439e000b95fd0a9bffe97cbabec"),
+    "data_batch_3": (31_035_999, "54ebc095f3ab1f0389bbae665268c751"),
+    "data_batch_4": (31_035_696, "634d18415352ddfa80567beed471001a"),
+    "data_batch_5": (31_035_623, "482c414d41f54cd18b22e5b47cb7c3cb"),
+    "test_batch": (31_035_526, "40351d587109b95175f43aff81a1287e"),
+}
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+REACH_SECONDS = 10  # for the first answer of the data set's site, name look-up included
+STALL_SECONDS = 60  # a download in which nothing arrives for so long has failed
+
+
+class Unavailable(UserError):
+    """CIFAR-10 is not here and cannot be fetched."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set, before any pixel is read."""
+
+    kind: Literal["cifar10", "digits", "folder"]
+    name: str  # cifar10, digits, or the folder's name in [A-Za-z0-9._-]
+    path: Path | None  # the folder with the files; None for the digits, which scikit-learn brings
+    digest: str  # 32 hex digits
+    classes: tuple[str, ...]
+    mirror: bool  # whether an image flipped left-right is still of its class
+    note: str = ""  # a banner for the user
+    cache: Path | None = None  # where decoded images of a folder are kept
+
+
+def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> Source:
+    """The data set that `data` (auto, cifar10, digits, or a folder's path) names.
+
+    `auto` is CIFAR-10; in the profile `quick` alone, where that is not to be had, it is the digits, and `note` says so.
+    `download=False` touches no network and writes nothing: what it returns may be planned with, and `note` says what is not here
+    yet. Raises UserError: what is missing or damaged, and the remedy.
+    """
+    if data == "cifar10":
+        return _cifar10(data_dir, download)
+    if data == "digits":
+        return _digits()
+    if data != "auto":
+        return _folder(Path(os.path.expanduser(data)), data_dir)
+    try:
+        source = _cifar10(data_dir, download)
+    except Unavailable as e:
+        if profile != "quick":
+            raise
+        return _digits(f"scikit-learn's digits stand in for CIFAR-10: these numbers say nothing about CIFAR-10.\n{e}")
+    if source.note and profile == "quick":
+        return _digits(f"{source.note} Where it cannot be downloaded, scikit-learn's digits stand in for it, as in this plan.")
+    return source
+
+
+def name_of(data: str | Path) -> str:
+    """The data set's name in records: cifar10, digits, or one made of the folder's. Nothing is read, and the folder need not exist."""
+    if data in ("cifar10", "digits"):
+        return str(data)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(os.path.expanduser(data)).resolve().name).strip("-.")[:80] or "folder"
+    return f"{name}-folder" if name in ("cifar10", "digits") else name  # those names are taken, and reports tell data sets apart by name
+
+
+def prepare(data_dir: Path) -> tuple[str, ...]:
+    """Make CIFAR-10 available and verify every checksum; returns one line on each known data set.
+
+    Raises UserError as `resolve` and `read_cifar10` do.
+    """
+    cifar10, digits = _cifar10(data_dir, download=True), _digits()
+    assert cifar10.path is not None
+    read_cifar10(cifar10.path)
+    return (
+        f"cifar10: {cifar10.path}, {len(CIFAR10_FILES)} files, all checksums right, digest {cifar10.digest}",
+        f"digits: bundled with scikit-learn, digest {digits.digest}",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- CIFAR-10
+
+
+def _cifar10(data_dir: Path, download: bool) -> Source:
+    folder = data_dir / CIFAR10_FOLDER
+    note = ""
+    if not _cifar10_complete(folder):
+        if download:
+            _fetch_cifar10(data_dir)
+        elif not _has_size(data_dir / CIFAR10_ARCHIVE[0], CIFAR10_ARCHIVE[1]):
+            note = f"CIFAR-10 is not in {data_dir}: a run would first download it."
+    return Source("cifar10", "cifar10", folder, CIFAR10_ARCHIVE[2], CIFAR10_CLASSES, mirror=True, note=note)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _cifar10_complete(folder: Path) -> bool:
+    """Whether every file is there, with its right size. Raises UserError for a file of another size; looks into none."""
+    complete = True
+    for name, (size, _) in CIFAR10_FILES.items():
+        path = folder / name
+        if not path.is_file():
+            complete = False
+        elif path.stat().st_size != size:
+            raise UserError(f"{path}: damaged: {path.stat().st_size:,} bytes, expected {size:,}. {_replace(folder)}")
+    return complete
+
+
+def read_cifar10(folder: Path) -> dict[str, bytes]:
+    """Every file's content, by name, all of them checked before any is handed out: these are pickles, which can run code.
+
+    Raises UserError for a file that is missing, unreadable or whose md5 is not torchvision's.
+    """
+    contents = {}
+    for name, (_, md5) in CIFAR10_FILES.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as e:
+            raise UserError(f"{folder / name}: cannot be read ({e.strerror}). {_replace(folder)}") from None
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise UserError(f"{folder / name}: damaged: md5 {found}, expected {md5}. {_replace(folder)}")
+        contents[name] = content
+    return contents
+
+
+def _replace(folder: Path) -> str:
+    return f"Delete {folder} and fetch it anew with 'vitlab data'."
+
+
+def _remedy(data_dir: Path) -> str:
+    return (
+        f"Place {CIFAR10_ARCHIVE[0]} or the folder {CIFAR10_FOLDER} in {data_dir}, "
+        "or name the folder that holds it with VITLAB_DATA_DIR (make: DATA_DIR=...), or use --data digits."
+    )
+
+
+def _fetch_cifar10(data_dir: Path) -> None:
+    """Extract the archive where it lies in `data_dir`, else download it first; torchvision checks its md5 before it opens it."""
+    from torchvision.datasets import CIFAR10  # late: it imports torch
+
+    archive, _, md5 = CIFAR10_ARCHIVE
+    damaged = ""
+    try:
+        with (data_dir / archive).open("rb") as f:
+            found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        here = found == md5
+        if not here:  # most likely an interrupted download; torchvision overwrites it
+            damaged = f" {data_dir / archive} is damaged: md5 {found}, expected {md5}."
+    except FileNotFoundError:
+        here = False
+    except OSError as e:
+        raise UserError(f"{data_dir / archive}: cannot be read ({e.strerror}); check the path and its permissions") from None
+    reason = "" if here else _unreachable(CIFAR10.url)
+    if reason:
+        host = urllib.parse.urlsplit(CIFAR10.url).hostname
+        raise Unavailable(f"CIFAR-10 is not in {data_dir} and cannot be downloaded: {host}: {reason}.{damaged} {_remedy(data_dir)}")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: a stalled download would hang for ever
+    try:
+        CIFAR10(data_dir, download=True)
+    except (OSError, EOFError, RuntimeError) as e:
+        raise Unavailable(f"CIFAR-10 could not be fetched into {data_dir}: {e}. {_remedy(data_dir)}") from e
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _unreachable(url: str) -> str:
+    """Why `url` gives no answer within REACH_SECONDS, or ""; asked as torchvision would, by way of the proxies.
+
+    In a thread of its own, since a name look-up has no time-out.
+    """
+    outcome = [f"no answer within {REACH_SECONDS} s"]
+
+    def attempt() -> None:
+        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "vitlab"})
+        try:
+            urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
+            outcome[0] = ""
+        except (OSError, http.client.HTTPException, ValueError) as e:  # URLError, time-outs and TLS failures are OSErrors
+            outcome[0] = str(e) or type(e).__name__
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return outcome[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- digits
+
+
+def _digits(note: str = "") -> Source:
+    digest = hashlib.sha256(b"vitlab digits 1\0" + digits_csv()).hexdigest()[:32]
+    return Source("digits", "digits", None, digest, tuple("0123456789"), mirror=False, note=note)
+
+
+def digits_csv() -> bytes:
+    """scikit-learn's bundled digits: 1,797 lines of 64 pixels (0..16) and the class.
+
+    Found without importing scikit-learn, which is slow. Raises UserError where it is not installed or damaged.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("digits: scikit-learn, which brings them, is not installed; install it or use --data cifar10")
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError) as e:
+        raise UserError(f"{path}: cannot be read ({e}); reinstall scikit-learn or use --data cifar10") from None
+
+
+# ------------------------------------------------------------------------------------------------ a folder of images
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The images of a folder: `train` and `test` hold (file, class index); `test` is None where the folder has no such halves."""
+
+    classes: tuple[str, ...]
+    train: tuple[tuple[Path, int], ...]
+    test: tuple[tuple[Path, int], ...] | None
+
+
+def scan(folder: Path) -> Scan:
+    """List `train/<class>/*` and `test/<class>/*`, or `<class>/*`, in the order of names; opens no image.
+
+    Hidden entries and whatever lies beside the class folders (a README) are passed over. Links may lead anywhere; nothing
+    below a class folder is descended into, so loops end. Raises UserError: the path, what is wrong with it, the remedy.
+    """
+    train, test = folder / "train", folder / "test"
+    if train.is_dir() and test.is_dir():
+        train_classes, test_classes = _class_folders(train), _class_folders(test)
+        if differ := sorted(set(train_classes) ^ set(test_classes)):
+            only = "; ".join(f"'{c}' only in {'train' if c in train_classes else 'test'}" for c in differ[:5])
+            raise UserError(f"{folder}: train and test must have the same class folders: {only}")
+        classes = tuple(train_classes)
+        return Scan(classes, _labelled(train_classes), _labelled(test_classes))
+    for half, other in ((train, "test"), (test, "train")):
+        if half.is_dir() and any(p.is_dir() for p in _entries(half)):
+            raise UserError(f"{folder}: has {half.name}/ but no {other}/; add it, or put the class folders directly into {folder}")
+    by_class = _class_folders(folder)
+    for name, files in by_class.items():
+        if len(files) < 2:
+            raise UserError(f"{folder / name}: has one image; add some: train and test each need one of every class")
+    return Scan(tuple(by_class), _labelled(by_class), None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        entries = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+        for path in entries:
+            if not path.exists():
+                raise UserError(f"{path}: a link that leads nowhere; mend it or remove it")
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be listed ({e.strerror}); check the path and its permissions") from None
+    return entries
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> its images' paths, both sorted; at least two classes, none of them empty."""
+    by_class = {}
+    for class_folder in (p for p in _entries(folder) if p.is_dir()):
+        files = [p for p in _entries(class_folder) if p.name != "dataset.yaml"]
+        for path in files:
+            if not path.is_file():
+                raise UserError(f"{path}: not a file; a class folder holds images alone, so move or remove it")
+        if printable(class_folder.name) != class_folder.name:
+            raise UserError(f"{class_folder}: rename the folder: a class's name is readable text")
+        if not files:
+            raise UserError(f"{class_folder}: no images; add some or remove the folder")
+        by_class[class_folder.name] = files
+    if len(by_class) < 2:
+        found = f"only one, '{next(iter(by_class))}'" if by_class else "none"
+        raise UserError(f"{folder}: expected at least two class folders with images in them, found {found}")
+    return by_class
+
+
+def _labelled(by_class: dict[str, list[Path]]) -> tuple[tuple[Path, int], ...]:
+    return tuple((path, label) for label, files in enumerate(by_class.values()) for path in files)
+
+
+def folder_digest(folder: Path, found: Scan, mirror: bool) -> str:
+    """32 hex digits of SHA-256 over the images' relative names and contents, and the symmetry, which changes what is trained."""
+    digest = hashlib.sha256(f"vitlab folder 1 mirror={mirror}\0".encode())
+    for path, _ in (*found.train, *(found.test or ())):
+        try:
+            with path.open("rb") as f:
+                content = hashlib.file_digest(f, "sha256").digest()
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read ({e.strerror}); check its permissions") from None
+        digest.update(path.relative_to(folder).as_posix().encode("utf-8", "surrogateescape") + b"\0" + content)
+    return digest.hexdigest()[:32]
+
+
+def _folder(folder: Path, data_dir: Path) -> Source:
+    if not folder.is_dir():
+        raise UserError(f"--data {folder}: no such folder; expected auto, cifar10, digits, or a folder of images")
+    folder = folder.resolve()
+    found, mirror = scan(folder), _mirror(folder / "dataset.yaml")
+    digest = folder_digest(folder, found, mirror)
+    return Source("folder", name_of(folder), folder, digest, found.classes, mirror, cache=data_dir / ".cache" / f"{digest}.pixels")
+
+
+def _mirror(path: Path) -> bool:
+    if not path.exists():
+        return True
+    values, places = read_yaml(path)
+    for key in values:
+        if key != "mirror":
+            raise UserError(f"{places[(key,)]}: {key}: unknown key; dataset.yaml has 'mirror' alone")
+    mirror = values.get("mirror", True)
+    if mirror is not True and mirror is not False:
+        raise UserError(f"{places[('mirror',)]}: mirror: expected true or false")
+    return mirror

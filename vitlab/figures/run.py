@@ -1,0 +1,189 @@
+"""The pictures of one run, drawn from its record: confusion matrices, per-class accuracy, predictions, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from vitlab.figures import style
+from vitlab.figures.style import LIGHT
+from vitlab.records import RunRecord
+
+RUN_PICTURES = ("confusion_counts.png", "confusion_normalized.png", "per_class_accuracy.png", "predictions.png", "curves.png")
+GRID_COLUMNS = 9  # of predictions.png: 4 rows of 9
+
+
+def run_figures(
+    record: RunRecord,
+    out_dir: Path,
+    images: np.ndarray | None = None,
+    shown: Sequence[tuple[int, int, float]] | None = None,
+) -> list[Path]:
+    """Draw one run's pictures (`RUN_PICTURES`) into `out_dir` and return their paths.
+
+    `images` are `(N, H, W, 3)` uint8, `shown` their `(true class, predicted class, confidence in 0..1)`; without them
+    predictions.png is left out, since a record holds no images.
+    """
+    if images is not None and shown is not None:
+        fits = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8 and len(images) == len(shown) > 0
+        assert fits, f"predictions: expected (N, H, W, 3) uint8 images and N triples, got {images.shape} {images.dtype}, {len(shown)}"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    counts = np.asarray(record.confusion, int)  # (C, C): [true][predicted]
+    assert counts.shape == (len(record.dataset.classes),) * 2, f"confusion {counts.shape}, {len(record.dataset.classes)} classes"
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    paths = {name: out_dir / name for name in RUN_PICTURES}
+    with style.style(LIGHT):
+        _confusion(record, counts, "Confusion matrix, images", "{:d}", paths["confusion_counts.png"])
+        _confusion(record, share, "Confusion matrix, % of each true class", "{:.1f}", paths["confusion_normalized.png"])
+        _per_class(record, paths["per_class_accuracy.png"])
+        _curves(record, paths["curves.png"])
+        if images is not None and shown is not None:
+            _predictions(record, images, shown, paths["predictions.png"])
+        else:
+            del paths["predictions.png"]
+    return list(paths.values())
+
+
+def _about(record: RunRecord) -> str:
+    name = style.short(f"{record.experiment} {record.variant}", 60)
+    top1 = record.metrics.get("test_top1")
+    measured = "" if top1 is None else f"  ·  test top-1 {top1:.2f} %"
+    return f"{name}  ·  {style.short(record.dataset.name, 30)}  ·  profile {record.profile}  ·  seed {record.seed}{measured}"
+
+
+def _confusion(record: RunRecord, values: np.ndarray, title: str, form: str, path: Path) -> None:
+    classes = len(values)
+    names = [style.short(c, 18) for c in record.dataset.classes]
+    side = float(np.clip(0.5 * classes, 3.4, 14))
+    fig = style.figure(side + 1.9, side + 1.3)
+    ax = fig.add_subplot()
+    annotated = classes <= 20
+    texts = np.array([["" if v < 0.05 else form.format(v) for v in row] for row in values])
+    sns.heatmap(
+        values, ax=ax, annot=texts if annotated else False, fmt="", cbar=False, square=True,
+        cmap=style.sequential(LIGHT), norm=PowerNorm(0.4, vmin=0, vmax=max(float(values.max()), 1)),  # errors are few: lift them
+        linewidths=0.6 if annotated else 0, linecolor=LIGHT.rule, annot_kws={"fontsize": 7.5, "in_layout": False},
+        xticklabels=False, yticklabels=False,
+    )  # fmt: skip
+    if classes <= 60:
+        ax.set_xticks(np.arange(classes) + 0.5, names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right", rotation_mode="anchor")
+        ax.set_yticks(np.arange(classes) + 0.5, names, rotation=0)
+        if max(map(len, names)) <= 3:
+            ax.set_xticks(np.arange(classes) + 0.5, names, rotation=0, ha="center", rotation_mode="default")
+    ax.set_xlabel("predicted class")
+    ax.set_ylabel("true class")
+    style.lay_out(fig, title, _about(record))
+    style.save(fig, path)
+
+
+def _per_class(record: RunRecord, path: Path) -> None:
+    facts = record.per_class
+    fig = style.figure(7.0, 1.35 + 0.29 * len(facts))
+    ax = fig.add_subplot()
+    y = np.arange(len(facts))
+    accuracy = [f.accuracy for f in facts]
+    ax.barh(y, accuracy, height=0.68, color=LIGHT.accent)
+    for i, value in enumerate(accuracy):
+        inside = value > 12
+        place = (
+            {"x": value - 0.8, "ha": "right", "color": LIGHT.surface} if inside else {"x": value + 0.8, "ha": "left", "color": LIGHT.ink}
+        )
+        ax.text(y=i, s=f"{value:.2f}", va="center", fontsize=8, in_layout=False, **place)
+    mean = float(np.average(accuracy, weights=[max(f.support, 1) for f in facts]))
+    ax.axvline(mean, color=LIGHT.claim, linewidth=1.1, linestyle=(0, (4, 3)), zorder=0)
+    ax.text(mean, -0.75, f"all classes {mean:.2f}", color=LIGHT.claim, fontsize=8, ha="center", va="bottom")
+    ax.set_xlim(0, 103)
+    ax.set_ylim(len(facts) - 0.4, -0.75)
+    ax.set_yticks(y, [style.short(f.name, 28) for f in facts], color=LIGHT.ink)
+    ax.set_xticks(range(0, 101, 20))
+    ax.set_xlabel("accuracy on the class's test images (%)")
+    ax.grid(axis="x")
+    ax.spines["left"].set_visible(False)
+    ax.spines["bottom"].set_visible(False)
+    style.lay_out(fig, "Accuracy per class", _about(record))
+    style.save(fig, path)
+
+
+def _predictions(record: RunRecord, images: np.ndarray, shown: Sequence[tuple[int, int, float]], path: Path) -> None:
+    names = record.dataset.classes
+    columns = min(GRID_COLUMNS, len(images))
+    rows = -(-len(images) // columns)
+    # One mosaic in one axes, for speed. A cell is 1 x 1.36: the picture its upper left 0.92 x 0.92, two lines of text below.
+    h, w = images.shape[1:3]
+    cell_h, cell_w = round(h * 1.36 / 0.92), round(w / 0.92)
+    mosaic = np.full((rows * cell_h, columns * cell_w, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * cell_h, i % columns * cell_w
+        mosaic[top : top + h, left : left + w] = image
+    width, height = 1.08 * columns + 0.24, 1.08 * 1.36 * rows
+    fig = style.figure(max(width, 6.0), height + 0.85)
+    ax = fig.add_axes((0.12 / max(width, 6.0), 0.02, (width - 0.24) / max(width, 6.0), height / (height + 0.85) - 0.02))
+    ax.imshow(mosaic, interpolation="nearest", aspect="auto")
+    for i, (true, predicted, confidence) in enumerate(shown):
+        x, y = i % columns * cell_w - 0.5, i // columns * cell_h - 0.5  # a pixel's centre has whole coordinates
+        wrong = true != predicted
+        ax.text(x, y + 1.05 * h, style.short(names[true], 15), va="top", fontsize=6.5, color=LIGHT.muted, in_layout=False)
+        ax.text(
+            x, y + 1.2 * h, f"{'✗' if wrong else '✓'} {style.short(names[predicted], 11)} {100 * confidence:.0f} %", va="top", fontsize=6.5,
+            color=LIGHT.wrong if wrong else LIGHT.ink, fontweight="bold" if wrong else "normal", in_layout=False,
+        )  # fmt: skip
+        if wrong:
+            ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=LIGHT.wrong, linewidth=2.2))
+    ax.set_xlim(-1, columns * cell_w)
+    ax.set_ylim(rows * cell_h, -1)
+    ax.set_axis_off()
+    right = sum(t == p for t, p, _ in shown)
+    style.headline(
+        fig,
+        f"Predictions: {right} of {len(shown)} right",
+        f"{_about(record)}\nbelow each image its true class, then ✓ or ✗, the predicted class and the confidence in it",
+    )
+    style.save(fig, path)
+
+
+LOSS_NAMES = {
+    "train/loss": "train, total",
+    "train/ce": "train, cross-entropy",
+    "train/kd": "train, distillation",
+    "validation/loss": "validation",
+}
+
+
+def _curves(record: RunRecord, path: Path) -> None:
+    fig = style.figure(9.4, 3.7)
+    loss, top1, lr = fig.subplots(1, 3, width_ratios=(1.15, 1.15, 0.8))
+    keys = sorted({k for entry in record.history for k in entry})
+    losses = [k for k in LOSS_NAMES if k in keys and not (k == "train/ce" and "train/kd" not in keys)]  # alone it is the total
+    losses += [k for k in keys if k.startswith("train/") and k not in (*LOSS_NAMES, "train/top1", "train/grad_norm")]
+    for i, key in enumerate(losses):
+        line = "--" if key.startswith("validation/") else "-"
+        _history(loss, record, key, LOSS_NAMES.get(key, style.short(key, 24)), LIGHT.series[i % len(LIGHT.series)], line)
+    top1_names = {"train/top1": "train", "validation/top1": "validation, raw weights", "validation/ema_top1": "validation, EMA weights"}
+    for color, (key, name) in zip((LIGHT.neutral[1], LIGHT.series[0], LIGHT.series[3]), top1_names.items(), strict=True):
+        _history(top1, record, key, name, color, "-" if key.startswith("train") else "--" if "ema" in key else "-.")
+    _history(lr, record, "lr", "lr", LIGHT.accent, "-")
+    for ax, title in ((loss, "loss"), (top1, "top-1 (%)"), (lr, "learning rate")):
+        ax.set_title(title)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10), min_n_ticks=1))
+        ax.grid(axis="y")
+    lr.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
+    for ax in (loss, top1):
+        if ax.lines:
+            ax.legend(loc="upper left", bbox_to_anchor=(-0.06, -0.2), ncols=2, handlelength=1.8, columnspacing=1.2)
+    style.lay_out(fig, "Training", _about(record), margins=(0.5, 1.05, 0.5))
+    style.save(fig, path)
+
+
+def _history(ax: Axes, record: RunRecord, key: str, label: str, color: str, line: str) -> None:
+    points = [(entry["epoch"], entry[key]) for entry in record.history if key in entry]
+    if points:
+        x, y = zip(*points, strict=True)
+        ax.plot(x, y, line, color=color, label=label, marker="o" if len(points) <= 12 else "", markersize=3.2)

@@ -1,0 +1,308 @@
+"""Records -> what a reader sees: records, charts, README.md and a self-contained report.html for each set, and an index of sets.
+
+A set is all runs of one profile on one data set; tables.py says what its pages say, figures.py draws. Everything but predictions.png,
+which needs the images, is made from the records alone, and the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from vitlab import files, records
+from vitlab.claims import ledger
+from vitlab.errors import UserError
+from vitlab.figures.run import run_figures
+from vitlab.records import RunRecord
+from vitlab.report import blocks, charts, forest, tables
+from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
+from vitlab.run import published
+from vitlab.track import shipping
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
+
+Stored = dict[tuple[str, ...], shipping.FinishedRun]  # run -> where MLflow has it
+
+
+# ------------------------------------------------------------------------------------------------------------ building
+
+
+def _nowhere(run: RunRecord) -> None:
+    """No run's predictions are at hand."""
+
+
+def build(
+    runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path], predictions: ledger.Predictions = _nowhere
+) -> ledger.Book | None:
+    """Write a set's records, claims.json, charts, README.md and report.html into `out_dir`.
+
+    `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` names the folder
+    where a run, `(experiment, seed)`, left its predictions.png; `predictions` says where its predictions.npz lies, if it is at hand.
+    Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
+    Returns the claims as judged; None where no run measures one, which leaves an earlier claims.json as it is. Raises UserError for no
+    runs, for runs of more than one profile or data set, and for damaged claims.
+    """
+    _check(runs, out_dir)
+    kept, left_out = newest(runs)
+    folder = out_dir / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {records.file_name(run): run for run in kept}
+    for stale in set(folder.glob("*.json")) - {folder / name for name in names}:
+        stale.unlink()
+    for name, run in names.items():
+        if not (folder / name).exists() or records.read(folder / name) != run:  # writing, and waiting for the disk, takes ten times as long
+            records.write(run, folder / name)
+    entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
+    (out_dir / LEFT_OUT).unlink(missing_ok=True)
+    if entries:
+        files.write(out_dir / LEFT_OUT, json.dumps(entries, indent=1) + "\n")
+    for shown in (rung.runs[0] for rung in ladder(kept)):
+        source = pictures.get((shown.experiment, shown.seed))
+        if source is not None and (source / "predictions.png").is_file():
+            target = out_dir / "figures" / picture_folder(shown)
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / "predictions.png", target / "predictions.png")
+    return rebuild(out_dir, predictions)
+
+
+def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger.Book | None:
+    """Draw and write everything anew from `out_dir`/records and the claims.json before. A predictions.png that is there is kept, and so
+    are published weights that are still the best run's. Returns what `build` does."""
+    runs = records.read_all(out_dir)
+    _check(runs, out_dir)
+    book = ledger.build(runs, out_dir, predictions)
+    rungs = ladder(runs)
+    drawn = out_dir / "figures"
+    drawn.mkdir(exist_ok=True)
+    wanted = {picture_folder(rung.runs[0]) for rung in rungs}
+    for stale in drawn.iterdir():
+        if stale.is_dir() and re.fullmatch(r".+-s\d+-[0-9a-f]+", stale.name) and stale.name not in wanted:
+            shutil.rmtree(stale)
+    for stale in drawn.glob(f"{forest.NAME}-*.svg"):
+        stale.unlink()
+    if rungs:  # a set may have variations alone
+        _draw(rungs, drawn)
+    if book is not None:
+        forest.draw(book, drawn)
+    left_out = _read_left_out(out_dir / LEFT_OUT)
+    page = tables.page(rungs, variants(runs), left_out, out_dir) | {
+        "claims": ledger.section(book, runs) if book is not None else None,
+        "weights": tables.weights(published.keep_current(out_dir, runs)),
+    }
+    _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
+    inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
+    _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
+    return book
+
+
+def _read_left_out(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not readable ({e}); restore it, or delete it: the page then names no runs that were left out") from None
+
+
+def _draw(rungs: list[Rung], drawn: Path) -> None:
+    """Draw the set's charts and each rung's pictures."""
+    charts.set_figures(rungs, drawn)
+    for record in (rung.runs[0] for rung in rungs):
+        run_figures(record, drawn / picture_folder(record))
+
+
+def index(results_dir: Path) -> None:
+    """Write `results_dir`/README.md: the best set's summary and headline chart, and a link to every set.
+
+    Sets on CIFAR-10, which the claims are about, come before others; then the larger profile comes first.
+    """
+    sets = {p.parent.name: records.read_all(p.parent) for p in sorted(results_dir.glob("*/records"))}
+    sets = {name: runs for name, runs in sets.items() if runs}
+    if not sets:
+        raise UserError(f"{results_dir}: no set with records in it; train and build a report first")
+    order = sorted(sets, key=lambda name: records.rank(sets[name][0], name))
+    rows = []
+    for name in order:
+        rungs = ladder(sets[name])
+        best = max(rungs, key=lambda r: r.mean) if rungs else None
+        rows.append(
+            (
+                tables.Link(name, f"{quote(name)}/README.md"), sets[name][0].dataset.name, sets[name][0].profile, tables.devices(sets[name]),
+                str(len(rungs)), str(len(sets[name])), tables.NONE if best is None else tables.pm(best.mean, best.half),
+                max(r.finished for r in sets[name])[:10],
+            )
+        )  # fmt: skip
+    columns = ("Set", "Data set", "Profile", "Device", "Experiments", "Runs", "Best top-1 (%)", "Last finished")
+    table = tables.Table("Every set. Best top-1: mean ± 95 % CI over seeds; " + tables.RULE + ".", columns, "llllrrrl", rows)
+    best_set = order[0]
+    page = tables.page(ladder(sets[best_set]), variants(sets[best_set]), [], results_dir / best_set)
+    book = results_dir / best_set / ledger.FILE
+    page |= {
+        "sets": table,
+        "best": best_set,
+        "best_href": quote(best_set),
+        "claims": ledger.said(ledger.read(book)) if book.is_file() else "",
+    }
+    _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
+
+
+def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """Build the sets of the finished runs in the MLflow store of `root`, and of these alone, then the index; return the pages written.
+
+    A ledger goes to MLflow with its runs; where that fails, `tell` is told why, and the report stands. Raises UserError for no runs.
+    """
+    return _compile(root, reports_dir, {}, tell, with_weights=False)
+
+
+def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """As `own`, with the runs published before, the weights of each set's best student, and the blocks of `root`'s README.md.
+
+    Records of what was published before lie in `results_dir`: results of several machines come together, and without any run here
+    everything is rebuilt as it was.
+    """
+    before = {folder.parent.name: records.read_all(folder.parent) for folder in sorted(results_dir.glob("*/records"))}
+    pages = _compile(root, results_dir, before, tell, with_weights=True)
+    opening = root / "README.md"
+    if opening.is_file() and readme(text := opening.read_text(encoding="utf-8"), results_dir) != text:
+        files.write(opening, readme(text, results_dir))
+        pages.append(opening)
+    return pages
+
+
+def _compile(
+    root: Path, results_dir: Path, before: dict[str, list[RunRecord]], tell: Callable[[str], None], with_weights: bool
+) -> list[Path]:
+    pages = []
+    with tempfile.TemporaryDirectory() as tmp:
+        sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
+        stored: dict[str, Stored] = {}
+        for run in shipping.finished_runs(root):
+            record = records.read(run.fetch("record.json", Path(tmp) / run.run_id))
+            name = f"{record.profile}-{record.dataset.name}"
+            sets.setdefault(name, {})[_identity(record)] = record
+            stored.setdefault(name, {})[_identity(record)] = run
+        for name, runs in sorted(sets.items()):
+            if runs:
+                out_dir, at_hand = results_dir / name, stored.get(name, {})
+                if with_weights and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
+                    tell(f"{name}: its best student's weights are not published ({trouble}); the report is whole without them")
+                book = _build(list(runs.values()), out_dir, at_hand, Path(tmp))
+                pages += [out_dir / "README.md", out_dir / "report.html"]
+                if book is None and (out_dir / ledger.FILE).is_file():
+                    tell(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
+                if at_hand and book is not None and (trouble := shipping.ship_ledger(root, out_dir / ledger.FILE)):
+                    tell(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
+    if not pages:
+        raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
+    index(results_dir)
+    return [*pages, results_dir / "README.md"]
+
+
+def readme(text: str, results_dir: Path) -> str:
+    """`text`, a page written by hand, with the summary of each set that it names (`<!-- results: SET -->`) made anew."""
+
+    def summary(name: str) -> str:
+        runs = records.read_all(results_dir / name)
+        _check(runs, results_dir / name)
+        return _tidy(_markdown().get_template("table.md.j2").render(table=tables.opening(ladder(runs))))
+
+    return blocks.fill(text, "results", summary)
+
+
+def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> ledger.Book | None:
+    """`build`, with what the MLflow store holds of the runs."""
+    shown = [rung.runs[0] for rung in ladder(newest(runs)[0])]  # whose pictures are wanted
+    found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
+
+    def predictions(run: RunRecord) -> Path | None:
+        at = stored.get(_identity(run))
+        with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
+            return at and at.fetch("predictions.npz", tmp / at.run_id)
+
+    return build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
+
+
+def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
+    """Where the MLflow store holds the weights of the set's best run. Returns why they cannot be published, else ""."""
+    run = published.best(newest(runs)[0])
+    if run is None or (at := stored.get(_identity(run))) is None:
+        return ""
+    try:
+        weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
+    except UserError:  # as with predictions: what is not at hand is left out
+        return ""
+    try:
+        published.write(out_dir, run, weights)
+    except UserError as e:
+        return str(e)
+    return ""
+
+
+def _identity(run: RunRecord) -> tuple[str, ...]:
+    return run.experiment, run.variant, run.fingerprint, str(run.seed)
+
+
+def _check(runs: Sequence[RunRecord], where: Path) -> None:
+    if not runs:
+        raise UserError(f"{where}: no finished runs to report; train some first")
+    sets = sorted({f"{r.profile}-{r.dataset.name}" for r in runs})
+    if len(sets) > 1:
+        raise UserError(f"{where}: a report is of one profile and one data set, got {', '.join(sets)}; build one for each")
+
+
+# ------------------------------------------------------------------------------------------------------------- templates
+
+
+def md(value: Any) -> str:
+    """`value` as Markdown that reads as plain text, on one line, in a table's cell as in a paragraph."""
+    text = " ".join(str(value).split())
+    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ('"', "&quot;"), ("@", "&#64;"), ("://", "&#58;//")):
+        text = text.replace(char, entity)
+    text = re.sub(r"^([-+=])(?=[\s\-+=]|$)", r"\\\1", text)  # no list, no rule
+    return re.sub(r"^(\d+)(?=[.)]\s)", r"\1\\", text)  # no numbered list
+
+
+def _environment(finalize: Callable[[Any], Any] | None, autoescape: bool) -> Environment:
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=autoescape, finalize=finalize, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+
+
+def _html() -> Environment:
+    env = _environment(None, autoescape=True)
+    env.tests["link"] = lambda cell: isinstance(cell, tables.Link)
+    return env
+
+
+def _markdown() -> Environment:
+    env = _environment(lambda value: value if isinstance(value, Markup) else md(value), autoescape=False)
+    env.tests["link"] = lambda cell: isinstance(cell, tables.Link)
+    env.filters["html"] = lambda value: escape(" ".join(str(value).split()))  # within an HTML element Markdown is not read
+    return env
+
+
+def _data_uri(path: Path) -> str:
+    kind = "image/svg+xml" if path.suffix == ".svg" else "image/png"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _write(path: Path, text: str) -> None:
+    files.write(path, _tidy(text))
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip() + "\n"

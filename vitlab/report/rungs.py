@@ -1,0 +1,101 @@
+"""Runs as rungs: each experiment's runs of all seeds together, with their mean, its interval, and what the report claims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitlab.config import Claim
+from vitlab.figures import style
+from vitlab.records import RunRecord
+from vitlab.stats import mean_and_half
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One experiment's runs, one per seed, with what is said of them together."""
+
+    runs: tuple[RunRecord, ...]
+    mean: float  # test top-1, percent
+    half: float | None  # half the width of its confidence interval; None for a single seed
+    claimed: tuple[float, float] | None  # lowest and highest claimed top-1, percent; equal where one number is claimed
+
+    @property
+    def label(self) -> str:
+        """`01 Baseline ViT`, for axes and keys."""
+        number = self.number
+        title = style.short(self.runs[0].title, 44)
+        return f"{number} {title}" if number.isdigit() else title
+
+    @property
+    def number(self) -> str:
+        """`01` of a rung; the whole id of an experiment outside the ladder."""
+        head = self.runs[0].experiment.split("_")[0]
+        return head if head.isdigit() else style.short(self.runs[0].experiment, 16)
+
+    @property
+    def seconds(self) -> float:
+        return float(np.mean([r.train_seconds for r in self.runs]))
+
+
+def newest(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
+    """`(kept, left out)`: for each experiment and variant only the configuration finished last, and each seed's last run of it."""
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in sorted(runs, key=lambda r: (r.experiment, r.variant, r.seed, r.finished, r.fingerprint)):
+        groups.setdefault((run.experiment, run.variant), []).append(run)
+    kept, left_out = [], []
+    for group in groups.values():
+        last = max(group, key=lambda r: (r.finished, r.fingerprint)).fingerprint
+        by_seed = {run.seed: run for run in group if run.fingerprint == last}
+        kept += by_seed.values()
+        left_out += [run for run in group if run is not by_seed.get(run.seed)]
+    return kept, left_out
+
+
+def ladder(runs: Iterable[RunRecord]) -> list[Rung]:
+    """The experiments as they stand, variants left out: rungs by number, then the others (teachers)."""
+    plain: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if not run.variant:
+            plain.setdefault(run.experiment, []).append(run)
+    return [_rung(plain[name]) for name in sorted(plain, key=lambda n: (not n[0].isdigit(), _natural(n)))]
+
+
+def claimed_range(claim: Claim | None) -> tuple[float, float] | None:
+    """Lowest and highest claimed top-1, the same where one number is claimed."""
+    if claim is None:
+        return None
+    if claim.low is not None and claim.high is not None:
+        return claim.low, claim.high
+    return None if claim.top1 is None else (claim.top1, claim.top1)
+
+
+def claim_on(runs: Sequence[RunRecord]) -> Claim | None:
+    """The claims are about CIFAR-10: on other data there is nothing to hold them against."""
+    return runs[0].claim if runs[0].dataset.name == "cifar10" else None
+
+
+def _rung(runs: list[RunRecord]) -> Rung:
+    runs = sorted(runs, key=lambda r: r.seed)
+    mean, half = mean_and_half([r.metrics["test_top1"] for r in runs])
+    return Rung(tuple(runs), mean, half, claimed_range(claim_on(runs)))
+
+
+def variants(runs: Iterable[RunRecord]) -> list[Rung]:
+    varied: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in runs:
+        if run.variant:
+            varied.setdefault((run.experiment, run.variant), []).append(run)
+    return [_rung(varied[key]) for key in sorted(varied)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def picture_folder(run: RunRecord) -> str:
+    """Carries the fingerprint, so that a picture is never shown beside another configuration's numbers."""
+    return f"{run.experiment}-s{run.seed}-{run.fingerprint}"

@@ -1,0 +1,266 @@
+"""The composition root: one run of the plan, from data and configuration to a finished RunRecord."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+import vitlab
+from vitlab import config, files, models, records
+from vitlab.data.dataset import Dataset, generator
+from vitlab.errors import UserError
+from vitlab.models import cost
+from vitlab.paths import REPOSITORY, ROOT
+from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
+from vitlab.run import published
+from vitlab.run.plan import Run
+from vitlab.track.journal import Journal, RunInfo
+from vitlab.track.shipping import Shipper
+from vitlab.train import checkpoint, evaluate, loop, machine, schedule
+from vitlab.train.meter import Meter, total
+from vitlab.train.objective import CrossEntropy, Distillation
+
+SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
+STOP_SECONDS = 5  # how long one that is to stop does
+
+
+def git_state() -> dict[str, str]:
+    """The commit, and a hash of uncommitted changes ("" for none); both "" outside a repository."""
+
+    def git(*args: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(REPOSITORY), *args], capture_output=True, text=True, timeout=10, check=True).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    changes = git("diff", "HEAD")
+    return {"commit": git("rev-parse", "HEAD").strip(), "dirty": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else ""}
+
+
+def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.device) -> nn.Module:
+    """Initial weights are a function of the seed alone, whatever was drawn before."""
+    torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
+    return models.build(cfg.model, classes).to(where)
+
+
+def load_weights(run: Run, where: torch.device) -> nn.Module:
+    """The finished run's model in eval mode. Raises UserError where its weights are missing or of another model."""
+    return checkpoint.load_model(run.folder / published.WEIGHTS, run.resolved.config.model, len(run.source.classes)).to(where)
+
+
+def predicted(run: Run) -> torch.Tensor:
+    """(N,): the classes that the finished run's headline weights gave the test images. Raises UserError where they are missing or damaged."""
+    path = run.folder / "predictions.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            logits = stored["logits_ema" if "logits_ema" in stored else "logits_raw"]  # (H, N, C)
+        return evaluate.ranking(torch.from_numpy(logits).mean(0))[:, 0]
+    except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
+        raise UserError(f"{path}: cannot be read ({str(e) or type(e).__name__}); train the run anew with --force") from None
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def execute(
+    run: Run,
+    data: Dataset,
+    make_bar: Callable[[int], loop.Bar],
+    stop: loop.Stop,
+    say: Callable[[str], None],
+) -> RunRecord:
+    """Train (or resume) and evaluate one run, and leave its record, predictions, weights and pictures in its folder.
+
+    `make_bar(images_per_epoch)` gives the trainer its progress display. Raises trainer.Interrupted and trainer.Diverged.
+    """
+    cfg, where = run.resolved.config, data.train_images.device
+    teacher = teacher_validation = None
+    if run.teacher is not None:  # all that is wanted of it, before anything is written and hours are spent
+        teacher = load_weights(run.teacher, where)
+        run.teacher.record()
+        predicted(run.teacher)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    classes = len(data.classes)
+    model = build_model(cfg, classes, run.seed, where)
+    assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    files.write(run.folder / "config.yaml", config.to_yaml(cfg))
+    git, name = git_state(), machine.device_name(where)
+    run_info(run, data, git, name).write(run.folder)
+    journal = Journal(run.folder / "journal.jsonl")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    shipper = Shipper(ROOT, run.folder)
+
+    objective: CrossEntropy | Distillation = CrossEntropy()
+    if run.teacher is not None and teacher is not None and cfg.distill is not None:
+        scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
+        teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
+        say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
+        objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
+
+    peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
+    meter = Meter(where, run.step_flops, peak)
+    try:
+        with make_bar(len(data.train_labels)) as bar:
+            trained = loop.train(
+                cfg, data, model, objective,
+                seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
+            )  # fmt: skip
+        record = finish(run, data, model, trained, peak, teacher_validation, started, git)
+        journal.append("event", text="finished")
+    except (loop.Interrupted, files.DiskFull):
+        shipper.close("KILLED", STOP_SECONDS)
+        raise
+    except loop.Diverged as e:
+        journal.append("event", text=f"failed: {e}")
+        shipper.close("FAILED", STOP_SECONDS)
+        raise
+    journal.close()
+    best = trained.ema.model if trained.ema else model
+    example = data.test_images[:2].cpu().numpy()
+    if not shipper.finish(lambda: STOP_SECONDS if stop.asked() else SHIP_SECONDS, model=best, example=example):
+        say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
+    return record
+
+
+def finish(
+    run: Run,
+    data: Dataset,
+    model: nn.Module,
+    trained: loop.Trained,
+    peak: float,
+    teacher_validation: float | None,
+    started: str,
+    git: dict[str, str],
+) -> RunRecord:
+    """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record."""
+    from vitlab.figures.run import run_figures  # 150 MB, which nothing needs while training
+
+    cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
+    clock = time.perf_counter()
+    weights = {"raw": model} | ({"ema": trained.ema.model} if trained.ema else {})
+    heads = {kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size) for kind, m in weights.items()}
+    seconds = total(trained.history, trained.after) | {"test": time.perf_counter() - clock}
+    headline = "ema" if trained.ema else "raw"
+    scores, labels = heads[headline].mean(0), data.test_labels
+    evaluate.write_predictions(folder / "predictions.npz", heads, labels, model.head_names, data.classes)
+
+    metrics = {f"test_{k}": v for k, v in (evaluate.accuracy(scores, labels) | evaluate.confidence(scores, labels)).items()}
+    for kind, z in heads.items():
+        metrics |= {f"test_{kind}_{k}": v for k, v in evaluate.accuracy(z.mean(0), labels).items()}
+    if len(model.head_names) > 1:
+        for head, z in zip(model.head_names, heads[headline], strict=True):
+            metrics[f"test_{head}_top1"] = evaluate.accuracy(z, labels)["top1"]
+    by_epoch = [row["validation/ema_top1" if trained.ema else "validation/top1"] for row in trained.history]
+    metrics["validation_top1"] = by_epoch[-1]
+    for i, epochs in enumerate(schedule.whole_epochs(cfg, len(data.train_labels))[:-1]):
+        if 0 < epochs < len(by_epoch):  # in a short training the last phase may have no step
+            metrics[f"validation_top1_phase_{i}"] = by_epoch[epochs - 1]
+
+    teacher = None
+    if run.teacher is not None and teacher_validation is not None:
+        teacher = teacher_facts(run.teacher, scores, metrics["test_top1"], teacher_validation)
+    img_s = statistics.median(row["perf/img_s"] for row in trained.history)
+    counts = evaluate.confusion(scores, labels)
+    facts = evaluate.per_class(counts, data.classes)
+    record = RunRecord(
+        experiment=run.resolved.id,
+        variant=run.resolved.variant,
+        title=cfg.title,
+        claim=cfg.claim,
+        profile=run.resolved.profile,
+        dataset=DatasetFacts(
+            name=data.name, digest=data.digest, classes=data.classes,
+            train=len(data.train_labels), validation=len(data.validation_labels), test=len(data.test_labels),
+            mean=tuple(data.mean.tolist()), std=tuple(data.std.tolist()),
+        ),
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        config=config.plain(cfg),
+        metrics=metrics,
+        per_class=facts,
+        confusion=counts.tolist(),
+        history=tuple(trained.history),
+        params=run.params,
+        flops=run.flops,
+        train_seconds=trained.seconds,
+        img_s=img_s,
+        perf={
+            "train_gflops_per_image": run.step_flops / 1e9,
+            "tflops": img_s * run.step_flops / 1e12,
+            "peak_tflops": peak / 1e12,
+            "mfu": 100 * img_s * run.step_flops / peak,
+        }
+        | {f"seconds_{phase}": value for phase, value in seconds.items()},
+        device=machine.device_name(where),
+        precision=machine.precision(cfg.train.precision, where),
+        threads=torch.get_num_threads(),
+        versions={"python": platform.python_version(), "vitlab": vitlab.__version__} | {p: metadata.version(p) for p in ("torch", "torchvision")},
+        git=git,
+        started=started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        teacher=teacher,
+    )  # fmt: skip
+    kept = {k: v.contiguous() for k, v in weights[headline].state_dict().items()}
+    files.write(folder / published.WEIGHTS, to_safetensors(kept))
+    files.write(folder / "report.txt", evaluate.classification_report(facts, metrics["test_top1"]))
+    rows, shown = evaluate.sample_grid(scores, labels)
+    pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
+    with files.writing(folder / "figures"):
+        run_figures(record, folder / "figures", pictures, shown)
+    records.write(record, folder / "record.json")  # last: its presence says that the run is finished
+    checkpoint.remove(folder)
+    return record
+
+
+def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
+    """scores (N, C): the student's test logits. The teacher's stored predictions are read, not computed again."""
+    record = teacher.record()
+    return TeacherFacts(
+        experiment=teacher.resolved.id,
+        fingerprint=teacher.fingerprint,
+        seed=teacher.seed,
+        weights_sha256=file_sha256(teacher.folder / published.WEIGHTS),
+        validation_top1=validation_top1,
+        test_top1=record.metrics["test_top1"],
+        agreement=(predicted(teacher) == evaluate.ranking(scores)[:, 0]).float().mean().item() * 100,
+        gain=top1 - record.metrics["test_top1"],
+    )
+
+
+def run_info(run: Run, data: Dataset, git: dict[str, str], device: str) -> RunInfo:
+    cfg = run.resolved.config
+    return RunInfo(
+        experiment=run.resolved.id,
+        variant=run.resolved.variant,
+        label=run.resolved.label,
+        title=cfg.title,
+        profile=run.resolved.profile,
+        dataset=data.name,
+        dataset_digest=data.digest,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        git_commit=git["commit"],
+        git_dirty=git["dirty"],
+        device=device,
+        params=config.flatten(cfg),
+        description=cfg.description,
+        params_count=run.params,
+        flops=run.flops,
+        train=len(data.train_labels),
+        validation=len(data.validation_labels),
+        test=len(data.test_labels),
+    )

@@ -1,0 +1,115 @@
+"""Finished runs as an archive small enough to carry away from a machine: `vitlab pack`.
+
+One xz-compressed tar, as it streams by cut into parts. What is in it lies as it does below runs/, so that `tar` alone brings it back,
+and the same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from vitlab import files, records
+from vitlab.errors import UserError
+from vitlab.run import half, published
+from vitlab.train import checkpoint
+
+PART_BYTES = 15_000_000
+PARTS = 1_000  # three digits, so that the shell's order is theirs
+RECORD = "record.json"
+
+
+def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) -> list[Path]:
+    """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.xz.000 and so on.
+
+    All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks and what a kill left half written.
+    `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are removed. Raises
+    UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half precision.
+    """
+    folder, runs_dir = folder.resolve(), runs_dir.resolve()
+    if not folder.is_dir() or not folder.is_relative_to(runs_dir):
+        what = "not a folder of runs" if folder.exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; expected {runs_dir}, a set in it, or a folder below")
+    found = sorted(p for p in runs_dir.glob("*/*/*") if p.is_dir() and (p == folder or folder in p.parents))
+    finished = {run: _finished(run / RECORD) for run in found if (run / RECORD).is_file()}
+    for run in found:
+        if run not in finished:
+            tell(f"{run.relative_to(runs_dir)}: not finished, left out")
+    if not finished:
+        raise UserError(f"{folder}: no finished run to pack; expected one with a {RECORD}: train it to its end first")
+    to.mkdir(parents=True, exist_ok=True)
+    for path in to.iterdir():  # those of a longer archive would be taken for the end of this one
+        if re.fullmatch(re.escape(folder.name) + r"\.tar\.xz\.\d+(\.tmp)?", path.name):
+            path.unlink()
+    parts = _Parts(to / f"{folder.name}.tar.xz")
+    try:
+        with tarfile.open(fileobj=parts, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+            for run, seconds in finished.items():
+                for path in _contents(run):
+                    _add(tar, path, path.relative_to(runs_dir), seconds)
+        parts.finish()
+    except BaseException:
+        for path in parts.paths:
+            path.unlink()
+        raise
+    return parts.paths
+
+
+def _finished(record: Path) -> int:
+    """When the run did, in seconds since the epoch: the date of all its files in the archive."""
+    finished = records.read(record).finished
+    try:
+        return int(datetime.fromisoformat(finished).timestamp())
+    except (ValueError, OverflowError) as e:
+        raise UserError(f"{record}: finished: {e}; restore the record or train the run anew with --force") from None
+
+
+def _contents(run: Path) -> list[Path]:
+    """The record last, as training writes it: where unpacking is cut short, no run seems finished that is not."""
+    there = [p for p in run.rglob("*") if p.is_file() and not p.is_symlink()]
+    kept = [p for p in there if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock")]
+    return sorted(kept, key=lambda p: (p == run / RECORD, p))
+
+
+def _add(tar: tarfile.TarFile, path: Path, name: Path, seconds: int) -> None:
+    info = tarfile.TarInfo(name.as_posix())  # nobody's, and readable by all
+    info.mtime = seconds
+    with path.open("rb") as file:
+        content: BinaryIO = file
+        if path.name == published.WEIGHTS:
+            content = io.BytesIO(half.to_half(file.read(), str(path)))
+        info.size = content.seek(0, io.SEEK_END)  # of the file that is open, whatever takes its place meanwhile
+        content.seek(0)
+        tar.addfile(info, content)
+
+
+class _Parts:
+    """A file to write to; what is written is compressed, and lies in `paths`, each of PART_BYTES but the last."""
+
+    def __init__(self, stem: Path) -> None:
+        self.paths: list[Path] = []
+        self._stem, self._xz, self._rest = stem, half.compressor(), bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._rest += self._xz.compress(data)
+        while len(self._rest) >= PART_BYTES:
+            self._write(PART_BYTES)
+
+    def finish(self) -> None:
+        self._rest += self._xz.flush()
+        while self._rest:
+            self._write(PART_BYTES)
+
+    def _write(self, size: int) -> None:
+        number = len(self.paths)
+        if number == PARTS:
+            raise UserError(f"{self._stem}: more than {PARTS * PART_BYTES / 1e9:.0f} GB; pack the folders in it one by one")
+        path = self._stem.with_name(f"{self._stem.name}.{number:03}")
+        files.write(path, bytes(self._rest[:size]))
+        self.paths.append(path)
+        del self._rest[:size]

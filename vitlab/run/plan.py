@@ -1,0 +1,148 @@
+"""From files and flags to an ordered list of runs: teachers first, each run once. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitlab import config, records
+from vitlab.config.places import MAX_DEPTH, shown
+from vitlab.data import sources
+from vitlab.data.sources import Source
+from vitlab.errors import UserError
+from vitlab.models import cost
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment with one seed: what it is known by, where it lives, and the run that teaches it."""
+
+    resolved: config.Resolved
+    seed: int
+    source: Source
+    fingerprint: str
+    folder: Path
+    teacher: Run | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.resolved.label} · seed {self.seed}"
+
+    @property
+    def lock(self) -> Path:
+        """Not in the folder, which --force removes, nor in its parent, which a mistake must not leave behind empty."""
+        experiment = self.folder.parent
+        return experiment.with_name(f"{experiment.name}-{self.folder.name}.lock")
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "record.json").is_file()
+
+    def record(self) -> records.RunRecord:
+        """Of the finished run. Raises UserError where it is damaged, or another run's."""
+        path = self.folder / "record.json"
+        record = records.read(path)
+        if (record.fingerprint, record.seed) != (self.fingerprint, self.seed):
+            other = f"{record.fingerprint}, seed {record.seed}"
+            raise UserError(f"{path}: of another run ({other}), not of this folder's; restore it or train the run anew with --force")
+        return record
+
+    @property
+    def params(self) -> int:
+        return cost.parameters(self.resolved.config.model, len(self.source.classes))
+
+    @property
+    def flops(self) -> int:
+        """Forward, per image."""
+        return cost.forward_flops(self.resolved.config.model, len(self.source.classes))
+
+    @property
+    def step_flops(self) -> int:
+        """Of one image's training step."""
+        return cost.training_flops(self.resolved.config.model, len(self.source.classes), self.teacher.flops if self.teacher else 0)
+
+    @property
+    def train_flops(self) -> float:
+        """Of the whole training."""
+        cfg = self.resolved.config
+        return float(self.step_flops) * train_images(self.source, cfg.data) * cfg.train.epochs
+
+
+def train_images(source: Source, data: config.Data) -> int:
+    """How many images an epoch has, without reading one."""
+    if source.kind == "folder":
+        assert source.path is not None
+        found = sources.scan(source.path)
+        total = len(found.train) if found.test is not None else round(0.8 * len(found.train))
+    else:
+        total = {"cifar10": 50_000, "digits": 1_438}[source.kind]
+    total = min(total, data.train_limit or total)
+    return total - max(1, round(data.validation * total))
+
+
+def expand(paths: list[Path]) -> list[Path]:
+    """Files as they are; a folder stands for the YAMLs in it, in name order. Raises UserError for what is not there."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.glob("*.yaml") if p.name != "claims.yaml")
+            if not found:
+                raise UserError(f"{path}: no experiments (*.yaml) in this folder")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{path}: no such file; experiments are in experiments/, for example experiments/01_baseline_vit.yaml")
+    return files
+
+
+def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets: tuple[str, ...], runs_dir: Path) -> list[Run]:
+    """Every run that `paths` x `seeds` needs, in the order they run: seed by seed, a teacher before its students.
+
+    A student with seed s learns from the teacher trained with seed s, so that a spread over seeds includes the teacher's.
+    """
+    ordered: dict[Path, Run] = {}
+    root = runs_dir / f"{profile}-{source.name}"
+
+    def add(path: Path, seed: int, overrides: tuple[str, ...], students: tuple[Path, ...] = ()) -> Run:
+        resolved = config.load(path, profile, overrides)
+        if resolved.path in students:
+            names = " -> ".join(p.name for p in (*students, resolved.path))
+            raise UserError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
+        if len(students) == MAX_DEPTH:
+            raise UserError(
+                f"{shown(students[0])}: more than {MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher"
+            )
+        distill = resolved.config.distill
+        teacher = add(Path(distill.teacher), seed, (), (*students, resolved.path)) if distill else None
+        digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)
+        folder = root / resolved.id / f"{digest}-s{seed}"
+        return ordered.setdefault(folder, Run(resolved, seed, source, digest, folder, teacher))
+
+    files = expand(paths)
+    for seed in seeds:
+        for path in files:
+            add(path, seed, sets)
+    return list(ordered.values())
+
+
+def students_first(runs: list[Run]) -> list[Run]:
+    """Within each seed students and their teachers, then the others; else as they were. For where time may run out before the runs do:
+    what distillation reaches is what most claims are about, and at full size nothing else would leave it the time.
+    """
+    teachers = {run.teacher.folder for run in runs if run.teacher}
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: (seeds.index(run.seed), run.teacher is None and run.folder not in teachers))
+
+
+def measured_speed(runs_dir: Path) -> float | None:
+    """Training FLOP/s of the newest finished run below `runs_dir`: what the time estimate of a plan stands on."""
+    found = sorted(runs_dir.glob("*/*/*/record.json"), key=lambda p: p.stat().st_mtime)
+    for path in reversed(found):
+        try:
+            record = records.read(path)
+        except UserError:
+            continue
+        if record.perf:
+            return record.perf["tflops"] * 1e12
+    return None

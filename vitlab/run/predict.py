@@ -1,0 +1,107 @@
+"""Classify image files with a finished run or published weights: `vitlab predict IMAGE...`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from vitlab import config, records
+from vitlab.data import sources
+from vitlab.data.augment import normalize
+from vitlab.data.dataset import decode
+from vitlab.errors import UserError
+from vitlab.run import published
+from vitlab.train import checkpoint, evaluate
+
+
+class Candidate(NamedTuple):
+    record: records.RunRecord
+    origin: str  # whether it is an own run or published, and where it lies
+    load: Callable[[], nn.Module]  # on the CPU
+
+
+def own(folder: Path) -> Candidate:
+    """The finished run in `folder`. Raises UserError where its record is missing or damaged; `load` does for its weights."""
+    record = records.read(folder / "record.json")
+
+    def load() -> nn.Module:
+        cfg = _model_config(record, folder / "record.json")
+        return checkpoint.load_model(folder / published.WEIGHTS, cfg, len(record.dataset.classes))
+
+    return Candidate(record, f"own run {folder}", load)
+
+
+def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
+    """Raises UserError, naming the file, where the weights published with the set of `runs` are missing, damaged or of none of them."""
+    record, content = published.read(out_dir, runs)
+
+    def load() -> nn.Module:
+        cfg = _model_config(record, out_dir / "records" / records.file_name(record))
+        try:
+            return checkpoint.parse_model(content, cfg, len(record.dataset.classes))
+        except UserError as e:
+            raise published.unusable(out_dir, e) from None
+
+    return Candidate(record, f"published weights {out_dir / published.FILE}", load)
+
+
+def _model_config(record: records.RunRecord, path: Path) -> config.ViT | config.ResNet:
+    """Raises UserError where the record, which was read from `path`, has none that this vitlab knows."""
+    try:
+        return TypeAdapter(config.Model).validate_json(json.dumps(record.config.get("model")), strict=True)
+    except ValidationError as e:
+        reason = e.errors()[0]["msg"]
+        raise UserError(f"{path}: config.model: {reason}; restore the record or train the run anew with --force") from None
+
+
+def model_to_log(folder: Path) -> tuple[nn.Module, np.ndarray]:
+    """For tracking.sync: the model, and two images of the size it takes."""
+    return own(folder).load(), np.zeros((2, 3, 32, 32), np.float32)
+
+
+def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
+    """The best of the own finished runs and the published weights, by `published.best`, of those trained on the data set `data`, which is
+    named as --data names it. Raises UserError where there is none, and for a file that is damaged."""
+    name = sources.name_of(data)
+    mine, sets = [own(path.parent) for path in sorted(runs_dir.glob("*/*/*/record.json"))], published.sets(results_dir)
+    found = [c for c in mine if c.record.dataset.name == name]  # before the published ones: of the same run they are the exact weights
+    found += [_published(out_dir, runs) for out_dir, runs in sets.items() if runs[0].dataset.name == name]
+    chosen = published.best(c.record for c in found)
+    if chosen is not None:
+        return next(c for c in found if c.record is chosen)
+    others = {c.record.dataset.name for c in mine}.union(runs[0].dataset.name for runs in sets.values()) - {name}
+    at_hand = f", or choose another data set's model with {' or '.join(f'--data {n}' for n in sorted(others))}" if others else ""
+    raise UserError(
+        f"no model for the data set {name}: no finished run of it below {runs_dir} (variations by --set aside), and no weights published "
+        f"below {results_dir}; train one, for example with 'python runner.py experiments/05_kd_r18.yaml --data {shlex.quote(data)}', "
+        f"name a finished run with --run FOLDER{at_hand}"
+    )
+
+
+def classify(images: list[Path], chosen: Candidate) -> list[str]:
+    """One line of which model answers, what it was trained on and how good it is. Then one an image: its three likeliest classes with the
+    probability in percent. Raises UserError, naming the file at fault."""
+    pixels = torch.stack([torch.from_numpy(decode(path).copy()) for path in images])  # (N, 3, 32, 32)
+    model, record = chosen.load(), chosen.record
+    with torch.inference_mode():
+        inputs = normalize(pixels, torch.tensor(record.dataset.mean), torch.tensor(record.dataset.std))
+        scores = model(inputs)  # (N, C)
+    top = evaluate.ranking(scores)[:, :3]
+    shares = scores.softmax(-1).gather(-1, top)
+    which = " ".join(filter(None, (record.experiment, record.variant)))
+    lines = [
+        f"{record.title} ({which}, profile {record.profile}, seed {record.seed}), trained on {record.dataset.name}, "
+        f"validation top-1 {record.metrics['validation_top1']:.2f} %, test top-1 {record.metrics['test_top1']:.2f} %: {chosen.origin}"
+    ]
+    for path, values, indices in zip(images, shares, top, strict=True):
+        guesses = ", ".join(f"{record.dataset.classes[i]} {v:.1%}" for v, i in zip(values.tolist(), indices.tolist(), strict=True))
+        lines.append(f"{path}: {guesses}")
+    return lines

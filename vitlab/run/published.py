@@ -1,0 +1,79 @@
+"""The weights published with a set, its best student's: which run that is, the file that holds them, and whom they are read back for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from vitlab import files, records
+from vitlab.errors import UserError
+from vitlab.records import RunRecord
+from vitlab.run import half
+
+WEIGHTS = "weights.safetensors"  # as a run leaves them
+FILE = "best.safetensors.xz"  # beside the records; half precision
+
+
+def best(runs: Iterable[RunRecord]) -> RunRecord | None:
+    """The student with the best validation top-1; where there is none, the best of all. Variations are left out; the test split selects nothing."""
+    ladder = [run for run in runs if not run.variant]
+    students = [run for run in ladder if run.teacher is not None]
+    return max(students or ladder, key=lambda run: (run.metrics["validation_top1"], records.file_name(run)), default=None)
+
+
+def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
+    """Publish the run's `weights`, unless they are. Raises UserError where they are damaged or beyond half precision."""
+    content = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)})
+    path = out_dir / FILE
+    with contextlib.suppress(OSError, UserError):  # another version of xz may pack the same differently
+        if half.decompress(path.read_bytes(), len(content)) == content:
+            return
+    out_dir.mkdir(parents=True, exist_ok=True)
+    files.write(path, half.compress(content))
+
+
+def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
+    """Whose weights are published with the set of `runs`, and these as safetensors. Raises UserError, naming the file, where it is
+    missing, damaged or of none of them."""
+    path, named = out_dir / FILE, {_name(run): run for run in runs}
+    largest = max((run.params for run in named.values()), default=0)
+    try:
+        # Half of it for the parameters in half precision; a batch norm's statistics are fewer than these, and the header is small.
+        content = half.decompress(path.read_bytes(), 4 * largest + (1 << 20))
+        name = half.metadata(content, "record")
+        if name not in named:
+            raise UserError(f"of '{name[:200]}', which is not among the set's records")
+    except (OSError, UserError) as e:
+        raise unusable(out_dir, e) from None
+    return named[name], content
+
+
+def unusable(out_dir: Path, reason: Exception) -> UserError:
+    remedy = "restore it, or delete it: 'vitlab report --publish' writes it anew where its run is at hand"
+    return UserError(f"{out_dir / FILE}: cannot be used as published weights ({reason}); {remedy}")
+
+
+def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
+    """The best of `runs`, if its weights are the published ones; any others are removed."""
+    runs = list(runs)
+    with contextlib.suppress(UserError):
+        run, _ = read(out_dir, runs)
+        if run == best(runs):
+            return run
+    (out_dir / FILE).unlink(missing_ok=True)
+    return None
+
+
+def sets(results_dir: Path) -> dict[Path, list[RunRecord]]:
+    """Each set with published weights, and its runs, by name. Raises UserError for a set without records."""
+    found = {path.parent: records.read_all(path.parent) for path in sorted(results_dir.glob(f"*/{FILE}"))}
+    for out_dir, runs in found.items():
+        if not runs:
+            raise UserError(f"{out_dir / FILE}: lies beside no records; restore them, or delete it")
+    return found
+
+
+def _name(run: RunRecord) -> str:
+    """A record's file, and which of the runs that could have left one of this name."""
+    return f"records/{records.file_name(run)}: {run.fingerprint}, finished {run.finished}"

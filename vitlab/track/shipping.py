@@ -1,0 +1,572 @@
+"""Ships a run's journal to MLflow, and reads finished runs back. Only this file and store.py import mlflow, and late.
+
+MLflow is fed from the journal alone, with the journal's timestamps. It keeps a metric's row once per (key, value, timestamp, step), so
+a line that is shipped twice adds nothing, and whatever a dead server or a killed process left undone is simply shipped again. Only
+what a checkpoint covers is shipped: steps that a resume replays were never there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import html
+import json
+import math
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from vitlab import files, records
+from vitlab.errors import UserError
+from vitlab.stats import interval
+from vitlab.track import views
+from vitlab.track.journal import RunInfo, read_journal
+from vitlab.track.store import Store, connect, locked, own_runs, own_uri, reason, shown_uri, tracking_uri, without_password
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Model = Callable[[], "tuple[nn.Module, np.ndarray]"]  # a finished run's, and two images for it; made only where it is wanted
+ARTIFACTS = ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt")
+SHIPPING_SECONDS = 30  # how long one waits for another that ships the same run
+BACK_OFF_SECONDS = 300  # the longest pause between two attempts to reach a server that is down
+
+
+# ------------------------------------------------------------------------------------------------------------ shipping
+
+
+@dataclass
+class _Shipped:
+    """What of a run has reached one store."""
+
+    run_id: str
+    offset: int = 0  # bytes of the journal
+    digest: str = ""  # of these bytes: a resume from an earlier checkpoint may have written others in their place
+    described: str = ""  # digest of the run.json that tags and params were taken from
+    status: str = "RUNNING"
+    model_id: str = ""
+
+
+@dataclass
+class _State:
+    """`<run_dir>/mlflow.json`. Losing it costs time and nothing else, since all that is shipped is shipped idempotently."""
+
+    started: int  # the journal's first timestamp: another one is another attempt at the same seed, and another run in MLflow
+    covered: int = 0  # bytes of the journal that a checkpoint covers
+    status: str = "RUNNING"  # as it should be in MLflow
+    stores: dict[str, _Shipped] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, run_dir: Path, started: int) -> _State:
+        try:
+            values = json.loads((run_dir / "mlflow.json").read_text(encoding="utf-8"))
+            state = cls(**values | {"stores": {k: _Shipped(**v) for k, v in values["stores"].items()}})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return cls(started)
+        return state if state.started == started else cls(started)
+
+    def write(self, run_dir: Path) -> None:
+        files.write_json(run_dir / "mlflow.json", asdict(self))
+
+
+def ship(
+    run_dir: Path,
+    root: Path,
+    upto: int | None,
+    final: bool,
+    model: nn.Module | None = None,
+    example: np.ndarray | None = None,
+) -> None:
+    """Bring MLflow up to the journal's first `upto` bytes (None: all of it). Idempotent.
+
+    `final` adds artifacts, the record's numbers, the marks of a finished run and the parent's summary over seeds; then the `model`, if
+    one is given, with two images as `example`. Raises what mlflow raises where the store cannot be reached or refuses.
+    """
+    _note(run_dir, "FINISHED" if final else "RUNNING", upto)
+    _ship(run_dir, root, None if model is None or example is None else lambda: (model, example))
+
+
+def close(run_dir: Path, root: Path, status: str) -> None:
+    """Ship what checkpoints cover, and mark the run KILLED (interrupted) or FAILED; a later `ship` has it RUNNING again."""
+    _note(run_dir, status)
+    _ship(run_dir, root)
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """`vitlab sync` may be at a run that is just being trained."""
+    try:
+        lock = FileLock(run_dir / "mlflow.lock", timeout=SHIPPING_SECONDS).acquire()
+    except Timeout:
+        raise TimeoutError("another process is shipping it") from None
+    with lock:
+        yield
+
+
+_COVERED = -1  # as many bytes as were noted before
+
+
+def _note(run_dir: Path, status: str, upto: int | None = _COVERED) -> None:
+    """Write down what is to be shipped before trying to, for a later `sync`."""
+    assert status in ("RUNNING", "KILLED", "FAILED", "FINISHED"), status
+    entries = read_journal(run_dir / "journal.jsonl")
+    if entries:
+        with _alone(run_dir):
+            state = _State.read(run_dir, entries[0][1]["time"])
+            if upto != _COVERED:
+                state.covered = entries[-1][0] if upto is None else upto
+            state.status = status
+            state.write(run_dir)
+
+
+def _ship(run_dir: Path, root: Path, final_model: Model | None = None) -> None:
+    info, entries = RunInfo.read(run_dir), read_journal(run_dir / "journal.jsonl")
+    if entries:
+        with _alone(run_dir):
+            _ship_entries(run_dir, root, info, entries, final_model)
+
+
+def _ship_entries(run_dir: Path, root: Path, info: RunInfo, entries: list[tuple[int, dict[str, Any]]], final_model: Model | None) -> None:
+    state = _State.read(run_dir, entries[0][1]["time"])
+    store = connect(root)
+    at = state.stores.get(store.key)
+    if at is None or not store.exists(at.run_id):
+        identity = _attempts(info) | {"vitlab.started": str(state.started)}
+        at = _Shipped(store.find_or_create(identity, info.name, state.started, {"vitlab.finished": "false"}))
+        state.stores[store.key] = at
+        state.write(run_dir)
+
+    if at.status != "FINISHED":
+        described = _digest((run_dir / "run.json").read_bytes())
+        if at.described != described:
+            _describe(store, at.run_id, info)
+            at.described = described
+        _ship_metrics(store, at, run_dir, entries, state.covered)
+        state.write(run_dir)
+        if at.status != state.status:
+            if state.status == "FINISHED":
+                _ship_results(store, at.run_id, run_dir, entries)
+            _settle(store, at.run_id, info, state.status, entries[-1][1]["time"])
+            at.status = state.status
+            state.write(run_dir)
+    if final_model is not None and not at.model_id:
+        at.model_id = log_model(root, at.run_id, *final_model())
+        state.write(run_dir)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _group(info: RunInfo) -> dict[str, str]:
+    """The tags that all seeds of one experiment share."""
+    return {
+        "vitlab.experiment": info.experiment,
+        "vitlab.variant": info.variant,
+        "vitlab.profile": info.profile,
+        "vitlab.dataset": info.dataset,
+        "vitlab.fingerprint": info.fingerprint,
+    }
+
+
+def _attempts(info: RunInfo) -> dict[str, str]:
+    """The tags of a seed's run; a run trained anew (--force) has the same ones and another `vitlab.started`."""
+    return _group(info) | {"vitlab.kind": "seed", "vitlab.seed": str(info.seed)}
+
+
+def _parent(store: Store, info: RunInfo) -> str:
+    more = {"vitlab.dataset_digest": info.dataset_digest, "mlflow.note.content": _note_text(info)}
+    return store.find_or_create(_group(info) | {"vitlab.kind": "parent"}, info.group, int(time.time() * 1000), more)
+
+
+def _note_text(info: RunInfo) -> str:
+    """MLflow's UI reads a description as Markdown, HTML included; all else it shows as it is."""
+    return html.escape(info.description, quote=False)
+
+
+def _describe(store: Store, run_id: str, info: RunInfo) -> None:
+    """Tags, params and data set, and the view that shows the run. Params cannot be changed, so what may be another on resume is a tag."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    parent_id = _parent(store, info)
+    source = {"mlflow.source.name": "runner.py", "mlflow.source.type": "LOCAL"}
+    tags = {
+        "mlflow.parentRunId": parent_id,
+        "mlflow.note.content": _note_text(info),
+        "vitlab.title": info.title,
+        "vitlab.dataset_digest": info.dataset_digest,
+        "vitlab.device": info.device,
+        "vitlab.git_commit": info.git_commit,
+        "vitlab.git_dirty": info.git_dirty,
+    }
+    if info.git_commit:
+        tags["mlflow.source.git.commit"] = info.git_commit  # where the UI's column "Version" looks for it
+    store.set_tags(run_id, tags | source)
+    store.set_tags(parent_id, source)  # without a commit: its seeds may be of several
+    store.log_params(run_id, info.params)
+    sizes = {"train": info.train, "validation": info.validation, "test": info.test}
+    dataset = Dataset(info.dataset, info.dataset_digest[:36], "vitlab", json.dumps({"name": info.dataset}), profile=json.dumps(sizes))
+    with locked(store.root):  # MLflow looks the data set up and inserts it, and refuses the second of two that do so together
+        for each in (run_id, parent_id):
+            store.client.log_inputs(each, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    store.share_views(functools.partial(views.tags, info.profile, info.dataset))
+
+
+def _ship_metrics(store: Store, at: _Shipped, run_dir: Path, entries: list[tuple[int, dict[str, Any]]], covered: int) -> None:
+    journal = (run_dir / "journal.jsonl").read_bytes()
+    there: set[tuple[str, int]] = set()
+    if _digest(journal[: at.offset]) != at.digest:  # at the first time, or where a resume replaced lines that were shipped
+        at.offset, there = 0, store.steps(at.run_id)
+    due = [(end, entry) for end, entry in entries if at.offset < end <= covered]
+    rows = [(k, v, entry["time"], entry["step"]) for _, entry in due if entry["kind"] == "metrics" for k, v in entry["values"].items()]
+    store.log_metrics(at.run_id, [row for row in rows if (row[0], row[3]) not in there])
+    if due:
+        at.offset, at.digest = due[-1][0], _digest(journal[: due[-1][0]])
+
+
+def _settle(store: Store, run_id: str, info: RunInfo, status: str, time_ms: int) -> None:
+    """Set the run's status and the mark of a finished one, and with them its parent's and its earlier attempts'."""
+    parent_id = _parent(store, info)
+    store.set_tags(run_id, {"mlflow.parentRunId": parent_id})  # it may have been deleted and made again
+    with locked(store.root):
+        if status == "RUNNING":
+            store.client.update_run(run_id, status)
+        else:
+            store.client.set_terminated(run_id, status, end_time=time_ms)
+        if status == "FINISHED":  # only now, so that what is marked has an end
+            store.set_tags(run_id, {"vitlab.finished": "true"})
+            _supersede(store, info)
+        _summarise(store, parent_id)
+
+
+def _ship_results(store: Store, run_id: str, run_dir: Path, entries: list[tuple[int, dict[str, Any]]]) -> None:
+    """Artifacts, and the record's numbers as `final/...`."""
+    record = records.read(run_dir / "record.json")
+    for name in ARTIFACTS:
+        if (run_dir / name).exists():
+            store.client.log_artifact(run_id, str(run_dir / name))
+    for picture in sorted((run_dir / "figures").glob("*.png")):
+        store.client.log_artifact(run_id, str(picture), "figures")
+    values = record.metrics | {"params": record.params, "flops": record.flops}
+    values |= {"train_seconds": record.train_seconds, "img_s": record.img_s} | {f"perf_{k}": v for k, v in record.perf.items()}
+    if record.teacher is not None:
+        values |= {"teacher_agreement": record.teacher.agreement, "gain_over_teacher": record.teacher.gain}
+    step = max((entry["step"] for _, entry in entries if entry["kind"] == "metrics"), default=0)
+    store.log_metrics(run_id, [(f"final/{k}", float(v), entries[-1][1]["time"], step) for k, v in values.items()])
+
+
+def _supersede(store: Store, info: RunInfo) -> None:
+    """Of several attempts at one seed the last that finished counts; an earlier one that was left running will not finish any more."""
+    attempts = store.find(_attempts(info))
+    done = [i for i, run in enumerate(attempts) if run.data.tags["vitlab.finished"] == "true"]
+    for run in attempts[: done[-1]] if done else ():
+        if run.data.tags["vitlab.finished"] == "true":
+            store.set_tags(run.info.run_id, {"vitlab.finished": "superseded"})
+        elif run.info.status == "RUNNING":
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _summarise(store: Store, parent_id: str) -> None:
+    """The parent's metrics and status from its children's, computed anew each time.
+
+    `final/x` is the mean, so that its column compares with the children's; a test's also has `_sd`, `_ci95_low`, `_ci95_high`. The step is
+    the number of seeds and the time the last child's end: the run table shows the latest, and computing it again adds nothing.
+    """
+    children = store.find({"mlflow.parentRunId": parent_id})
+    done = [run for run in children if run.data.tags["vitlab.finished"] == "true"]
+    seeds = sorted({int(run.data.tags["vitlab.seed"]) for run in done})
+    if done:
+        end = max(run.info.end_time for run in done)
+        values = {"final/seeds": float(len(done))}
+        for key in sorted(set.intersection(*({k for k in run.data.metrics if k.startswith("final/")} for run in done))):
+            mean, sd, low, high = interval([run.data.metrics[key] for run in done])
+            values[key] = mean
+            if len(done) > 1 and key.startswith("final/test_"):
+                values |= {f"{key}_sd": sd, f"{key}_ci95_low": low, f"{key}_ci95_high": high}
+        store.log_metrics(parent_id, [(k, v, end, len(done)) for k, v in values.items()])
+        store.set_tags(parent_id, {"vitlab.seeds": ",".join(map(str, seeds)), "vitlab.finished": "true"})
+    if any(run.info.status == "RUNNING" for run in children):
+        store.client.update_run(parent_id, "RUNNING")
+    else:
+        status = "FINISHED" if done else children[-1].info.status
+        store.client.set_terminated(parent_id, status, end_time=max(run.info.end_time for run in children))
+
+
+def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) -> str:
+    """Log `model` under the run, loadable as `models:/<the id returned>` without this package: a graph exported by torch, not a pickle.
+
+    example: (2, 3, H, W), uint8 or float; two images, since a batch of one would be exported as a constant. The graph takes what the model
+    takes: normalised float32 images, any number of them.
+    """
+    import copy
+
+    sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch loads it where it is installed, a second for nothing used here
+    import mlflow.pytorch
+    import torch
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    store = connect(root)
+    for earlier in store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
+        if earlier.status == LoggedModelStatus.READY:  # and a kill came before it was noted
+            _link_model(store, earlier.model_id, run_id)
+            return earlier.model_id
+        store.client.delete_logged_model(earlier.model_id)
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # torch.export warns of channels_last weights
+    images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
+    float32 = np.dtype(np.float32)
+    experiment = store.client.get_run(run_id).data.tags["vitlab.experiment"]
+    name = re.sub(r"[/:.%\"']", "_", experiment)  # what MLflow has against a model's name
+    logged = store.client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id)
+    status = "FAILED"
+    try:
+        with torch.no_grad(), tempfile.TemporaryDirectory() as tmp:
+            classes = model(torch.from_numpy(images)).shape[1]
+            inputs, outputs = TensorSpec(float32, (-1, *images.shape[1:])), TensorSpec(float32, (-1, classes))
+            mlflow.pytorch.save_model(
+                model,
+                f"{tmp}/model",
+                mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+                signature=ModelSignature(Schema([inputs]), Schema([outputs])),
+                input_example=images,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],  # or they are inferred, slowly
+                serialization_format="pt2",
+            )
+            store.client.log_model_artifacts(logged.model_id, f"{tmp}/model")
+        status = "READY"
+    finally:
+        store.client.finalize_logged_model(logged.model_id, status)
+    _link_model(store, logged.model_id, run_id)
+    return logged.model_id
+
+
+def _link_model(store: Store, model_id: str, run_id: str) -> None:
+    """Make the model an output of the run, once."""
+    from mlflow.entities import LoggedModelOutput
+
+    if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):
+        store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def ship_ledger(root: Path, path: Path) -> str:
+    """Bring a set's ledger, the claims.json at `path`, to MLflow: one run a set, known by its tags. Idempotent.
+
+    Returns why that could not be, else "": no report waits for it, and the next one tries again.
+    """
+    try:
+        if not _has_ledger(root, path.read_bytes()):
+            _ship_ledger(connect(root), path)
+    except Exception as e:
+        return reason(e)
+    return ""
+
+
+def _has_ledger(root: Path, content: bytes) -> bool:
+    """Seen without mlflow, whose import takes seconds."""
+    digest = _digest(content)
+    return tracking_uri(root) == own_uri(root) and any(said.get("vitlab.ledger") == digest for _, _, said in own_runs(root))
+
+
+def _ship_ledger(store: Store, path: Path) -> None:
+    """Without `vitlab.finished`, so that nobody takes it for a run that trained."""
+    content = path.read_bytes()
+    book, digest, now = json.loads(content), _digest(content), int(time.time() * 1000)
+    identity = {"vitlab.kind": "ledger", "vitlab.profile": book["profile"], "vitlab.dataset": book["dataset"]}
+    run_id = store.find_or_create(identity, f"ledger {book['profile']}-{book['dataset']}", now, {})
+    there = store.client.get_run(run_id).data
+    if there.tags.get("vitlab.ledger") == digest:
+        return
+    names = {"effect": "effect", "low": "effect_low", "high": "effect_high"}
+    values = {f"claim/{r['id']}/{name}": r[key] for r in book["results"] for key, name in names.items() if r[key] is not None}
+    values |= dict.fromkeys(there.metrics.keys() - values.keys(), math.nan)  # what is not measured any more: MLflow forgets no metric
+    verdicts = {f"claim.{r['id']}": r["verdict"] for r in book["results"]}
+    store.log_metrics(run_id, [(key, value, now, 0) for key, value in values.items()])
+    store.set_tags(run_id, verdicts)
+    for gone in [key for key in there.tags if key.startswith("claim.") and key not in verdicts]:
+        store.client.delete_tag(run_id, gone)
+    store.client.log_artifact(run_id, str(path))
+    store.client.set_terminated(run_id, "FINISHED", end_time=now)
+    store.set_tags(run_id, {"vitlab.ledger": digest})  # last: it says that all of this is there
+
+
+class Shipper:
+    """Ships one run in a thread of its own, so that training never waits and never fails because of MLflow."""
+
+    def __init__(self, root: Path, run_dir: Path) -> None:
+        self.outstanding = ""  # why not everything has arrived, in one line; "" where it has
+        self._root, self._run_dir = root, run_dir
+        self._wake = threading.Condition()
+        self._upto: int | None = None  # what is to be shipped next; None: nothing
+        self._last: tuple[str, Model | None] | None = None  # status and model: then the thread ends
+        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
+        self._thread.start()
+
+    def notify(self, upto: int) -> None:
+        """The journal's first `upto` bytes are covered by a checkpoint. Returns at once."""
+        with self._wake:
+            self._upto = upto
+            self._wake.notify()
+
+    def finish(self, patience: Callable[[], float], model: nn.Module | None = None, example: np.ndarray | None = None) -> bool:
+        """Ship the finished run, and its model. True if everything has arrived within so many seconds; else `outstanding` says why not.
+
+        `patience` is asked again and again: a signal shortens it.
+        """
+        return self._end("FINISHED", patience, None if model is None or example is None else lambda: (model, example))
+
+    def close(self, status: str, timeout_s: float) -> bool:
+        """As `finish`, for a run that was interrupted (KILLED) or has FAILED: ships what checkpoints cover."""
+        return self._end(status, lambda: timeout_s)
+
+    def _end(self, status: str, patience: Callable[[], float], final_model: Model | None = None) -> bool:
+        with self._wake:
+            self._last = (status, final_model)
+            self._wake.notify()
+        began = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - began < patience():
+            self._thread.join(0.1)
+        if self._thread.is_alive():
+            self.outstanding = self.outstanding or f"still on its way after {patience():g} s"
+            return False
+        return not self.outstanding
+
+    def _work(self) -> None:
+        pause, not_before = 1.0, 0.0
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._upto is not None or self._last is not None)
+                upto, last, self._upto = self._upto, self._last, None
+            try:
+                if upto is not None:
+                    _note(self._run_dir, "RUNNING", upto)
+                if last is not None:
+                    status, final_model = last
+                    _note(self._run_dir, status, None if status == "FINISHED" else _COVERED)
+                    _ship(self._run_dir, self._root, final_model)
+                elif time.monotonic() >= not_before:
+                    _ship(self._run_dir, self._root)
+                else:
+                    continue  # backing off; the next notice covers this one
+                self.outstanding, pause = "", 1.0
+            except Exception as e:
+                self.outstanding = reason(e)
+                pause = min(2 * pause, BACK_OFF_SECONDS)
+                not_before = time.monotonic() + pause
+            if last is not None:
+                return
+
+
+def outstanding(run_dir: Path, root: Path) -> bool:
+    """Whether MLflow lacks something of a finished run, as far as can be seen without asking it."""
+    if not ((run_dir / "record.json").exists() and (run_dir / "run.json").exists()):
+        return False
+    entries = read_journal(run_dir / "journal.jsonl")
+    at = _State.read(run_dir, entries[0][1]["time"]).stores.get(without_password(tracking_uri(root))) if entries else None
+    return at is None or at.status != "FINISHED" or not at.model_id
+
+
+def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module, np.ndarray]] | None = None) -> list[tuple[str, bool, str]]:
+    """Ship what is outstanding of every run below `runs_dir`: (label, arrived, reason) of each that had anything outstanding.
+
+    `model_of` gives a finished run's model, and two images for it, from the run's folder; without it no models are shipped.
+    """
+    outcome = []
+    store, unreachable = None, ""
+    try:
+        store = connect(root)
+    except Exception as e:
+        unreachable = reason(e)
+    for path in sorted(runs_dir.rglob("run.json")):
+        run_dir, name, trouble, final_model = path.parent, str(path.parent), unreachable, None
+        try:
+            name = RunInfo.read(run_dir).name
+            if (run_dir / "record.json").exists():
+                _note(run_dir, "FINISHED", None)
+                final_model = functools.partial(model_of, run_dir) if model_of is not None else None
+            at = _all_shipped(run_dir, without_password(tracking_uri(root)), final_model is not None)
+            if at == "" or (at and (store is None or store.exists(at))):
+                continue
+            if store is not None:
+                _ship(run_dir, root, final_model)
+        except Exception as e:  # one run's trouble is not the next one's
+            trouble = reason(e)
+        outcome.append((name, not trouble, trouble))
+    return outcome
+
+
+def _all_shipped(run_dir: Path, key: str, with_model: bool) -> str | None:
+    """The run's id in that store where nothing is outstanding, "" where there is nothing to be shipped yet, else None."""
+    entries = read_journal(run_dir / "journal.jsonl")
+    if not entries or not (run_dir / "mlflow.json").exists():
+        return ""
+    state = _State.read(run_dir, entries[0][1]["time"])
+    at = state.stores.get(key)
+    if at is None or (with_model and not at.model_id):
+        return None
+    return at.run_id if at.status == "FINISHED" or (at.offset, at.status) == (state.covered, state.status) else None
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    run_id: str
+    parent_id: str
+    tags: dict[str, str]
+    root: Path
+    folder: Path | None  # its artifacts, where they lie on this machine
+
+    def fetch(self, artifact: str, dst: Path) -> Path:
+        """The artifact's path: its own where it lies on this machine, else downloaded into `dst`. Raises UserError where there is none."""
+        if self.folder is not None and (self.folder / artifact).exists():
+            return self.folder / artifact
+        return download(self.root, self.run_id, artifact, dst)
+
+
+def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
+    """Copy a run's artifact into `dst` and return its path there. Raises UserError where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    dst.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(connect(root).client.download_artifacts(run_id, artifact, str(dst)))
+    except (MlflowException, OSError) as e:
+        raise UserError(f"MLflow run {run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'") from None
+
+
+def finished_runs(root: Path, experiment: str | None = None, profile: str | None = None, dataset: str | None = None) -> list[FinishedRun]:
+    """Every finished seed's run, oldest first: one a seed, the last one where it was trained anew. Raises UserError where MLflow's server
+    cannot be reached."""
+    wanted = {"vitlab.experiment": experiment, "vitlab.profile": profile, "vitlab.dataset": dataset}
+    tags = {"vitlab.kind": "seed", "vitlab.finished": "true"} | {k: v for k, v in wanted.items() if v is not None}
+    if tracking_uri(root) == own_uri(root):
+        found = [(run_id, uri, said) for run_id, uri, said in own_runs(root) if said.items() >= tags.items()]
+    else:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = [(run.info.run_id, run.info.artifact_uri, run.data.tags) for run in connect(root).find(tags)]
+        except MlflowException as e:
+            raise UserError(
+                f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI"
+            ) from None
+    return [FinishedRun(run_id, said["mlflow.parentRunId"], said, root, _local(uri)) for run_id, uri, said in found]
+
+
+def _local(uri: str) -> Path | None:
+    parts = urlparse(uri)
+    path = Path(unquote(parts.path))
+    return path if parts.scheme in ("file", "") and path.is_dir() else None

@@ -1,0 +1,150 @@
+"""The machine a run is on: its device, its memory, the precision it computes in, and how fast it was seen to be."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from vitlab import files
+from vitlab.paths import RUNS
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def device() -> torch.device:
+    """The GPU where there is one, its float32 matrix products in TF32 and its convolutions chosen by timing; else the CPU."""
+    if not torch.cuda.is_available():
+        _keep_freed_memory()
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device("cuda")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next tensor.
+
+    By default an allocation above 32 MB comes from the system and goes back to it, so that each large activation of each
+    step is paid for page by page: a quarter of a full-size step's time on two cores. Steps settle after the first few: until
+    its neighbours are free too, a freed block is too small for an aligned one of its own size.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def device_name(where: torch.device) -> str:
+    """`NVIDIA H100 80GB HBM3`, or the processor's name and how many cores this process may use."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def hardware_bf16(where: torch.device) -> bool:
+    """Does the device multiply bf16 matrices in hardware? On a CPU without, bf16 is emulated and slower than float32."""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in (" avx512_bf16", " amx_bf16"))
+
+
+def precision(asked: str, where: torch.device) -> str:
+    """ "bf16" where asked for, or where it is `auto` and the hardware has it; else "fp32"."""
+    return "bf16" if asked == "bf16" or (asked == "auto" and hardware_bf16(where)) else "fp32"
+
+
+def autocast_for(asked: str, where: torch.device) -> torch.autocast:
+    """The context of a training step's forward pass: mixed precision, or one that does nothing."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=precision(asked, where) == "bf16")
+
+
+def measured_peak(where: torch.device, dtype: str) -> float:
+    """FLOP/s of a large square matrix product in `dtype` ("fp32" or "bf16"), the best of a second's worth; kept in runs/machine.json.
+
+    It is what the machine was seen to reach, not a data sheet's number: a run's share of it says how much faster it could be.
+    """
+    key = f"{device_name(where)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}"
+    path = RUNS / "machine.json"
+    with files.held(path.with_suffix(".lock"), lambda holder: None):  # two that measure together would see half each
+        known = _read_peaks(path)
+        if key not in known:
+            known[key] = _matrix_product(where, torch.bfloat16 if dtype == "bf16" else torch.float32)
+            files.write_json(path, known)
+    return known[key]
+
+
+def _read_peaks(path: Path) -> dict[str, float]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and all(isinstance(v, float) and v > 0 for v in known.values()) else {}
+
+
+def _matrix_product(where: torch.device, dtype: torch.dtype) -> float:
+    n = 8192 if where.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=where, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    best, until = float("inf"), time.perf_counter() + 1
+    while True:
+        wait(where)
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        wait(where)
+        end = time.perf_counter()
+        best = min(best, end - start)
+        if end > until:
+            return 2 * n**3 / best
+
+
+def wait(where: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+@functools.lru_cache(maxsize=1)
+def _gpu() -> tuple[Any, Any] | None:
+    """pynvml and the handle of the GPU that torch computes on; by its UUID, since CUDA and NVML count in different orders."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:  # not NVIDIA's, or no driver's library
+        return None
+
+
+def system_metrics() -> dict[str, float]:
+    """Load of the processor since the last call in %, this process's memory in MB, and its GPU's, where there is one. Takes < 2 ms."""
+    values = {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,
+    }
+    gpu = _gpu() if torch.cuda.is_initialized() else None
+    if gpu is not None:
+        pynvml, handle = gpu
+        with contextlib.suppress(pynvml.NVMLError):  # a slice of a GPU (MIG) has no utilisation
+            values["system/gpu_memory_usage_megabytes"] = pynvml.nvmlDeviceGetMemoryInfo(handle).used / 1e6
+            values["system/gpu_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    return values

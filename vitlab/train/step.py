@@ -1,0 +1,120 @@
+"""One optimisation step. All that changes from one to the next comes in through tensors, so a GPU replays it as one CUDA graph."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.config import Experiment, Phase
+from vitlab.data.augment import augment, mix
+from vitlab.data.dataset import Dataset
+from vitlab.train.machine import autocast_for
+from vitlab.train.meter import Meter
+from vitlab.train.objective import smooth_one_hot
+from vitlab.train.optim import EMA
+
+WARM_UP = 3  # steps of a phase before it is captured: they allocate, and choose the convolutions
+COMPILE_FROM = 5_000  # steps: compiling takes about a minute, and a step of a small run milliseconds
+
+
+class Step:
+    """Batch -> augmentation -> loss -> gradients -> update -> average, in place.
+
+    `sums` holds each named term, added up since it was last zeroed: of the loss, "top1" (percent) and "grad_norm".
+    """
+
+    def __init__(
+        self,
+        cfg: Experiment,
+        data: Dataset,
+        model: nn.Module,
+        objective: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+        optimizer: torch.optim.Optimizer,
+        ema: EMA | None,
+        meter: Meter,
+        batch: int,
+        total: int,
+    ) -> None:
+        self.cfg, self.data, self.model, self.objective = cfg, data, model, objective
+        self.optimizer, self.ema, self.meter = optimizer, ema, meter
+        device = data.train_images.device
+        self.autocast = autocast_for(cfg.train.precision, device)
+        self.draws = torch.Generator(device)
+        self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.lr, self.rate = torch.zeros((), device=device), torch.zeros((), device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        self.sums: dict[str, Tensor] = {}
+        self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
+        self.warm: dict[Phase, int] = {}
+        # On two cores compiling gained 10 % at full size and nothing at a tenth of it, and took one to two minutes: not there.
+        pays = device.type == "cuda" and total >= COMPILE_FROM
+        self.forward = torch.compile(model.forward_heads) if pays else model.forward_heads
+
+    def __call__(self, rows: Tensor, phase: Phase, seed: int, lr: float, decay: float) -> None:
+        """Train on the images `rows` (batch,), with the augmentation's draws from `seed`. Expects the model in training mode."""
+        self.rows.copy_(rows)
+        self.draws.manual_seed(seed)
+        self.lr.fill_(lr)
+        self.rate.fill_(1 - decay)
+        if self.rows.is_cuda:
+            self._replay(phase)
+        else:
+            self._run(phase)
+
+    def _run(self, phase: Phase) -> None:
+        data, classes = self.data, len(self.data.classes)
+        images = augment(data.train_images[self.rows], phase.augment, data.mean, data.std, self.draws, data.mirror)
+        targets = smooth_one_hot(data.train_labels[self.rows], classes, phase.label_smoothing)
+        if phase.mix is not None:
+            images, targets = mix(images, targets, phase.mix, self.draws)
+        self._lap("data")
+
+        with self.autocast:
+            heads = self.forward(images)  # (H, B, C)
+            terms = self.objective(images, heads, targets)
+        terms["loss"].backward()
+        self._lap("forward_backward")
+
+        terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optim.grad_clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._lap("optimizer")
+
+        if self.ema:
+            self.ema.update(self.model, self.rate)
+        with torch.no_grad():
+            terms["top1"] = (heads.mean(0).argmax(-1) == targets.argmax(-1)).float().mean() * 100  # of a mixed image: its larger part
+            for name, value in terms.items():
+                if name not in self.sums:
+                    self.sums[name] = torch.zeros((), device=value.device)
+                self.sums[name] += value.detach().float()
+        self._lap("ema")
+
+    def _lap(self, phase: str) -> None:
+        if not (self.rows.is_cuda and torch.cuda.is_current_stream_capturing()):
+            self.meter.lap(phase)
+
+    def _replay(self, phase: Phase) -> None:
+        """Run the first steps of a phase as they are, on a stream of their own as capturing wants it; then one graph for all others."""
+        if phase not in self.graphs:
+            self.warm[phase] = self.warm.get(phase, 0) + 1
+            if self.warm[phase] <= WARM_UP:
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", ".*capturable")  # that a step runs uncaptured is meant
+                    self._run(phase)
+                torch.cuda.current_stream().wait_stream(side)
+                return
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(self.draws)
+            with torch.cuda.graph(graph):
+                self._run(phase)
+            self.graphs[phase] = graph
+        self.graphs[phase].replay()
+        self.meter.lap("step")
