@@ -16,8 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import accuracy, bench, contenders, page, recipe
 from benchmarks.plain import PlainViT
-from vitlab import models
-from vitlab.models import cost
+from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY
 
 TINY = ("model.dim=32", "model.depth=5", "model.heads=4", "model.patch_size=8", "train.batch_size=16")
@@ -31,7 +30,7 @@ NUMBERS = pytest.mark.parametrize("number", ["01", "06"])
 def test_plain_is_our_model(number: str) -> None:
     cfg = recipe.load(number, TINY).model
     torch.manual_seed(0)
-    ours, plain = models.build(cfg, 10).eval(), PlainViT(cfg, 10).eval()
+    ours, plain = registry.build(cfg, 10).eval(), PlainViT(cfg, 10).eval()
     with torch.no_grad():
         for p in ours.parameters():
             p.add_(0.1 * torch.randn_like(p))  # so that no bias, gamma or table is at its start

@@ -20,7 +20,7 @@ from test_files import no_file_above
 
 from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
-from vitlab.run import execute
+from vitlab.run import execute, queue, signals
 from vitlab.track import shipping
 from vitlab.train import checkpoint, evaluate, loop
 from vitlab.train.objective import CrossEntropy
@@ -256,12 +256,12 @@ def test_a_budget_spent_before_a_run_leaves_it_alone(small_world: Path, capsys: 
 
 def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = []
-    monkeypatch.setattr(cli, "_stop_at_once", lambda number, frame: stopped.append(number))
+    monkeypatch.setattr(signals, "stop_at_once", lambda number, frame: stopped.append(number))
     spent = loop.Stop(deadline=0.0)
-    cli._stop_after_step(spent)(signal.SIGINT, None)
+    signals.stop_after_step(spent)(signal.SIGINT, None)
     assert (stopped, spent.asked()) == ([signal.SIGINT], signal.SIGALRM)
     with pytest.raises(loop.Interrupted):
-        cli._waiting(cli._console(), "1/1 a run", spent)("process 1")
+        queue._waiting(cli._console(), "1/1 a run", spent)("process 1")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3600s", 3600), ("90m", 5400), ("2h", 7200), ("0.5h", 1800)])
@@ -334,7 +334,7 @@ def seed_runs(root: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    process = start(tmp_path, "cli.SAME_SIGNAL = 60")
+    process = start(tmp_path, "from vitlab.run import signals; signals.SAME_SIGNAL = 60")
     out = read_until(process, "epoch 1/3")
     process.send_signal(number)
     out += read_until(process, "stopping")
@@ -362,7 +362,7 @@ def test_a_second_signal_stops_at_once_and_loses_no_checkpoint(tmp_path: Path) -
     time.sleep(1)
     process.send_signal(signal.SIGTERM)  # amid what follows the last epoch
     out += read_until(process, "stopping")
-    time.sleep(cli.SAME_SIGNAL + 0.1)
+    time.sleep(signals.SAME_SIGNAL + 0.1)
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=10)
     assert (process.returncode, rest) == (128 + signal.SIGINT, "stopped at once\n"), out

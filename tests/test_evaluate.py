@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics as sk
 
-from vitlab import config, models
+from vitlab import config
 from vitlab.data.augment import normalize
+from vitlab.models import registry
 from vitlab.ranking import ranked
 from vitlab.train import evaluate
 
@@ -102,7 +103,7 @@ def test_the_grid_shows_the_first_images_whatever_their_result(scored: tuple[tor
 
 def test_logits_do_not_depend_on_the_batch_size_and_are_stored_as_they_are(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = models.build(config.ViT(name="vit", dim=16, depth=2, heads=2, distill_token=True, drop_path=0.5, dropout=0.5), 10)
+    model = registry.build(config.ViT(name="vit", dim=16, depth=2, heads=2, distill_token=True, drop_path=0.5, dropout=0.5), 10)
     images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8)
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
     whole = evaluate.logits(model, images, mean, std, 11)

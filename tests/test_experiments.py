@@ -9,10 +9,11 @@ import pytest
 import torch
 from test_config import LADDER
 
-from vitlab import config, models
+from vitlab import config
 from vitlab.data import dataset
 from vitlab.data.dataset import Dataset
 from vitlab.data.sources import CIFAR10_CLASSES, Source, resolve
+from vitlab.models import registry
 from vitlab.run import plan
 from vitlab.track.journal import Journal
 from vitlab.train import loop
@@ -35,11 +36,11 @@ def digits() -> Dataset:
 def test_two_steps(path: Path, digits: Dataset, tmp_path: Path) -> None:
     cfg = config.load(path, "quick", ("train.epochs=1", "train.batch_size=16")).config
     torch.manual_seed(0)
-    model = models.build(cfg.model, 10)
+    model = registry.build(cfg.model, 10)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     objective: CrossEntropy | Distillation = CrossEntropy()
     if cfg.distill:
-        teacher = models.build(config.load(cfg.distill.teacher, "quick").config.model, 10)
+        teacher = registry.build(config.load(cfg.distill.teacher, "quick").config.model, 10)
         objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
     journal = Journal(tmp_path / "journal.jsonl")
     trained = loop.train(

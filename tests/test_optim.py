@@ -10,14 +10,15 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from vitlab import config, models
+from vitlab import config
+from vitlab.models import registry
 from vitlab.train import checkpoint, optim
 
 VIT = config.ViT(name="vit", dim=32, depth=3, heads=2, layer_scale=0.1, position="relative", class_attention=1, distill_token=True)
 
 
 def test_decay_is_for_matrices_alone() -> None:
-    model = models.build(VIT, 10)
+    model = registry.build(VIT, 10)
     decayed, plain = optim.parameter_groups(model, 0.05)
     names = {id(p): n for n, p in model.named_parameters()}
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
@@ -32,7 +33,7 @@ def test_decay_is_for_matrices_alone() -> None:
 
 
 def test_learned_positions_are_not_decayed() -> None:
-    model = models.build(config.ViT(name="vit", dim=32, depth=2, heads=2), 10)
+    model = registry.build(config.ViT(name="vit", dim=32, depth=2, heads=2), 10)
     _, plain = optim.parameter_groups(model, 0.05)
     assert any(p is model.position for p in plain["params"])
 
@@ -90,7 +91,7 @@ HYBRID = config.ViT(name="vit", dim=32, depth=1, heads=2, stem="resnet18", stem_
 def test_muon_is_torchs_muon_and_adamw(vit: config.ViT) -> None:
     """Stepped by hand on the same gradients. Muon has the blocks' linear maps, AdamW the rest."""
     torch.manual_seed(0)
-    ours = models.build(vit, 10)
+    ours = registry.build(vit, 10)
     theirs = copy.deepcopy(ours)
     optimizer = optim.build(MUON, ours)
     named = dict(theirs.named_parameters())
@@ -127,7 +128,7 @@ def test_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
 
     def start() -> tuple[nn.Module, optim.Muon]:
         torch.manual_seed(0)
-        model = models.build(VIT, 10)
+        model = registry.build(VIT, 10)
         return model, optim.build(MUON, model)
 
     def steps(model: nn.Module, optimizer: optim.Muon, which: range) -> None:
@@ -154,7 +155,7 @@ def test_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_muon_clears_every_gradient() -> None:
-    model = models.build(VIT, 10)
+    model = registry.build(VIT, 10)
     optimizer = optim.build(MUON, model)
     model.forward_heads(torch.zeros(1, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())

@@ -16,8 +16,9 @@ from test_cli import run
 from test_report import THREE, Page, digits, fake_record, fake_set
 from test_report import files as contents
 
-from vitlab import cli, config, models, records
+from vitlab import cli, config, records
 from vitlab.errors import UserError
+from vitlab.models import registry
 from vitlab.records import RunRecord
 from vitlab.report import publishing
 from vitlab.run import half, published
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 def model() -> tuple[torch.nn.Module, config.ResNet]:
     torch.manual_seed(0)
     cfg = config.ResNet(name="resnet", depth=18, width=8)
-    return models.build(cfg, 10), cfg
+    return registry.build(cfg, 10), cfg
 
 
 def test_weights_in_half_precision_load_as_single(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_file_with_fewer_numbers_than_the_model_costs_no_memory(
 ) -> None:
     built, cfg = model()
     params = sum(p.numel() for p in built.parameters())
-    monkeypatch.setattr(models, "build", lambda *_: pytest.fail("memory was taken"))
+    monkeypatch.setattr(registry, "build", lambda *_: pytest.fail("memory was taken"))
     save_file({"w": torch.zeros(params - 1, dtype=precision)}, tmp_path / "w")
     with pytest.raises(UserError, match=f"w: cannot be used as the run's weights \\({params - 1:,} numbers, the model has {params:,}"):
         checkpoint.load_model(tmp_path / "w", cfg, 10)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vitlab import config, models
+from vitlab import config
 from vitlab.data import augment
 from vitlab.data.dataset import Dataset
-from vitlab.models import layers
+from vitlab.models import layers, registry
 from vitlab.train import optim
 from vitlab.train.meter import Meter
 from vitlab.train.objective import Distillation
@@ -52,8 +52,8 @@ def test_no_operation_of_a_step_waits_for_the_device(
 ) -> None:
     """Augmentation with all it has, a student with its teacher, clipping, averages. The optimizer's fused kernel reads its
     learning rate on the device; the CPU's version of it reads it on the host, and is left out."""
-    model = models.build(tiny.model, 4).train()
-    teacher = models.build(config.ResNet(name="resnet", depth=18, width=4), 4)
+    model = registry.build(tiny.model, 4).train()
+    teacher = registry.build(config.ResNet(name="resnet", depth=18, width=4), 4)
     optimizer = optim.build(tiny.optim, model)
     monkeypatch.setattr(optimizer, "step", lambda: None)
     ema = optim.EMA(model)
@@ -71,7 +71,7 @@ def test_no_operation_of_a_step_waits_for_the_device(
 
 def test_muon_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW's part is left out, as above."""
-    model = models.build(config.ViT(name="vit", dim=16, depth=2, heads=2, class_attention=1), 4)
+    model = registry.build(config.ViT(name="vit", dim=16, depth=2, heads=2, class_attention=1), 4)
     optimizer = optim.build(config.Muon(name="muon", lr=1e-3), model)
     monkeypatch.setattr(optimizer.adamw, "step", lambda: None)
     for group in optimizer.param_groups:
@@ -89,7 +89,7 @@ def test_the_forward_compiles_whole(name: str, as_on_a_gpu: None) -> None:
     """Without a break in the graph, and to the same numbers: PyTorch's encoder, ours with all it has, a ResNet."""
     cfg = config.load(EXPERIMENTS / f"{name}.yaml", "quick").config
     torch.manual_seed(0)
-    model = models.build(cfg.model, 10).train()
+    model = registry.build(cfg.model, 10).train()
     images = torch.randn(4, 3, 32, 32)
     compiled = torch.compile(model.forward_heads, backend="aot_eager", fullgraph=True)
     torch.manual_seed(1)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab import config, models
+from vitlab import config
 from vitlab.data.dataset import Dataset, epoch_order
+from vitlab.models import registry
 from vitlab.track.journal import Journal, read_journal
 from vitlab.train import checkpoint, loop
 from vitlab.train.meter import Meter
@@ -32,7 +33,7 @@ def train(
     """Train with seed 7; `stop_after` steps of this call a signal arrives."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(7)
-    model = models.build(cfg.model, len(data.classes))
+    model = registry.build(cfg.model, len(data.classes))
     stop, calls = loop.Stop(), 0
     inner = objective or CrossEntropy()
 
@@ -67,7 +68,7 @@ def train(
 
 def teacher() -> Distillation:
     torch.manual_seed(1)
-    return Distillation(models.build(config.ResNet(name="resnet", depth=18, width=4), 4), 2.0, 0.5)
+    return Distillation(registry.build(config.ResNet(name="resnet", depth=18, width=4), 4), 2.0, 0.5)
 
 
 def told(folder: Path) -> list[tuple[int, dict[str, float]]]:
@@ -160,7 +161,7 @@ def test_one_epoch_equals_a_loop_written_out(experiment_file: Callable[..., Path
     cfg = config.load(experiment_file(text)).config
     got, _ = train(cfg, tiny_data, tmp_path / "run")
     torch.manual_seed(7)
-    model = models.build(cfg.model, 4)
+    model = registry.build(cfg.model, 4)
     optimizer = torch.optim.SGD(
         model.parameters(), momentum=0.9, nesterov=True
     )  # of Adam, rounding would be magnified where a gradient is 0

@@ -14,12 +14,10 @@ import math
 import os
 import re
 import shlex
-import shutil
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,25 +25,22 @@ from vitlab import errors
 from vitlab.errors import UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
+from vitlab.run import signals
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from vitlab.claims.declarations import Ledger
     from vitlab.claims.verdicts import Result
-    from vitlab.data.dataset import Dataset
     from vitlab.data.sources import Source
     from vitlab.records import RunRecord
     from vitlab.run.plan import Run
-    from vitlab.train.loop import Stop
-
-SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the terminal has sent already
 
 
 def _guard(command: Callable[[], int]) -> NoReturn:
     """Run a command; a user's mistake becomes one clear message and exit code 2, anything unexpected a traceback and exit code 1."""
     try:
-        with _on_signals(_stop_at_once):
+        with signals.on_signals(signals.stop_at_once):
             code = command()
         gc.freeze()  # or the interpreter's last collection walks all that torch and MLflow have made: 1.5 s
         sys.exit(code)
@@ -64,26 +59,6 @@ def _guard(command: Callable[[], int]) -> NoReturn:
             sys.exit(1)
         print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(2)
-
-
-@contextlib.contextmanager
-def _on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM do this meanwhile."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-def _stop_at_once(number: int, _frame: object) -> None:
-    """As a kill would, which loses nothing: no exception that a library on the way could turn into another, and no traceback."""
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-    show_cursor = b"\x1b[?25h" if sys.stdout.isatty() else b""
-    os.write(2, show_cursor + b"stopped at once\n")
-    os._exit(128 + number)
 
 
 # ------------------------------------------------------------------------------------------------------- runner.py
@@ -169,6 +144,15 @@ def _run(args: argparse.Namespace) -> int:
     return _train(console, runs, named if args.force else set(), source, deadline)
 
 
+def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float) -> int:
+    from vitlab.run import queue
+
+    code, done = queue.train(console, runs, forced, source, deadline, ROOT, lambda label, record: _print_result(console, label, record))
+    if code == 0 and all(run.finished for run in runs):
+        _print_summary(console, done)
+    return code
+
+
 def _announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
     from vitlab.run.progress import clock
 
@@ -225,116 +209,6 @@ def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[s
     console.print(table)
     console.print(f"about {clock(left)} to go, by {basis}")
     return 0
-
-
-def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float) -> int:
-    from vitlab import files
-    from vitlab.data import dataset
-    from vitlab.track import store
-    from vitlab.train import checkpoint, loop, machine
-
-    where = machine.device()
-    console.print(f"device {machine.device_name(where)} · MLflow {store.shown_uri(ROOT)}")
-    # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
-    before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
-    wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
-    loaded = {cfg: dataset.load(source, cfg, where) for cfg in wanted}
-    if reason := store.prepare_store(ROOT):
-        console.print(f"MLflow cannot be reached ({reason}); training goes on, and its journals keep everything", style="yellow")
-    done: list[RunRecord] = []
-    stop = loop.Stop(deadline=deadline)
-    for i, run in enumerate(runs, 1):
-        if asked := stop.asked():
-            return _stopped(console, asked, f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished")
-        label = f"{i}/{len(runs)} {run.label}"
-        if run.folder in before:
-            checkpoint.remove(run.folder)  # of a process that was killed between the record and this
-            done.append(before[run.folder])
-            _print_result(console, f"{label}  finished before, skipped:", done[-1])
-            continue
-        try:
-            with files.held(run.lock, _waiting(console, label, stop)):
-                if run.finished and run.resolved.path not in forced:
-                    done.append(run.record())
-                    _print_result(console, f"{label}  finished meanwhile, skipped:", done[-1])
-                    continue
-                if run.resolved.path in forced:
-                    shutil.rmtree(run.folder, ignore_errors=True)
-                with _on_signals(_stop_after_step(stop)):
-                    done.append(_execute(console, label, run, loaded[run.resolved.config.data], stop))
-        except loop.Interrupted as e:
-            return _stopped(console, e.args[0], f"all that is done is saved, the last of it in {_short(run.folder)}")
-        except loop.Diverged as e:
-            console.print(f"failed {run.label}: {e}", style="red")
-            return 1
-        _print_result(console, label, done[-1])
-    if stop.signal is not None:
-        return _stopped(console, stop.signal, "all runs are finished")
-    _ship_outstanding(console, runs)
-    _print_summary(console, done)
-    return 0
-
-
-def _stopped(console: Console, number: int, state: str) -> int:
-    """Say so; the exit code: a budget that is spent is no failure."""
-    spent = number == signal.SIGALRM
-    console.print(f"{'the budget is spent' if spent else 'stopped'}: {state}; the same command goes on from there")
-    return 0 if spent else 128 + number
-
-
-def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop) -> RunRecord:
-    from vitlab.run import execute
-    from vitlab.run.progress import RunBar
-
-    def bar(images: int) -> RunBar:
-        return RunBar(console, label, run.resolved.config.train.epochs, images)
-
-    return execute.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
-
-
-def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
-    """Says who trains the run, once; gives up at the deadline."""
-    from vitlab.train.loop import Interrupted
-
-    told: set[str] = set()
-
-    def busy(holder: str) -> None:
-        if holder not in told:
-            console.print(f"{label}  is being trained by {printable(holder)}; waiting")
-        told.add(holder)
-        if asked := stop.asked():
-            raise Interrupted(asked)
-
-    return busy
-
-
-def _stop_after_step(stop: Stop) -> Callable[[int, object], None]:
-    """The first signal lets the step in hand finish and saves; a second one, or one after the deadline, stops at once."""
-    first = 0.0
-
-    def handle(number: int, frame: object) -> None:
-        nonlocal first
-        if stop.asked() is None:
-            stop.signal, first = number, time.monotonic()
-            # Not through the console: the signal may have come amid its own printing.
-            os.write(2, b"stopping: the step in hand is finished and saved; once more stops at once\n")
-        elif time.monotonic() - first > SAME_SIGNAL:
-            _stop_at_once(number, frame)
-
-    return handle
-
-
-def _ship_outstanding(console: Console, runs: list[Run]) -> None:
-    """What a kill after the last checkpoint, or a server that was down, has kept from MLflow."""
-    from vitlab.run import predict
-    from vitlab.track import shipping
-
-    for run in runs:
-        if shipping.outstanding(run.folder, ROOT):
-            for label, ok, reason in shipping.sync(run.folder, ROOT, predict.model_to_log):
-                if not ok:
-                    console.print(f"not all has reached MLflow ({label}: {reason}); everything is kept: run 'vitlab sync' later")
-                    return
 
 
 def _short(path: Path) -> str:

@@ -22,8 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10
 
-from vitlab import cli, config, models, records
+from vitlab import cli, config, records
 from vitlab.data import dataset, sources
+from vitlab.models import registry
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
 from vitlab.run import execute, plan
 from vitlab.train import checkpoint, loop
@@ -148,7 +149,7 @@ def finished(run: plan.Run) -> None:
     """Leave a record, weights and predictions in the run's folder; none of them measured."""
     cfg = run.resolved.config
     torch.manual_seed(0)
-    save_file({k: v.contiguous() for k, v in models.build(cfg.model, 10).state_dict().items()}, run.folder / "weights.safetensors")
+    save_file({k: v.contiguous() for k, v in registry.build(cfg.model, 10).state_dict().items()}, run.folder / "weights.safetensors")
     np.savez(run.folder / "predictions.npz", logits_raw=np.zeros((1, 20, 10), np.float32))
     record = RunRecord(
         experiment=run.resolved.id, title=cfg.title, profile="full", seed=run.seed, fingerprint=run.fingerprint, config=config.plain(cfg),

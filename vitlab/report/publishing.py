@@ -25,7 +25,7 @@ from vitlab.claims import ledger
 from vitlab.errors import UserError
 from vitlab.figures.run import run_figures
 from vitlab.records import RunRecord
-from vitlab.report import blocks, charts, forest, tables
+from vitlab.report import blocks, charts, claims_page, forest, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
 from vitlab.run import published
 from vitlab.track import shipping
@@ -98,7 +98,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
         forest.draw(book, drawn)
     left_out = _read_left_out(out_dir / LEFT_OUT)
     page = tables.page(rungs, variants(runs), left_out, out_dir) | {
-        "claims": ledger.section(book, runs) if book is not None else None,
+        "claims": claims_page.section(book, runs) if book is not None else None,
         "weights": tables.weights(published.keep_current(out_dir, runs)),
     }
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))

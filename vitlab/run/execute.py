@@ -18,10 +18,10 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 import vitlab
-from vitlab import config, files, models, records
+from vitlab import config, files, records
 from vitlab.data.dataset import Dataset, generator
 from vitlab.errors import UserError
-from vitlab.models import cost
+from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY, ROOT
 from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.run import published
@@ -52,7 +52,7 @@ def git_state() -> dict[str, str]:
 def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.device) -> nn.Module:
     """Initial weights are a function of the seed alone, whatever was drawn before."""
     torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
-    return models.build(cfg.model, classes).to(where)
+    return registry.build(cfg.model, classes).to(where)
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import nn
 
-from vitlab import config, files, models
+from vitlab import config, files
 from vitlab.errors import UserError
-from vitlab.models import cost
+from vitlab.models import cost, registry
 
 MAGIC = b"vitlab-checkpoint-2\n"  # then what torch.save wrote, then its SHA-256
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
@@ -107,7 +107,7 @@ def parse_model(content: bytes, cfg: config.ViT | config.ResNet, classes: int) -
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if cost.parameters(cfg, classes) > numbers:  # before memory is taken for them
         raise UserError(f"{numbers:,} numbers, the model has {cost.parameters(cfg, classes):,}")
-    model = models.build(cfg, classes)
+    model = registry.build(cfg, classes)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:  # names or shapes that are another model's
