@@ -35,7 +35,7 @@ from vitlab.models import cost
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord
 from vitlab.run import execute
-from vitlab.track import shipping
+from vitlab.track import read, shipping
 from vitlab.track.journal import Journal, RunInfo
 from vitlab.track.store import prepare_store
 from vitlab.train import machine, optim
@@ -198,7 +198,7 @@ class Store:
 
     def copy(self, folders: list[Path]) -> None:
         """Put runs into MLflow as their groups' firsts with another seed."""
-        first = {r.tags["vitlab.fingerprint"]: r for r in shipping.finished_runs(self.root) if r.tags["vitlab.seed"] == "0"}
+        first = {r.tags["vitlab.fingerprint"]: r for r in read.finished_runs(self.root) if r.tags["vitlab.seed"] == "0"}
         with contextlib.closing(sqlite3.connect(self.root / "mlflow.db")) as db, db:
             for folder in folders:
                 fingerprint, _, seed = folder.name.rpartition("-s")
@@ -249,8 +249,8 @@ def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -
                 rows["report"].append(store.command("report"))
                 rows["again"].append(store.command("report"))
                 rows["runs"].append(store.command("runs"))
-                rows["finished"].append(seconds_of(lambda: shipping.finished_runs(store.root)))
-            assert len(shipping.finished_runs(store.root)) == count
+                rows["finished"].append(seconds_of(lambda: read.finished_runs(store.root)))
+            assert len(read.finished_runs(store.root)) == count
             assert len(list(store.root.glob("reports/*/records/*.json"))) == count
             for name, values in rows.items():
                 seconds[name].append((count, 1 if name == "ship" else count, values))

@@ -21,7 +21,7 @@ from test_files import no_file_above
 from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 from vitlab.run import execute, queue, signals
-from vitlab.track import shipping
+from vitlab.track import read, shipping
 from vitlab.train import checkpoint, evaluate, loop
 from vitlab.train.objective import CrossEntropy
 
@@ -114,7 +114,7 @@ def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFi
     assert not [key for record in found.values() for key in record.metrics if "phase" in key]  # so short that the clean tail has no step
 
     # MLflow: a finished child for each, under a parent, with the record's numbers
-    runs = shipping.finished_runs(small_world)
+    runs = read.finished_runs(small_world)
     assert {r.tags["vitlab.experiment"] for r in runs} == LADDER
     assert len(runs) == len(LADDER)
     client = MlflowClient(tracking_uri=shipping.tracking_uri(small_world))
@@ -357,7 +357,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp
 
 
 def test_a_second_signal_stops_at_once_and_loses_no_checkpoint(tmp_path: Path) -> None:
-    process = start(tmp_path, "from vitlab import experiment; import time; experiment.finish = lambda *_: time.sleep(600)")
+    process = start(tmp_path, "from vitlab.run import execute; import time; execute.finish = lambda *_: time.sleep(600)")
     out = read_until(process, "epoch 3/3")
     time.sleep(1)
     process.send_signal(signal.SIGTERM)  # amid what follows the last epoch
@@ -372,7 +372,7 @@ def test_a_second_signal_stops_at_once_and_loses_no_checkpoint(tmp_path: Path) -
 
 
 def test_a_signal_before_training_stops_at_once(tmp_path: Path) -> None:
-    process = start(tmp_path, "from vitlab import data; import time; data.load = lambda *_: time.sleep(600)")
+    process = start(tmp_path, "from vitlab.data import dataset; import time; dataset.load = lambda *_: time.sleep(600)")
     out = read_until(process, "device")
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=10)

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import growth, growth_page
 from vitlab.models import cost
-from vitlab.track import shipping
+from vitlab.track import read
 
 
 def test_excess_is_growth_of_time_over_growth_of_work() -> None:
@@ -85,7 +85,7 @@ def test_a_store_of_many_runs_for_real(tmp_path: Path) -> None:
     """Ten groups, each one's first shipped; two seeds more, one copied and one shipped: all are found, in folders and in MLflow."""
     store = growth.Store(tmp_path)
     assert store.fill(12) > 0
-    found = shipping.finished_runs(tmp_path)
+    found = read.finished_runs(tmp_path)
     assert sorted((r.tags["vitlab.fingerprint"], r.tags["vitlab.seed"]) for r in found) == sorted(
         tuple(p.parent.name.split("-s")) for p in tmp_path.glob("runs/*/*/*/record.json")
     )

@@ -19,7 +19,7 @@ from vitlab.errors import UserError
 from vitlab.figures import style
 from vitlab.records import RunRecord
 from vitlab.report import forest, publishing
-from vitlab.track import shipping
+from vitlab.track import read, shipping
 
 BASELINE, REGULARISED, STUDENT = "01_baseline_vit", "02_regularized_vit", "06_kd_r50_class_attention"
 GAIN = Claim(
@@ -353,14 +353,14 @@ def test_interval_and_region_stand_where_the_numbers_are() -> None:
 # --------------------------------------------------------------------------------------------------------------- MLflow
 
 
-def stored(folder: Path, runs: Sequence[RunRecord]) -> list[shipping.FinishedRun]:
+def stored(folder: Path, runs: Sequence[RunRecord]) -> list[read.FinishedRun]:
     """As MLflow gives them, artifacts on this machine."""
     found = []
     for r in runs:
         at = folder / records.file_name(r).removesuffix(".json")
         (at / "figures").mkdir(parents=True, exist_ok=True)
         records.write(r, at / "record.json")
-        found.append(shipping.FinishedRun(at.name, "", {}, folder, at))
+        found.append(read.FinishedRun(at.name, "", {}, folder, at))
     return found
 
 
@@ -370,10 +370,10 @@ def query(root: Path, sql: str) -> list[tuple]:
 
 
 def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = shipping.finished_runs
+    real = read.finished_runs
     told: list[str] = []
     found = stored(tmp_path / "store", arms())
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
     for _ in range(2):
         publishing.publish(tmp_path, tmp_path / "results", told.append)
     assert told == []
@@ -406,7 +406,7 @@ def test_a_report_stands_where_mlflow_cannot_be_reached(tmp_path: Path, undrawn:
         raise ConnectionError("nobody is there")
 
     found, told = stored(tmp_path / "store", arms()), []
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
     monkeypatch.setattr(shipping, "connect", refuse)
     pages = publishing.publish(tmp_path, tmp_path / "results", told.append)
     assert all(page.is_file() for page in pages)
@@ -433,9 +433,9 @@ def test_a_ledger_that_no_run_measures_any_more_is_kept_and_said(tmp_path: Path,
 
 def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = stored(tmp_path / "store", arms([0]))
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
     monkeypatch.setattr(shipping, "ship_ledger", lambda root, path: "")
-    monkeypatch.setattr(shipping, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
+    monkeypatch.setattr(read, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
     out = tmp_path / "results" / "overnight-cifar10"
     publishing.publish(tmp_path, tmp_path / "results")
     assert result(out, GAIN).pair is None

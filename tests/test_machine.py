@@ -49,7 +49,7 @@ def test_freed_memory_is_kept() -> None:
     if sys.platform != "linux" or machine.platform.libc_ver()[0] != "glibc":
         return  # elsewhere nothing is set
     code = (
-        "import resource, torch\nfrom vitlab import machine\n{call}\n"
+        "import resource, torch\nfrom vitlab.train import machine\n{call}\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "model = torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256))\n"
         "x = torch.randn(9000, 256)\n"  # the hidden layer's activations: 37 MB, 9,000 pages

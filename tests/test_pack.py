@@ -19,7 +19,7 @@ from test_cli import run
 from vitlab import cli, files, records
 from vitlab.errors import UserError
 from vitlab.run import execute, pack, published
-from vitlab.track import shipping
+from vitlab.track import read
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -90,7 +90,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     # another store, which the runs' mlflow.json says nothing of
     code, out, err = run(capsys, "sync", main=cli.main)
     assert (code, out.count(": shipped")) == (0, 2), out + err
-    runs = shipping.finished_runs(there)
+    runs = read.finished_runs(there)
     assert {r.tags["vitlab.experiment"] for r in runs} == {"tiny", "taught"}
     assert run(capsys, "sync", main=cli.main)[1].startswith("nothing outstanding")
 

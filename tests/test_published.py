@@ -22,7 +22,7 @@ from vitlab.models import registry
 from vitlab.records import RunRecord
 from vitlab.report import publishing
 from vitlab.run import half, published
-from vitlab.track import shipping
+from vitlab.track import read
 from vitlab.train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -117,13 +117,13 @@ def test_the_best_student_by_validation() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[shipping.FinishedRun]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[read.FinishedRun]:
     """What MLflow holds: a set's runs, without any run's weights."""
-    found: list[shipping.FinishedRun] = []
+    found: list[read.FinishedRun] = []
     for record in fake_set(1, THREE):
         add(found, tmp_path, record)
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: list(found))
-    monkeypatch.setattr(shipping, "download", no_download)
+    monkeypatch.setattr(read, "finished_runs", lambda root: list(found))
+    monkeypatch.setattr(read, "download", no_download)
     return found
 
 
@@ -131,18 +131,18 @@ def no_download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
     raise UserError(f"MLflow run {run_id} has no {artifact}")
 
 
-def add(found: list[shipping.FinishedRun], tmp_path: Path, run: RunRecord, **weights: torch.Tensor) -> Path:
+def add(found: list[read.FinishedRun], tmp_path: Path, run: RunRecord, **weights: torch.Tensor) -> Path:
     folder = tmp_path / "store" / f"{run.experiment}-{run.seed}"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     records.write(run, folder / "record.json")
     if weights:
         save_file(weights, folder / "weights.safetensors")
-    found[:] = [r for r in found if r.run_id != folder.name] + [shipping.FinishedRun(folder.name, "", {}, tmp_path, folder)]
+    found[:] = [r for r in found if r.run_id != folder.name] + [read.FinishedRun(folder.name, "", {}, tmp_path, folder)]
     return folder
 
 
 def test_a_report_publishes_them_keeps_them_and_takes_them_away(
-    tmp_path: Path, store: list[shipping.FinishedRun], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: list[read.FinishedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_dir, said = tmp_path / "results" / "full-cifar10", []
     path = out_dir / published.FILE
@@ -167,11 +167,11 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
 
     stamp = path.stat().st_mtime_ns
     assert compiled() == page
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: [])  # as on another machine
+    monkeypatch.setattr(read, "finished_runs", lambda root: [])  # as on another machine
     assert compiled() == page
     assert path.stat().st_mtime_ns == stamp
 
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: list(store))
+    monkeypatch.setattr(read, "finished_runs", lambda root: list(store))
     again = add(store, tmp_path, first.model_copy(update={"finished": "2025-01-02T00:00:00+00:00"}))  # the same run anew, other weights
     (again / "weights.safetensors").unlink()
     assert "half precision" not in compiled()
@@ -188,7 +188,7 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
     ]
 
 
-def test_a_damaged_file_is_written_anew_or_goes(tmp_path: Path, store: list[shipping.FinishedRun]) -> None:
+def test_a_damaged_file_is_written_anew_or_goes(tmp_path: Path, store: list[read.FinishedRun]) -> None:
     run = measured("06_kd_r50_class_attention", 96.0)
     folder = add(store, tmp_path, run, w=torch.arange(99.0))
     out_dir = tmp_path / "results" / "full-cifar10"

@@ -20,7 +20,7 @@ from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
 from vitlab.report import publishing, rungs, tables
-from vitlab.track import shipping
+from vitlab.track import read
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 LADDER = {  # experiment: title, claim (text, top1, top5), measured top-1, params, FLOPs, seconds
@@ -603,8 +603,8 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
         (folder / "figures").mkdir(parents=True)
         (folder / "figures" / "predictions.png").write_bytes(PIXEL)
         records.write(run, folder / "record.json")
-        found.append(shipping.FinishedRun(folder.name, "", {}, tmp_path, folder))
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: found)
+        found.append(read.FinishedRun(folder.name, "", {}, tmp_path, folder))
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
     pages = publishing.publish(tmp_path, tmp_path / "results")
     shown = [p.relative_to(tmp_path / "results").as_posix() for p in pages]
     assert shown == ["full-cifar10/README.md", "full-cifar10/report.html", "full-digits/README.md", "full-digits/report.html", "README.md"]
@@ -615,11 +615,11 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
     before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")}
     other = fake_set(1, THREE)[0].model_copy(update={"seed": 7})
     records.write(other, found[0].folder / "record.json")
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: found[:1])
+    monkeypatch.setattr(read, "finished_runs", lambda root: found[:1])
     publishing.publish(tmp_path, tmp_path / "results")
     assert {r.seed for r in records.read_all(tmp_path / "results" / "full-cifar10")} == {0, 7}
     (tmp_path / "results" / "full-cifar10" / "records" / records.file_name(other)).unlink()
-    monkeypatch.setattr(shipping, "finished_runs", lambda root: [])
+    monkeypatch.setattr(read, "finished_runs", lambda root: [])
     publishing.publish(tmp_path, tmp_path / "results")
     assert {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")} == before
     with pytest.raises(UserError, match="no finished runs to report"):

@@ -22,7 +22,7 @@ from scipy import stats
 from vitlab import records
 from vitlab.errors import UserError
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
-from vitlab.track import shipping, store
+from vitlab.track import read, shipping, store
 from vitlab.track.journal import Journal, RunInfo, read_journal
 from vitlab.track.shipping import Shipper
 
@@ -130,7 +130,7 @@ def expected_rows(run_dir: Path) -> list[tuple]:
 
 
 def test_mlflow_is_imported_late_and_a_prepared_store_needs_no_import(root: Path) -> None:
-    code = f"import sys; from pathlib import Path; from vitlab import store; store.prepare_store(Path({str(root)!r}))"
+    code = f"import sys; from pathlib import Path; from vitlab.track import store; store.prepare_store(Path({str(root)!r}))"
     code += "; print([m for m in ('mlflow', 'torch', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
@@ -342,11 +342,11 @@ def test_final_ship(root: Path, tmp_path: Path) -> None:
     assert "final/test_top1_sd" not in latest(root, parent)  # of one seed there is none
     assert latest(root, parent)["final/test_top1"] == 72
 
-    [run] = shipping.finished_runs(root, experiment="final")
+    [run] = read.finished_runs(root, experiment="final")
     assert (run.run_id, run.parent_id, run.tags["vitlab.finished"]) == (child, parent, "true")
     for name in ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt", "figures/confusion.png"):
         assert run.fetch(name, tmp_path / "unused").read_bytes() == (tmp_path / name).read_bytes()
-        assert shipping.download(root, child, name, tmp_path / "copy").read_bytes() == (tmp_path / name).read_bytes()
+        assert read.download(root, child, name, tmp_path / "copy").read_bytes() == (tmp_path / name).read_bytes()
     assert not (tmp_path / "unused").exists()
     with pytest.raises(UserError, match=r"has no nothing\.txt"):
         run.fetch("nothing.txt", tmp_path / "copy")
@@ -402,7 +402,7 @@ def test_of_the_attempts_at_a_seed_the_last_finished_one_counts(root: Path, tmp_
         shipping.ship(tmp_path / attempt, root, None, final=top1 is not None)
     (tmp_path / "first" / "mlflow.json").unlink()  # shipping the first one again does not bring it back
     shipping.ship(tmp_path / "first", root, None, final=True)
-    [run] = shipping.finished_runs(root, experiment="attempts")
+    [run] = read.finished_runs(root, experiment="attempts")
     assert run.run_id == run_id(tmp_path / "forced", root)
     assert status(root, run_id(tmp_path / "abandoned", root)) == "KILLED"
     assert status(root, run_id(tmp_path / "under way", root)) == "RUNNING"
@@ -431,17 +431,17 @@ def test_finished_runs_are_selected_by_tags(root: Path, tmp_path: Path) -> None:
         shipping.ship(tmp_path / str(i), root, None, final=i < 2)
 
     def found(**selection: str) -> list[str]:
-        return [run.run_id for run in shipping.finished_runs(root, experiment="selected", **selection)]
+        return [run.run_id for run in read.finished_runs(root, experiment="selected", **selection)]
 
     ids = [run_id(tmp_path / str(i), root) for i in range(3)]
     assert sorted(found()) == sorted(ids[:2])
     assert found(profile="quick") == [ids[1]]
     assert found(dataset="digits") == []  # not finished
     assert len(runs_of(root, "selected", "parent")) == 3
-    assert shipping.finished_runs(tmp_path / "no store") == []
+    assert read.finished_runs(tmp_path / "no store") == []
 
     through_mlflow = store.connect(root).find({"vitlab.kind": "seed", "vitlab.finished": "true"})
-    both = shipping.finished_runs(root), [(run.info.run_id, run.data.tags) for run in through_mlflow]
+    both = read.finished_runs(root), [(run.info.run_id, run.data.tags) for run in through_mlflow]
     assert [(run.run_id, run.tags) for run in both[0]] == both[1]
 
 
@@ -472,13 +472,13 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
 
     new = tmp_path / "new"
     old.rename(new)
-    runs = shipping.finished_runs(new)
+    runs = read.finished_runs(new)
     assert [run.fetch("report.txt", tmp_path / "unused").read_text() for run in runs] == [
         f"report.txt of fan-out · overnight · cifar10 · s{run.tags['vitlab.seed']}" for run in runs
     ]
     assert all(run.folder is not None and run.folder.is_relative_to(new) for run in runs)
     store.prepare_store(new)
-    assert [run.folder for run in shipping.finished_runs(new)] == [run.folder for run in runs]
+    assert [run.folder for run in read.finished_runs(new)] == [run.folder for run in runs]
     start(new / "runs" / "2", info("fan-out", 2))
     finish(new / "runs" / "2", 72.0)
     shipping.ship(new / "runs" / "2", new, None, final=True)
@@ -518,11 +518,11 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
         return [output.model_id for output in store.connect(root).client.get_run(child).outputs.model_outputs]
 
     assert outputs() == [model_id]
-    assert shipping.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
+    assert model.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
     assert outputs() == [model_id]
     with sqlite3.connect(root / "mlflow.db") as db:  # and as after one before it was linked
         db.execute("DELETE FROM inputs WHERE destination_id = ?", (model_id,))
-    assert shipping.log_model(root, child, model, images) == model_id
+    assert model.log_model(root, child, model, images) == model_id
     assert outputs() == [model_id]
     assert store.connect(root).client.get_logged_model(model_id).name == "shipper"
     import mlflow.pytorch

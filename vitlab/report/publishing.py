@@ -28,12 +28,12 @@ from vitlab.records import RunRecord
 from vitlab.report import blocks, charts, claims_page, forest, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
 from vitlab.run import published
-from vitlab.track import shipping
+from vitlab.track import read, shipping
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
 
-Stored = dict[tuple[str, ...], shipping.FinishedRun]  # run -> where MLflow has it
+Stored = dict[tuple[str, ...], read.FinishedRun]  # run -> where MLflow has it
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -188,7 +188,7 @@ def _compile(
     with tempfile.TemporaryDirectory() as tmp:
         sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
-        for run in shipping.finished_runs(root):
+        for run in read.finished_runs(root):
             record = records.read(run.fetch("record.json", Path(tmp) / run.run_id))
             name = f"{record.profile}-{record.dataset.name}"
             sets.setdefault(name, {})[_identity(record)] = record

@@ -1,4 +1,4 @@
-"""Ships a run's journal to MLflow, and reads finished runs back. Only this file and store.py import mlflow, and late.
+"""Ships a run's journal to MLflow. Only this package imports mlflow, and late.
 
 MLflow is fed from the journal alone, with the journal's timestamps. It keeps a metric's row once per (key, value, timestamp, step), so
 a line that is shipped twice adds nothing, and whatever a dead server or a killed process left undone is simply shipped again. Only
@@ -13,26 +13,21 @@ import hashlib
 import html
 import json
 import math
-import re
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from vitlab import files, records
-from vitlab.errors import UserError
 from vitlab.stats import interval
-from vitlab.track import views
+from vitlab.track import model, views
 from vitlab.track.journal import RunInfo, read_journal
-from vitlab.track.store import Store, connect, locked, own_runs, own_uri, reason, shown_uri, tracking_uri, without_password
+from vitlab.track.store import Store, connect, locked, own_runs, own_uri, reason, tracking_uri, without_password
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,7 +156,7 @@ def _ship_entries(run_dir: Path, root: Path, info: RunInfo, entries: list[tuple[
             at.status = state.status
             state.write(run_dir)
     if final_model is not None and not at.model_id:
-        at.model_id = log_model(root, at.run_id, *final_model())
+        at.model_id = model.log_model(root, at.run_id, *final_model())
         state.write(run_dir)
 
 
@@ -301,63 +296,6 @@ def _summarise(store: Store, parent_id: str) -> None:
     else:
         status = "FINISHED" if done else children[-1].info.status
         store.client.set_terminated(parent_id, status, end_time=max(run.info.end_time for run in children))
-
-
-def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) -> str:
-    """Log `model` under the run, loadable as `models:/<the id returned>` without this package: a graph exported by torch, not a pickle.
-
-    example: (2, 3, H, W), uint8 or float; two images, since a batch of one would be exported as a constant. The graph takes what the model
-    takes: normalised float32 images, any number of them.
-    """
-    import copy
-
-    sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch loads it where it is installed, a second for nothing used here
-    import mlflow.pytorch
-    import torch
-    from mlflow.entities import LoggedModelStatus
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import Schema, TensorSpec
-
-    store = connect(root)
-    for earlier in store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
-        if earlier.status == LoggedModelStatus.READY:  # and a kill came before it was noted
-            _link_model(store, earlier.model_id, run_id)
-            return earlier.model_id
-        store.client.delete_logged_model(earlier.model_id)
-    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # torch.export warns of channels_last weights
-    images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
-    float32 = np.dtype(np.float32)
-    experiment = store.client.get_run(run_id).data.tags["vitlab.experiment"]
-    name = re.sub(r"[/:.%\"']", "_", experiment)  # what MLflow has against a model's name
-    logged = store.client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id)
-    status = "FAILED"
-    try:
-        with torch.no_grad(), tempfile.TemporaryDirectory() as tmp:
-            classes = model(torch.from_numpy(images)).shape[1]
-            inputs, outputs = TensorSpec(float32, (-1, *images.shape[1:])), TensorSpec(float32, (-1, classes))
-            mlflow.pytorch.save_model(
-                model,
-                f"{tmp}/model",
-                mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-                signature=ModelSignature(Schema([inputs]), Schema([outputs])),
-                input_example=images,
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],  # or they are inferred, slowly
-                serialization_format="pt2",
-            )
-            store.client.log_model_artifacts(logged.model_id, f"{tmp}/model")
-        status = "READY"
-    finally:
-        store.client.finalize_logged_model(logged.model_id, status)
-    _link_model(store, logged.model_id, run_id)
-    return logged.model_id
-
-
-def _link_model(store: Store, model_id: str, run_id: str) -> None:
-    """Make the model an output of the run, once."""
-    from mlflow.entities import LoggedModelOutput
-
-    if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):
-        store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
 
 def ship_ledger(root: Path, path: Path) -> str:
@@ -516,57 +454,3 @@ def _all_shipped(run_dir: Path, key: str, with_model: bool) -> str | None:
     if at is None or (with_model and not at.model_id):
         return None
     return at.run_id if at.status == "FINISHED" or (at.offset, at.status) == (state.covered, state.status) else None
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    run_id: str
-    parent_id: str
-    tags: dict[str, str]
-    root: Path
-    folder: Path | None  # its artifacts, where they lie on this machine
-
-    def fetch(self, artifact: str, dst: Path) -> Path:
-        """The artifact's path: its own where it lies on this machine, else downloaded into `dst`. Raises UserError where there is none."""
-        if self.folder is not None and (self.folder / artifact).exists():
-            return self.folder / artifact
-        return download(self.root, self.run_id, artifact, dst)
-
-
-def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
-    """Copy a run's artifact into `dst` and return its path there. Raises UserError where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    dst.mkdir(parents=True, exist_ok=True)
-    try:
-        return Path(connect(root).client.download_artifacts(run_id, artifact, str(dst)))
-    except (MlflowException, OSError) as e:
-        raise UserError(f"MLflow run {run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'") from None
-
-
-def finished_runs(root: Path, experiment: str | None = None, profile: str | None = None, dataset: str | None = None) -> list[FinishedRun]:
-    """Every finished seed's run, oldest first: one a seed, the last one where it was trained anew. Raises UserError where MLflow's server
-    cannot be reached."""
-    wanted = {"vitlab.experiment": experiment, "vitlab.profile": profile, "vitlab.dataset": dataset}
-    tags = {"vitlab.kind": "seed", "vitlab.finished": "true"} | {k: v for k, v in wanted.items() if v is not None}
-    if tracking_uri(root) == own_uri(root):
-        found = [(run_id, uri, said) for run_id, uri, said in own_runs(root) if said.items() >= tags.items()]
-    else:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            found = [(run.info.run_id, run.info.artifact_uri, run.data.tags) for run in connect(root).find(tags)]
-        except MlflowException as e:
-            raise UserError(
-                f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI"
-            ) from None
-    return [FinishedRun(run_id, said["mlflow.parentRunId"], said, root, _local(uri)) for run_id, uri, said in found]
-
-
-def _local(uri: str) -> Path | None:
-    parts = urlparse(uri)
-    path = Path(unquote(parts.path))
-    return path if parts.scheme in ("file", "") and path.is_dir() else None

@@ -1,0 +1,73 @@
+"""The model in MLflow: logged with a signature, loadable without this package."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitlab.track.store import Store, connect
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) -> str:
+    """Log `model` under the run, loadable as `models:/<the id returned>` without this package: a graph exported by torch, not a pickle.
+
+    example: (2, 3, H, W), uint8 or float; two images, since a batch of one would be exported as a constant. The graph takes what the model
+    takes: normalised float32 images, any number of them.
+    """
+    import copy
+
+    sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch loads it where it is installed, a second for nothing used here
+    import mlflow.pytorch
+    import torch
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    store = connect(root)
+    for earlier in store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
+        if earlier.status == LoggedModelStatus.READY:  # and a kill came before it was noted
+            link(store, earlier.model_id, run_id)
+            return earlier.model_id
+        store.client.delete_logged_model(earlier.model_id)
+    model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # torch.export warns of channels_last weights
+    images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
+    float32 = np.dtype(np.float32)
+    experiment = store.client.get_run(run_id).data.tags["vitlab.experiment"]
+    name = re.sub(r"[/:.%\"']", "_", experiment)  # what MLflow has against a model's name
+    logged = store.client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id)
+    status = "FAILED"
+    try:
+        with torch.no_grad(), tempfile.TemporaryDirectory() as tmp:
+            classes = model(torch.from_numpy(images)).shape[1]
+            inputs, outputs = TensorSpec(float32, (-1, *images.shape[1:])), TensorSpec(float32, (-1, classes))
+            mlflow.pytorch.save_model(
+                model,
+                f"{tmp}/model",
+                mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+                signature=ModelSignature(Schema([inputs]), Schema([outputs])),
+                input_example=images,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],  # or they are inferred, slowly
+                serialization_format="pt2",
+            )
+            store.client.log_model_artifacts(logged.model_id, f"{tmp}/model")
+        status = "READY"
+    finally:
+        store.client.finalize_logged_model(logged.model_id, status)
+    link(store, logged.model_id, run_id)
+    return logged.model_id
+
+
+def link(store: Store, model_id: str, run_id: str) -> None:
+    """Make the model an output of the run, once."""
+    from mlflow.entities import LoggedModelOutput
+
+    if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):
+        store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
