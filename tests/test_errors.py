@@ -11,7 +11,7 @@ import pytest
 import torch
 from bad_input.build import World
 
-from vitlab import cli, errors, lock
+from vitlab import cli, errors, files
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.train import step
@@ -64,7 +64,7 @@ def test_a_users_mistake_has_no_traceback_and_exits_2(world: World, capsys: pyte
 def test_a_path_that_the_system_refuses_is_the_users_to_mend(number: int, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Tests may run as root, to whom nothing is refused."""
     e = OSError(number, os.strerror(number), str(world.root / "runs"))
-    world.patch.setattr(lock, "_locked", raising(e))
+    world.patch.setattr(files, "held", raising(e))
     code, err = ends(world, capsys)
     assert (code, err) == (
         2,

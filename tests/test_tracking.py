@@ -22,6 +22,8 @@ from scipy import stats
 from vitlab import records
 from vitlab.errors import UserError
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
+from vitlab.stats import interval
+from vitlab.track import model as mlflow_model
 from vitlab.track import read, shipping, store
 from vitlab.track.journal import Journal, RunInfo, read_journal
 from vitlab.track.shipping import Shipper
@@ -147,7 +149,7 @@ def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path: Path) -> Non
 import os
 from pathlib import Path
 from mlflow import MlflowClient
-from vitlab import store
+from vitlab.track import store
 MlflowClient.create_experiment = lambda *_, **__: os._exit(9)
 store.connect(Path({str(tmp_path)!r}))
 """
@@ -367,7 +369,7 @@ def test_parent_has_mean_sd_and_interval_over_seeds(root: Path, tmp_path: Path) 
     # by hand: 72 -+ t(2, 0.975) * 2 / sqrt(3) = 72 -+ 4.302653 * 1.154701
     assert summary["final/test_top1_ci95_low"] == pytest.approx(67.031725, abs=1e-5)
     assert summary["final/test_top1_ci95_high"] == pytest.approx(76.968275, abs=1e-5)
-    assert stats.interval(values)[2:] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
+    assert interval(values)[2:] == pytest.approx(stats.t.interval(0.95, 2, np.mean(values), stats.sem(values)))
     assert tags(root, parent)["vitlab.seeds"] == "0,1,2"
     assert status(root, parent) == "FINISHED"
 
@@ -449,9 +451,9 @@ OTHER_PROCESS = """
 import sys
 from pathlib import Path
 import mlflow
-from vitlab import tracking
+from vitlab.track import shipping
 print("ready", flush=True)
-tracking.ship(Path(sys.argv[1]), Path(sys.argv[2]), None, final=True)
+shipping.ship(Path(sys.argv[1]), Path(sys.argv[2]), None, final=True)
 """
 
 
@@ -518,11 +520,11 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
         return [output.model_id for output in store.connect(root).client.get_run(child).outputs.model_outputs]
 
     assert outputs() == [model_id]
-    assert model.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
+    assert mlflow_model.log_model(root, child, model, images) == model_id  # as after a kill, before it was noted
     assert outputs() == [model_id]
     with sqlite3.connect(root / "mlflow.db") as db:  # and as after one before it was linked
         db.execute("DELETE FROM inputs WHERE destination_id = ?", (model_id,))
-    assert model.log_model(root, child, model, images) == model_id
+    assert mlflow_model.log_model(root, child, model, images) == model_id
     assert outputs() == [model_id]
     assert store.connect(root).client.get_logged_model(model_id).name == "shipper"
     import mlflow.pytorch
