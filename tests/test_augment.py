@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -18,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from vitlab import config
 from vitlab.data import augment
+from vitlab.data.dataset import seed_for
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 OPS = list(augment.TRIVIAL_AUGMENT)
@@ -299,10 +301,11 @@ def test_draw_erase_share():
     assert stats.binomtest(int(erased), 20_000, 0.25).pvalue > P_MIN
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["mixup", "cutmix"])
 @pytest.mark.parametrize("alpha", [0.01, 0.4, 1.0, 5.0])
-def test_draw_beta(alpha):
-    g = generator()
-    lam = torch.stack([augment.draw_beta(alpha, g) for _ in range(3000)]).numpy()
+def test_draw_shares(alpha, which):
+    """Of step after step, whose seeds are hashes."""
+    lam = np.array([augment.draw_shares(config.Mix(mixup=alpha, cutmix=alpha), seed_for(0, "augment", i))[which] for i in range(3000)])
     low = lam[lam < 0.5]  # near 1 float64 is too coarse for a small alpha: take each half for itself, folded
     beta = stats.beta(alpha, alpha)
     assert stats.kstest(low, lambda x: 2 * beta.cdf(x)).pvalue > P_MIN
@@ -311,7 +314,22 @@ def test_draw_beta(alpha):
         assert stats.kstest(lam, beta.cdf).pvalue > P_MIN
 
 
+def test_shares_are_a_function_of_the_seed_and_1_for_what_is_off():
+    both = config.Mix(mixup=0.4, cutmix=0.4)
+    assert augment.draw_shares(both, 5) == augment.draw_shares(both, 5) != augment.draw_shares(both, 6)
+    assert augment.draw_shares(config.Mix(mixup=0.4), 5)[1] == augment.draw_shares(config.Mix(cutmix=0.4), 5)[0] == 1
+    assert len({*augment.draw_shares(both, 5), *augment.draw_shares(both, 6)}) == 4, "Mixup's and CutMix's are drawn apart"
+
+
 # ------------------------------------------------------------------------------------------------------------ mixup, cutmix
+
+
+MIX = config.Mix(mixup=0.4, cutmix=1.0)
+
+
+def shares(cfg: config.Mix, seed: int) -> tuple[Tensor, Tensor]:
+    mixup, cutmix = augment.draw_shares(cfg, seed)
+    return torch.tensor(mixup, dtype=torch.float64), torch.tensor(cutmix, dtype=torch.float64)
 
 
 def batch_of(size: int) -> tuple[Tensor, Tensor]:
@@ -368,8 +386,8 @@ def test_mix_chooses_as_often_as_asked_and_weighs_labels_by_pixels(cfg, expected
     images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
     g = generator()
     counts = [0, 0, 0]
-    for _ in range(400):
-        mixed, targets = augment.mix(images, torch.eye(2), cfg, g)
+    for seed in range(400):
+        mixed, targets = augment.mix(images, torch.eye(2), cfg, shares(cfg, seed), g)
         torch.testing.assert_close(targets[1, 1], mixed[1].mean(), rtol=0, atol=1e-6)  # the share of the second image in itself
         torch.testing.assert_close(targets.sum(1), torch.ones(2))
         constant = mixed[1].min() == mixed[1].max()
@@ -386,8 +404,7 @@ def test_same_seed_same_bits():
     same_bits(first, again)
     assert not torch.equal(first, other)
     float_images, targets = batch_of(8)
-    cfg = config.Mix(mixup=0.4, cutmix=1.0)
-    (a, b), (c, d) = (augment.mix(float_images, targets, cfg, generator(3)) for _ in range(2))
+    (a, b), (c, d) = (augment.mix(float_images, targets, MIX, shares(MIX, 3), generator(3)) for _ in range(2))
     same_bits(a, c)
     same_bits(b, d)
 
@@ -397,7 +414,9 @@ def test_only_the_given_generator_is_drawn_from():
     before = torch.get_rng_state()
     images, targets = batch_of(4)
     augment.augment(noise(4), ALL, MEAN, STD, generator(), mirror=True)
-    augment.mix(images, targets, config.Mix(mixup=0.4, cutmix=1.0), generator())
+    numpys = np.random.get_state()[1].copy()
+    augment.mix(images, targets, MIX, shares(MIX, 0), generator())
+    assert (np.random.get_state()[1] == numpys).all()
     same_bits(torch.get_rng_state(), before)
 
 
@@ -456,7 +475,7 @@ def test_shapes_types_and_inputs_left_alone(batch):
     same_bits(images, before)
     targets = torch.eye(10)[torch.arange(batch)]
     kept, kept_targets = out.clone(), targets.clone()
-    mixed, mixed_targets = augment.mix(out, targets, config.Mix(mixup=0.4, cutmix=1.0), generator())
+    mixed, mixed_targets = augment.mix(out, targets, MIX, shares(MIX, 0), generator())
     assert (mixed.shape, mixed.dtype, mixed_targets.shape, mixed_targets.dtype) == (out.shape, out.dtype, targets.shape, targets.dtype)
     same_bits(out, kept)
     same_bits(targets, kept_targets)
@@ -490,7 +509,7 @@ def test_nothing_reads_back_from_a_gpu(monkeypatch):
             augment._each(images, which, ((augment._same, which),))  # what a CPU does would read back: the test can fail
         monkeypatch.setattr(augment, "_each", augment._each_by_mask)
         out = augment.augment(images, ALL, mean, std, generator(), mirror=True)
-        augment.mix(out, targets, config.Mix(mixup=0.4, cutmix=1.0), generator())
+        augment.mix(out, targets, MIX, shares(MIX, 0), generator())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -500,10 +519,11 @@ def test_on_a_gpu():
     g = torch.Generator(cuda).manual_seed(0)
     on_gpu, mean, std, targets = images.to(cuda), MEAN.to(cuda), STD.to(cuda), torch.eye(10, device=cuda).repeat(7, 1)[:64]
     augment._magnitudes(cuda)
+    left = tuple(share.to(cuda) for share in shares(MIX, 0))
     torch.cuda.set_sync_debug_mode("error")
     try:
         out = augment.augment(on_gpu, ALL, mean, std, g, mirror=True)
-        out, targets = augment.mix(out, targets, config.Mix(mixup=0.4, cutmix=1.0), g)
+        out, targets = augment.mix(out, targets, MIX, left, g)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert out.device.type == targets.device.type == "cuda"

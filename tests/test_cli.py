@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pynvml
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -36,6 +37,26 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str, main: object = cli.run_m
         main([str(a) for a in argv])
     out, err = capsys.readouterr()
     return e.value.code, out, err
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cuda", "profile"), [(None, None, "quick"), (0, None, "quick"), (1, False, "quick"), (1, True, "full")], ids=str
+)
+def test_the_profile_that_is_chosen(
+    gpus: int | None, cuda: bool | None, profile: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the GPUs that NVIDIA's driver knows of, where there is one, and by what torch says of CUDA, asked only then."""
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None if gpus is not None else pynvml.nvmlDeviceGetCount())
+    missing = pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: raising(missing) if gpus is None else gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("torch was asked") if cuda is None else cuda)
+    code, out, _ = run(capsys, EXPERIMENTS / "01_baseline_vit.yaml", "--data", "digits", "--dry-run")
+    assert code == 0
+    assert f"profile {profile} " in out
+
+
+def raising(e: Exception) -> None:
+    raise e
 
 
 # -------------------------------------------------------------------------------------------------- the user's mistakes

@@ -53,9 +53,10 @@ def test_of_equal_scores_the_lowest_class_comes_first_in_every_number() -> None:
     labels = torch.tensor([4, 5, 2, 5])  # of these images the third, sixth, second and first class
     got = evaluate.accuracy(scores, labels)
     assert (got["top1"], got["top5"]) == (25.0, 75.0)  # the second image's label is the last of six
-    counts = evaluate.confusion(scores, labels)
+    predicted = evaluate.ranking(scores)[:, 0]
+    counts = evaluate.confusion(predicted, labels, 6)
     assert {(int(t), int(p)): int(counts[t, p]) for t, p in np.argwhere(counts)} == {(4, 1): 1, (5, 0): 1, (2, 0): 1, (5, 5): 1}
-    assert [f.accuracy for f in evaluate.per_class(counts, tuple("abcdef"))] == [0, 0, 0, 0, 0, 50.0]
+    assert [f.accuracy for f in evaluate.per_class(predicted, labels, tuple("abcdef"))] == [0, 0, 0, 0, 0, 50.0]
     confidences = [np.exp(2) / (2 + np.exp(1) + 3 * np.exp(2)), 1 / 6, 1 / (3 + 3 * np.exp(-1)), np.exp(9) / (5 + np.exp(9))]
     _, shown = evaluate.sample_grid(scores, labels)
     assert [(t, p) for t, p, _ in shown] == [(4, 1), (5, 0), (2, 0), (5, 5)]
@@ -75,21 +76,21 @@ def test_confidence_by_hand() -> None:
     assert evaluate.confidence(scores[2:3], labels[2:3]) == {"confidence": pytest.approx(60.0), "confidence_above_90": 0.0}
 
 
-def test_confusion_and_per_class_equal_scikit_learns(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
-    scores, labels = scored
-    counts = evaluate.confusion(scores, labels)
-    predicted = scores.argmax(-1)
-    assert (counts == sk.confusion_matrix(labels, predicted, labels=range(5))).all()
-    precision, recall, f1, support = sk.precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
-    facts = evaluate.per_class(counts, NAMES)
-    assert [f.precision for f in facts] == pytest.approx(100 * precision)
-    assert [f.recall for f in facts] == pytest.approx(100 * recall)
-    assert [f.f1 for f in facts] == pytest.approx(100 * f1)
-    assert [f.support for f in facts] == list(support)
+def test_confusion_and_per_class_by_hand() -> None:
+    """Of A's four images three are taken for A and one for B, of B's two one each, C's one for A; none is taken for C, or of or for D."""
+    labels, predicted = torch.tensor([0, 0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 0, 0, 1, 0])
+    assert evaluate.confusion(predicted, labels, 4).tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    names = ("A", "B", "C", "D")
+    facts = evaluate.per_class(predicted, labels, names)
+    assert tuple(f.name for f in facts) == names
+    assert [f.precision for f in facts] == pytest.approx([60, 50, 0, 0])
+    assert [f.recall for f in facts] == pytest.approx([75, 50, 0, 0])
+    assert [f.f1 for f in facts] == pytest.approx([200 / 3, 50, 0, 0])
+    assert [f.support for f in facts] == [4, 2, 1, 0]
     assert [f.accuracy for f in facts] == [f.recall for f in facts]
-    text = evaluate.classification_report(facts, 12.34)
-    assert "12.34" in text
-    assert len([line for line in text.splitlines() if line.startswith(NAMES)]) == 5
+    rows = [line.split() for line in evaluate.classification_report(predicted, labels, names).splitlines()]
+    assert ["A", "0.6000", "0.7500", "0.6667", "4"] in rows
+    assert ["accuracy", "0.5714", "7"] in rows
 
 
 def test_the_grid_shows_the_first_images_whatever_their_result(scored: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -42,12 +42,13 @@ def test_ema_equals_timms() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10))
     ours, theirs = optim.EMA(model), ModelEmaV3(copy.deepcopy(model), decay=0.9, foreach=False)
-    for _ in range(5):
+    for decay in (0.9, 0.99, 0.3, 0.0, 0.999):  # it changes from step to step
         model(torch.randn(4, 3, 8, 8))  # moves the batch-norm statistics
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
-        ours.update(model, torch.tensor(1 - 0.9))
+        ours.update(model, torch.tensor(1 - decay))
+        theirs.decay = decay
         theirs.update(model)
     for (name, a), b in zip(ours.model.state_dict().items(), theirs.module.state_dict().values(), strict=True):
         if a.is_floating_point():

@@ -154,29 +154,29 @@ def _train(console: Console, runs: list[Run], forced: set[Path], source: Source,
 
 
 def _announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
+    from rich.panel import Panel
+
     from vitlab.run.progress import clock
 
     if source.note:
-        _banner(console, source.note)
+        console.print(Panel(source.note, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
     limit = f" · budget {clock(budget)}" if math.isfinite(budget) else ""
     console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} runs{limit}")
 
 
 def _profile(asked: str) -> str:
-    """auto: full where CUDA is there, else quick. torch is asked only where the machine has an NVIDIA driver at all."""
+    """auto: full with CUDA, else quick. torch, seconds to load, is asked only where NVIDIA's driver knows of a GPU."""
     if asked != "auto":
         return asked
-    if not Path("/proc/driver/nvidia/version").exists() and os.name == "posix":
-        return "quick"
-    import torch
+    import pynvml
 
-    return "full" if torch.cuda.is_available() else "quick"
+    with contextlib.suppress(pynvml.NVMLError):  # no driver
+        pynvml.nvmlInit()
+        if pynvml.nvmlDeviceGetCount():
+            import torch
 
-
-def _banner(console: Console, text: str) -> None:
-    from rich.panel import Panel
-
-    console.print(Panel(text, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
+            return "full" if torch.cuda.is_available() else "quick"
+    return "quick"
 
 
 def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[str]] | None = None) -> int:

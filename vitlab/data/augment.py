@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -333,13 +334,14 @@ def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- mixup, cutmix
 
 
-def draw_beta(alpha: float, generator: torch.Generator) -> Tensor:
-    """One draw of Beta(alpha, alpha), () float64."""
-    device = generator.device
-    # g / (g + g') for g, g' of Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha); in logarithms, as both may underflow
-    gamma = torch._standard_gamma(torch.full((2,), alpha + 1, dtype=torch.float64, device=device), generator=generator)
-    uniform = torch.rand(2, generator=generator, device=device, dtype=torch.float64)
-    return (gamma.log() + uniform.log() / alpha).softmax(0)[0]
+def draw_shares(cfg: config.Mix, seed: int) -> tuple[float, float]:
+    """What Mixup and CutMix leave each image of itself: Beta(alpha, alpha), 1 for the one that is off.
+
+    Drawn on the host, by NumPy: PyTorch has no public draw of a Beta from a generator.
+    """
+    rng = np.random.default_rng(seed)
+    mixup, cutmix = (float(rng.beta(alpha, alpha)) if alpha else 1.0 for alpha in (cfg.mixup, cfg.cutmix))
+    return mixup, cutmix
 
 
 def cutmix_box(lam: Tensor, center: Tensor, height: int, width: int) -> Tensor:
@@ -365,21 +367,23 @@ def blend(images: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     )
 
 
-def mix(images: Tensor, targets: Tensor, cfg: config.Mix, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mix(
+    images: Tensor, targets: Tensor, cfg: config.Mix, shares: tuple[Tensor, Tensor], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """With probability `cfg.prob` mix the whole batch: CutMix with probability `cfg.switch_prob` where both are on, else the one that is.
 
-    images (B, 3, H, W) float, targets (B, C) float, the generator on their device. Returns the like.
+    images (B, 3, H, W) float, targets (B, C) float, `shares` as `draw_shares` draws them, () float64, the generator; all on one device.
+    Returns the like of images and targets.
     """
     if not (cfg.mixup or cfg.cutmix):
         return images, targets
     height, width = images.shape[-2:]
     device = generator.device
     happens, switches = torch.rand(2, generator=generator, device=device).unbind()
-    if cfg.mixup:
-        weight = draw_beta(cfg.mixup, generator).expand(height, width)
+    mixup, cutmix = shares
+    weight = mixup.expand(height, width)
     if cfg.cutmix:
-        lam = draw_beta(cfg.cutmix, generator)
         center = torch.stack([torch.randint(size, (), generator=generator, device=device) for size in (height, width)])
-        outside = (~cutmix_box(lam, center, height, width)).double()
+        outside = (~cutmix_box(cutmix, center, height, width)).double()
         weight = torch.where(switches < cfg.switch_prob, outside, weight) if cfg.mixup else outside
     return blend(images, targets, torch.where(happens < cfg.prob, weight, 1))

@@ -174,8 +174,7 @@ def finish(
     if run.teacher is not None and teacher_validation is not None:
         teacher = teacher_facts(run.teacher, scores, metrics["test_top1"], teacher_validation)
     img_s = statistics.median(row["perf/img_s"] for row in trained.history)
-    counts = evaluate.confusion(scores, labels)
-    facts = evaluate.per_class(counts, data.classes)
+    classes = evaluate.ranking(scores)[:, 0]
     record = RunRecord(
         experiment=run.resolved.id,
         variant=run.resolved.variant,
@@ -191,8 +190,8 @@ def finish(
         fingerprint=run.fingerprint,
         config=config.plain(cfg),
         metrics=metrics,
-        per_class=facts,
-        confusion=counts.tolist(),
+        per_class=evaluate.per_class(classes, labels, data.classes),
+        confusion=evaluate.confusion(classes, labels, len(data.classes)).tolist(),
         history=tuple(trained.history),
         params=run.params,
         flops=run.flops,
@@ -216,7 +215,7 @@ def finish(
     )  # fmt: skip
     kept = {k: v.contiguous() for k, v in weights[headline].state_dict().items()}
     files.write(folder / published.WEIGHTS, to_safetensors(kept))
-    files.write(folder / "report.txt", evaluate.classification_report(facts, metrics["test_top1"]))
+    files.write(folder / "report.txt", evaluate.classification_report(classes, labels, data.classes))
     rows, shown = evaluate.sample_grid(scores, labels)
     pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
     with files.writing(folder / "figures"):

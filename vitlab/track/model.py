@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
     """
     import copy
 
-    sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch loads it where it is installed, a second for nothing used here
     import mlflow.pytorch
     import torch
     from mlflow.entities import LoggedModelStatus

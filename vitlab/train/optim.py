@@ -47,11 +47,10 @@ class Muon:
     def step(self) -> None:
         # torch's Muon wants its learning rate as a number on the host, and would make a GPU wait for it. Its step, decay
         # included, is proportional to that rate: one is taken at a rate of 1, then the weights go that part of the way.
-        start = torch._foreach_clone(self.matrices)
+        before = [p.clone() for p in self.matrices]
         self.muon.step()
-        torch._foreach_sub_(self.matrices, start)
-        torch._foreach_mul_(self.matrices, self.param_groups[0]["lr"])
-        torch._foreach_add_(self.matrices, start)
+        for p, start in zip(self.matrices, before, strict=True):
+            p.copy_(start.lerp(p, self.param_groups[0]["lr"]))
         self.adamw.step()
 
     def zero_grad(self) -> None:
@@ -81,7 +80,10 @@ def _adamw(groups: list[dict], cfg: config.AdamW | config.Muon) -> torch.optim.A
 
 
 class EMA:
-    """A shadow of the model, `shadow = decay * shadow + (1 - decay) * model` after each step; batch-norm statistics too."""
+    """A shadow of the model, `shadow = decay * shadow + (1 - decay) * model` after each step; batch-norm statistics too.
+
+    Not torch.optim.swa_utils.AveragedModel: it asks the host at each update how many there were, so no CUDA graph can hold it.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -89,13 +91,8 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, rate: Tensor) -> None:
         """rate (): 1 - decay, on the model's device."""
-        ours, theirs = list(self.model.parameters()), [p.detach() for p in model.parameters()]
-        for b, a in zip(self.model.buffers(), model.buffers(), strict=True):
-            if b.is_floating_point():
-                ours.append(b)
-                theirs.append(a)
+        for ours, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if ours.is_floating_point():
+                ours.lerp_(theirs, rate)
             else:
-                b.copy_(a)  # batch norm's counter
-        change = torch._foreach_sub(theirs, ours)
-        torch._foreach_mul_(change, rate)
-        torch._foreach_add_(ours, change)
+                ours.copy_(theirs)  # batch norm's counter

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import Experiment, Phase
-from vitlab.data.augment import augment, mix
+from vitlab.data.augment import augment, draw_shares, mix
 from vitlab.data.dataset import Dataset
 from vitlab.train.machine import autocast_for
 from vitlab.train.meter import Meter
@@ -46,6 +46,7 @@ class Step:
         self.draws = torch.Generator(device)
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         self.lr, self.rate = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.shares = torch.ones((), dtype=torch.float64, device=device), torch.ones((), dtype=torch.float64, device=device)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         self.sums: dict[str, Tensor] = {}
@@ -61,6 +62,9 @@ class Step:
         self.draws.manual_seed(seed)
         self.lr.fill_(lr)
         self.rate.fill_(1 - decay)
+        if phase.mix is not None:
+            for share, drawn in zip(self.shares, draw_shares(phase.mix, seed), strict=True):
+                share.fill_(drawn)
         if self.rows.is_cuda:
             self._replay(phase)
         else:
@@ -71,7 +75,7 @@ class Step:
         images = augment(data.train_images[self.rows], phase.augment, data.mean, data.std, self.draws, data.mirror)
         targets = smooth_one_hot(data.train_labels[self.rows], classes, phase.label_smoothing)
         if phase.mix is not None:
-            images, targets = mix(images, targets, phase.mix, self.draws)
+            images, targets = mix(images, targets, phase.mix, self.shares, self.draws)
         self._lap("data")
 
         with self.autocast:
