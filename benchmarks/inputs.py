@@ -10,7 +10,7 @@ from benchmarks import recipe
 from benchmarks.contenders import Pictures, torchvision_transform
 from benchmarks.recipe import RECIPES, Images
 from vitlab.data.augment import augment
-from vitlab.data.dataset import generator
+from vitlab.data.rng import generator
 
 BATCH = 192
 

@@ -19,7 +19,8 @@ from torch import nn
 
 import vitlab
 from vitlab import config, files, records
-from vitlab.data.dataset import Dataset, generator
+from vitlab.data.dataset import Dataset
+from vitlab.data.rng import generator
 from vitlab.errors import UserError
 from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY, ROOT
