@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from vitlab import config
-from vitlab.data import dataset
+from vitlab.data import rng
 from vitlab.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def tiny_data() -> Dataset:
     """48 random images of 4 classes to train on, 12 to validate and 20 to test."""
-    g = dataset.generator(0, "tiny", 0, "cpu")
+    g = rng.generator(0, "tiny", 0, "cpu")
 
     def images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=g), torch.arange(n) % 4

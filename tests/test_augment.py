@@ -16,13 +16,13 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from vitlab.data.rng import seed_for
 
 from vitlab import config
-from vitlab.data import augment
-from vitlab.data.dataset import seed_for
+from vitlab.data import augment, ops
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
-OPS = list(augment.TRIVIAL_AUGMENT)
+OPS = list(ops.TRIVIAL_AUGMENT)
 THEIRS = v2.TrivialAugmentWide()
 ALL = config.Augment(
     crop=4,
@@ -81,8 +81,8 @@ def test_trivial_augment_is_torchvisions(k, name, size):
     magnitudes = magnitudes(31, *size)
     values = [0.0] if magnitudes is None else [float(m) * sign for m in magnitudes for sign in ((1, -1) if signed else (1,))]
     for value in values:
-        assert value in augment._magnitudes(torch.device("cpu"))[k]
-        ours = augment.trivial_augment(images, torch.full((7,), k), torch.full((7,), value, dtype=torch.float64))
+        assert value in ops._magnitudes(torch.device("cpu"))[k]
+        ours = ops.trivial_augment(images, torch.full((7,), k), torch.full((7,), value, dtype=torch.float64))
         theirs = one_by_one(
             lambda x, v=value: THEIRS._apply_image_or_video_transform(x, name, v, THEIRS.interpolation, THEIRS._fill), images
         )
@@ -92,7 +92,7 @@ def test_trivial_augment_is_torchvisions(k, name, size):
 
 def test_trivial_augment_table_is_torchvisions():
     """The other half of the test above: no magnitude of ours is missing in torchvision's table."""
-    for ours, (magnitudes, signed) in zip(augment.TRIVIAL_AUGMENT.values(), THEIRS._AUGMENTATION_SPACE.values(), strict=True):
+    for ours, (magnitudes, signed) in zip(ops.TRIVIAL_AUGMENT.values(), THEIRS._AUGMENTATION_SPACE.values(), strict=True):
         theirs = magnitudes(31, 32, 32)
         assert ours[1] == signed
         same_bits(ours[0], torch.zeros(31) if theirs is None else theirs.float())
@@ -101,11 +101,11 @@ def test_trivial_augment_table_is_torchvisions():
 @pytest.mark.parametrize(
     ("ours", "theirs", "low", "high"),
     [
-        (augment.brightness, F.adjust_brightness, 0, 2),
-        (augment.contrast, F.adjust_contrast, 0, 2),
-        (augment.saturation, F.adjust_saturation, 0, 2),
-        (augment.hue, F.adjust_hue, -0.5, 0.5),
-        (augment.sharpness, F.adjust_sharpness, 0, 2),
+        (ops.brightness, F.adjust_brightness, 0, 2),
+        (ops.contrast, F.adjust_contrast, 0, 2),
+        (ops.saturation, F.adjust_saturation, 0, 2),
+        (ops.hue, F.adjust_hue, -0.5, 0.5),
+        (ops.sharpness, F.adjust_sharpness, 0, 2),
     ],
 )
 def test_color_operations_are_torchvisions(ours, theirs, low, high):
@@ -118,9 +118,7 @@ def test_color_operations_are_torchvisions(ours, theirs, low, high):
 def test_color_jitter_is_torchvisions_in_every_order():
     images = pictures().repeat(24, 1, 1, 1)
     order = torch.tensor(list(itertools.permutations(range(4)))).repeat_interleave(7, 0)
-    values, _ = augment.draw_color_jitter(
-        len(images), config.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5), generator()
-    )
+    values, _ = ops.draw_color_jitter(len(images), config.ColorJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5), generator())
     keys = ("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor")
 
     def theirs(image, order, *values):
@@ -129,7 +127,7 @@ def test_color_jitter_is_torchvisions_in_every_order():
     for present in (0b1111, 0b1000, 0b0101):
         chosen = tuple(v if present >> k & 1 else None for k, v in enumerate(values))
         columns = [[None] * len(images) if v is None else v.tolist() for v in chosen]
-        same_bits(augment.color_jitter(images, chosen, order), one_by_one(theirs, images, order, *columns))
+        same_bits(ops.color_jitter(images, chosen, order), one_by_one(theirs, images, order, *columns))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
@@ -173,8 +171,8 @@ def test_augment_is_torchvisions_pipeline():
     ours = augment.augment(images, ALL, MEAN, STD, generator(5), mirror=True)
     g = generator(5)
     corner, mirrored = augment.draw_crop(32, 4, g), augment.draw_flip(32, 0.5, g)
-    jitter, order = augment.draw_color_jitter(32, ALL.color_jitter, g)
-    op, magnitude = augment.draw_trivial_augment(32, 1, g)
+    jitter, order = ops.draw_color_jitter(32, ALL.color_jitter, g)
+    op, magnitude = ops.draw_trivial_augment(32, 1, g)
     box = augment.draw_erase(32, 32, 32, 0.5, g)
     names = list(THEIRS._AUGMENTATION_SPACE)
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
@@ -211,7 +209,7 @@ def test_draw_flip_share():
 
 def test_draw_color_jitter_is_torchvisions():
     cfg = config.ColorJitter(brightness=0.4, contrast=1.0, saturation=0.2, hue=0.1)
-    values, order = augment.draw_color_jitter(20_000, cfg, generator())
+    values, order = ops.draw_color_jitter(20_000, cfg, generator())
     for value, (low, high) in zip(values, [(0.6, 1.4), (0, 2), (0.8, 1.2), (-0.1, 0.1)], strict=True):
         assert stats.kstest(value.numpy(), stats.uniform(low, high - low).cdf).pvalue > P_MIN
     ranks = (order * torch.tensor([64, 16, 4, 1])).sum(1)
@@ -226,22 +224,22 @@ def test_draw_color_jitter_is_torchvisions():
 
 
 def test_draw_color_jitter_leaves_off_what_is_off():
-    values, _ = augment.draw_color_jitter(4, config.ColorJitter(contrast=0.1), generator())
+    values, _ = ops.draw_color_jitter(4, config.ColorJitter(contrast=0.1), generator())
     assert [v is None for v in values] == [True, False, True, True]
 
 
 def test_trivial_augment_spares_the_share_of_images_that_it_is_told_to():
-    op, magnitude = augment.draw_trivial_augment(40_000, 0.3, generator())
+    op, magnitude = ops.draw_trivial_augment(40_000, 0.3, generator())
     counts = torch.bincount(op, minlength=14).numpy()
     expected = [40_000 * (0.7 + 0.3 / 14)] + [40_000 * 0.3 / 14] * 13  # of the 30 % a fourteenth draws the identity
     assert stats.chisquare(counts, expected).pvalue > P_MIN
     assert (magnitude[op == 0] == 0).all()
-    always, _ = augment.draw_trivial_augment(1000, 1, generator())
+    always, _ = ops.draw_trivial_augment(1000, 1, generator())
     assert (always != op[:1000]).any()
 
 
 def test_draw_trivial_augment_is_torchvisions(monkeypatch):
-    op, magnitude = augment.draw_trivial_augment(40_000, 1, generator())
+    op, magnitude = ops.draw_trivial_augment(40_000, 1, generator())
     assert stats.chisquare(torch.bincount(op, minlength=14).numpy()).pvalue > P_MIN
     seen = []
     monkeypatch.setattr(THEIRS, "_apply_image_or_video_transform", lambda image, name, value, **_: seen.append((name, value)) or image)
@@ -258,8 +256,8 @@ def test_draw_trivial_augment_is_torchvisions(monkeypatch):
         if len(table) > 1:  # by magnitude, signs aside: -0 and 0 are one value
             counts = [torch.bincount(w, minlength=len(table)).tolist() for w in where.split([len(ours), len(theirs)])]
             assert stats.chi2_contingency(counts).pvalue > P_MIN, name
-        assert bool((theirs < 0).any()) == bool((ours < 0).any()) == augment.TRIVIAL_AUGMENT[name][1]
-        if augment.TRIVIAL_AUGMENT[name][1]:
+        assert bool((theirs < 0).any()) == bool((ours < 0).any()) == ops.TRIVIAL_AUGMENT[name][1]
+        if ops.TRIVIAL_AUGMENT[name][1]:
             moved = ours[ours != 0]
             assert stats.binomtest(int((moved < 0).sum()), len(moved), 0.5).pvalue > P_MIN, name
 
@@ -440,13 +438,13 @@ def test_an_image_does_not_depend_on_its_neighbours():
     """Alone, or in another order, an image comes out the same. Bit for bit: no sum runs over the batch."""
     images, g = noise(48), generator()
     cut = (augment.draw_crop(48, 4, g), augment.draw_flip(48, 0.5, g))
-    trivial = augment.draw_trivial_augment(48, 1, g)
-    (jitter, order), box = augment.draw_color_jitter(48, ALL.color_jitter, g), augment.draw_erase(48, 32, 32, 0.5, g)
+    trivial = ops.draw_trivial_augment(48, 1, g)
+    (jitter, order), box = ops.draw_color_jitter(48, ALL.color_jitter, g), augment.draw_erase(48, 32, 32, 0.5, g)
 
     def through(index: Tensor) -> Tensor:
         x = augment.crop_flip(images[index], cut[0][index], 4, cut[1][index])
-        x = augment.color_jitter(x, tuple(v[index] for v in jitter), order[index])
-        x = augment.trivial_augment(x, *(p[index] for p in trivial))
+        x = ops.color_jitter(x, tuple(v[index] for v in jitter), order[index])
+        x = ops.trivial_augment(x, *(p[index] for p in trivial))
         return augment.erase(augment.normalize(x, MEAN, STD), box[index])
 
     together = through(torch.arange(48))
@@ -493,21 +491,21 @@ def test_by_mask_is_by_group(monkeypatch):
     """What a GPU does gives what a CPU does."""
     images = noise(64)
     by_group = augment.augment(images, ALL, MEAN, STD, generator(), mirror=True)
-    monkeypatch.setattr(augment, "_each", augment._each_by_mask)
+    monkeypatch.setattr(ops, "_each", ops._each_by_mask)
     same_bits(augment.augment(images, ALL, MEAN, STD, generator(), mirror=True), by_group)
 
 
 def test_nothing_reads_back_from_a_gpu(monkeypatch):
     """Fake tensors have no data: `.item()`, a condition on a value, a shape that depends on values, all raise."""
     fake = pytest.importorskip("torch._subclasses.fake_tensor")
-    augment._magnitudes(torch.device("cpu"))  # a fake one must not stay in the cache
+    ops._magnitudes(torch.device("cpu"))  # a fake one must not stay in the cache
     images, targets, which = noise(4), torch.eye(10)[:4], torch.zeros(4, dtype=torch.long)
     with fake.FakeTensorMode() as mode:
         images, targets, which, mean, std = (mode.from_tensor(t) for t in (images, targets, which, MEAN, STD))
         mode.allow_non_fake_inputs = True
         with pytest.raises(fake.DynamicOutputShapeException):
-            augment._each(images, which, ((augment._same, which),))  # what a CPU does would read back: the test can fail
-        monkeypatch.setattr(augment, "_each", augment._each_by_mask)
+            ops._each(images, which, ((ops._same, which),))  # what a CPU does would read back: the test can fail
+        monkeypatch.setattr(ops, "_each", ops._each_by_mask)
         out = augment.augment(images, ALL, mean, std, generator(), mirror=True)
         augment.mix(out, targets, MIX, shares(MIX, 0), generator())
 
@@ -518,7 +516,7 @@ def test_on_a_gpu():
     images, cuda = noise(64), torch.device("cuda")
     g = torch.Generator(cuda).manual_seed(0)
     on_gpu, mean, std, targets = images.to(cuda), MEAN.to(cuda), STD.to(cuda), torch.eye(10, device=cuda).repeat(7, 1)[:64]
-    augment._magnitudes(cuda)
+    ops._magnitudes(cuda)
     left = tuple(share.to(cuda) for share in shares(MIX, 0))
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -527,8 +525,8 @@ def test_on_a_gpu():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert out.device.type == targets.device.type == "cuda"
-    op, magnitude = augment.draw_trivial_augment(64, 1, generator())
-    jitter, order = augment.draw_color_jitter(64, ALL.color_jitter, generator())
-    for apply, params in ((augment.trivial_augment, (op, magnitude)), (augment.color_jitter, (jitter, order))):
+    op, magnitude = ops.draw_trivial_augment(64, 1, generator())
+    jitter, order = ops.draw_color_jitter(64, ALL.color_jitter, generator())
+    for apply, params in ((ops.trivial_augment, (op, magnitude)), (ops.color_jitter, (jitter, order))):
         there = [tuple(v.to(cuda) for v in p) if isinstance(p, tuple) else p.to(cuda) for p in params]
         assert (apply(on_gpu, *there).cpu() != apply(images, *params)).float().mean() < 1e-4

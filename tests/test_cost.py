@@ -11,7 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab import config
-from vitlab.models import build, cost
+from vitlab.models import cost
+from vitlab.models.count import count
+from vitlab.models.registry import build
 from vitlab.paths import EXPERIMENTS
 
 
@@ -61,6 +63,15 @@ def test_training_cost_is_the_steps(cfg: config.ViT | config.ResNet) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         (model.forward_heads(images).sum() + frozen(images).sum()).backward()
     assert 2 * cost.training_flops(cfg, 7, cost.forward_flops(teacher, 7)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("cfg", GRID[::3], ids=lambda c: "-".join(map(str, c.model_dump().values())))
+def test_a_model_without_a_formula_is_counted(cfg: config.ViT | config.ResNet) -> None:
+    """What `count` gives the models of which a formula is known."""
+    before = torch.get_rng_state()
+    expected = cost.parameters(cfg, 7), cost.forward_flops(cfg, 7), cost.training_flops(cfg, 7)
+    assert count(cfg, 7) == expected
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 LATE = [

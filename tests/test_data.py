@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from vitlab import config
-from vitlab.data import dataset, sources
+from vitlab.data import dataset, rng, sources
 from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
@@ -47,7 +47,7 @@ def digits() -> dataset.Dataset:
 
 def test_generator_is_a_function_of_seed_purpose_step() -> None:
     def draw(*triple) -> list[int]:
-        return torch.randint(0, 2**31, (4,), generator=dataset.generator(*triple, "cpu")).tolist()
+        return torch.randint(0, 2**31, (4,), generator=rng.generator(*triple, "cpu")).tolist()
 
     assert draw(1, "augment", 7) == draw(1, "augment", 7)
     others = [
@@ -64,16 +64,16 @@ def test_generator_is_a_function_of_seed_purpose_step() -> None:
 
 def test_generator_is_pinned() -> None:
     # `printf '0\0order\0003' | b2sum -l 64`, read as a little-endian number
-    assert dataset.generator(0, "order", 3, "cpu").initial_seed() == int.from_bytes(bytes.fromhex("bc55dcf4780a29f7"), "little")
+    assert rng.generator(0, "order", 3, "cpu").initial_seed() == int.from_bytes(bytes.fromhex("bc55dcf4780a29f7"), "little")
 
 
 def test_epoch_order() -> None:
-    order = dataset.epoch_order(1000, seed=3, epoch=2)
+    order = rng.epoch_order(1000, seed=3, epoch=2)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(1000))
-    assert torch.equal(order, dataset.epoch_order(1000, seed=3, epoch=2))
-    assert not torch.equal(order, dataset.epoch_order(1000, seed=3, epoch=1))
-    assert not torch.equal(order, dataset.epoch_order(1000, seed=2, epoch=2))
+    assert torch.equal(order, rng.epoch_order(1000, seed=3, epoch=2))
+    assert not torch.equal(order, rng.epoch_order(1000, seed=3, epoch=1))
+    assert not torch.equal(order, rng.epoch_order(1000, seed=2, epoch=2))
 
 
 # ----------------------------------------------------------------------------------------------------------- splits

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitlab import config
-from vitlab.models import BUILDERS, build, layers
+from vitlab.models import layers
 from vitlab.models.layers import (
     MLP,
     Attention,
@@ -24,6 +24,7 @@ from vitlab.models.layers import (
     RelativePositionBias,
     attend,
 )
+from vitlab.models.registry import BUILDERS, build
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}  # float32, the same mathematics in another order
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitlab import config
-from vitlab.data import augment
+from vitlab.data import ops
 from vitlab.data.dataset import Dataset
 from vitlab.models import layers, registry
 from vitlab.train import optim
@@ -37,7 +37,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augment, "_each", augment._each_by_mask)
+    monkeypatch.setattr(ops, "_each", ops._each_by_mask)
     monkeypatch.setattr(layers, "dropout", torch.nn.functional.dropout)
 
 

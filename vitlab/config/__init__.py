@@ -3,6 +3,8 @@
 from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, load
 from vitlab.config.schema import (
     EMA,
+    MODELS,
+    OPTIMS,
     SGD,
     AdamW,
     Augment,
@@ -32,6 +34,8 @@ from vitlab.config.schema import (
 
 __all__ = [
     "EMA",
+    "MODELS",
+    "OPTIMS",
     "PROFILES",
     "PROFILE_DIR",
     "SGD",

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from pydantic import ValidationError
 from vitlab.config.places import MAX_DEPTH, MAX_KEY, Keys, Place, cut, dotted, parse, read_yaml, shown
 from vitlab.config.schema import (
     EMA,
-    SGD,
-    AdamW,
+    MODELS,
+    OPTIMS,
     Augment,
     Claim,
     ClaimedClass,
@@ -33,12 +34,9 @@ from vitlab.config.schema import (
     Experiment,
     Length,
     Mix,
-    Muon,
     Phase,
-    ResNet,
     Schema,
     Train,
-    ViT,
 )
 from vitlab.errors import UserError
 from vitlab.files import UNPRINTABLE
@@ -97,21 +95,20 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
 def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, names: tuple[str, ...]) -> None:
     """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off.
 
-    Its sections apply in this order: `all`, then `vit` or `resnet`, then `experiments.NAME` for each of `names`, which are the files
+    Its sections apply in this order: `all`, then the model's name (`vit`), then `experiments.NAME` for each of `names`, which are the files
     that the experiment extends, the farthest first, and its own. In a section lie sizes and settings as in an experiment, and
     `epochs_percent`, of the epochs that the experiment has. `regularisation` is one factor for all probabilities and rates of
     regularisation.
     """
     over, over_places = read_yaml(PROFILE_DIR / f"{profile}.yaml")
+    known = ("regularisation", "all", *MODELS, "experiments")
     for key in over:
-        if key not in ("regularisation", "all", "vit", "resnet", "experiments"):
-            raise UserError(
-                f"{over_places[(key,)]}: {key}: unknown key; a profile has 'regularisation', 'all', 'vit', 'resnet', 'experiments'"
-            )
+        if key not in known:
+            raise UserError(f"{over_places[(key,)]}: {key}: unknown key; a profile has {_quoted(known)}")
     model = values.get("model")
-    kind = model.get("name") if isinstance(model, dict) else None
+    kind = next((name for name in MODELS if isinstance(model, dict) and model.get("name") == name), None)
     percent = 100
-    for section in (("all",), *((kind,) for _ in [0] if kind in ("vit", "resnet")), *(("experiments", name) for name in names)):
+    for section in (("all",), *([(kind,)] if kind else []), *(("experiments", name) for name in names)):
         part: Any = over
         for key in section:
             part = (part or {}).get(key)
@@ -125,7 +122,7 @@ def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, na
             if k != "epochs_percent" and isinstance(values.get(k, {} if k in ("data", "train") else None), dict)
         }
         if "model" in part:
-            defaults = (ViT if kind == "vit" else ResNet).model_fields
+            defaults = MODELS[kind].model_fields if kind else {}
             part["model"] = {k: v for k, v in part["model"].items() if k not in defaults or model.get(k, defaults[k].default)}
         if "ema" in part and values["ema"].get("start") is None:  # a decay that does not rise stays one that does not
             part["ema"] = {k: v for k, v in part["ema"].items() if k != "start"}
@@ -265,7 +262,7 @@ def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str
     if err["type"] == "missing":
         return f"{place}: {dotted(key)}: missing; add it"
     if err["type"] == "union_tag_not_found":
-        return f"{place}: {dotted(key)}.name: missing; expected one of {_tags(key)}"
+        return f"{place}: {dotted(key)}.name: missing; expected one of {_quoted(MODELS if key == ('model',) else OPTIMS)}"
     if err["type"] == "union_tag_invalid":
         return f"{place}: {dotted((*key, 'name'))}: '{err['ctx']['tag']}' is not one of {err['ctx']['expected_tags']}"
     if err["type"] in ("too_short", "too_long"):
@@ -280,16 +277,15 @@ def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str
     return f"{place}: {dotted(key) + ': ' if key else ''}{expected}{message}{got}"
 
 
-def _tags(key: Keys) -> str:
-    return "'vit', 'resnet'" if key == ("model",) else "'adamw', 'sgd', 'muon'"
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:
     """The keys allowed beside the unknown last one of `loc`, which may pass through union tags."""
     kinds: dict[str, type[Schema]] = {
         "data": Data, "claim": Claim, "ema_gain": ClaimedRange, "per_class": ClaimedClass, "phases": Phase, "augment": Augment,
-        "color_jitter": ColorJitter, "mix": Mix, "warmup": Length, "train": Train, "ema": EMA, "distill": Distill, "vit": ViT,
-        "resnet": ResNet, "adamw": AdamW, "sgd": SGD, "muon": Muon,
+        "color_jitter": ColorJitter, "mix": Mix, "warmup": Length, "train": Train, "ema": EMA, "distill": Distill, **MODELS, **OPTIMS,
     }  # fmt: skip
     for part in reversed(loc[:-1]):
         if part in kinds:

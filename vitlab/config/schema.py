@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -129,7 +131,11 @@ class ResNet(Schema):
     width: Annotated[int, Field(ge=4, le=512)] = 64  # channels of the first stage; 64 is torchvision's
 
 
-Model = Annotated[ViT | ResNet, Field(discriminator="name")]
+MODELS = {  # by name; vitlab/models/registry.py builds them
+    "vit": ViT,
+    "resnet": ResNet,
+}
+Model = Annotated[reduce(or_, MODELS.values()), Field(discriminator="name")]
 
 
 class ColorJitter(Schema):
@@ -203,7 +209,12 @@ class Muon(Schema):
     grad_clip: Annotated[float, Field(gt=0)] | None = None
 
 
-Optim = Annotated[AdamW | SGD | Muon, Field(discriminator="name")]
+OPTIMS = {  # by name; vitlab/train/optim.py builds them
+    "adamw": AdamW,
+    "sgd": SGD,
+    "muon": Muon,
+}
+Optim = Annotated[reduce(or_, OPTIMS.values()), Field(discriminator="name")]
 
 
 class Train(Schema):

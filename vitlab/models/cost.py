@@ -1,4 +1,4 @@
-"""Parameters and forward cost of every model a configuration allows, by formula: no model is built.
+"""Parameters and FLOPs of a model. The formulas of FORMULAS build no model, so that a plan loads no torch; any other model is counted.
 
 One multiply-add is 2 FLOPs. Convolutions and matrix products count, nothing else does, as in torch.utils.flop_counter.
 """
@@ -6,6 +6,7 @@ One multiply-add is 2 FLOPs. Convolutions and matrix products count, nothing els
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from vitlab import config
 
@@ -24,19 +25,31 @@ class Cost:
         return Cost(self.parameters * times, self.flops * times)
 
 
-def parameters(cfg: config.ViT | config.ResNet, classes: int) -> int:
+def parameters(cfg: config.Schema, classes: int) -> int:
     """Trainable parameters."""
-    return _cost(cfg, classes).parameters
+    return _formula(cfg, classes).parameters if cfg.name in FORMULAS else _counted(cfg, classes)[0]
 
 
-def forward_flops(cfg: config.ViT | config.ResNet, classes: int) -> int:
+def forward_flops(cfg: config.Schema, classes: int) -> int:
     """FLOPs of one image's forward pass, all heads included."""
-    return _cost(cfg, classes).flops
+    return _formula(cfg, classes).flops if cfg.name in FORMULAS else _counted(cfg, classes)[1]
 
 
-def training_flops(cfg: config.ViT | config.ResNet, classes: int, teacher: int = 0) -> int:
+def training_flops(cfg: config.Schema, classes: int, teacher: int = 0) -> int:
     """FLOPs of one image's training step: forward, backward (twice that, but for the gradient of the image itself), teacher's forward."""
-    return 3 * forward_flops(cfg, classes) - _first(cfg).flops + teacher
+    own = 3 * forward_flops(cfg, classes) - _first(cfg).flops if cfg.name in FORMULAS else _counted(cfg, classes)[2]
+    return own + teacher
+
+
+def _formula(cfg: config.ViT | config.ResNet, classes: int) -> Cost:
+    return FORMULAS[cfg.name](cfg, classes)
+
+
+@cache
+def _counted(cfg: config.Schema, classes: int) -> tuple[int, int, int]:
+    from vitlab.models.count import count  # late: it loads torch
+
+    return count(cfg, classes)
 
 
 def late_flops(cfg: config.ViT) -> int:
@@ -63,9 +76,7 @@ def _first(cfg: config.ViT | config.ResNet) -> Cost:
     return _conv(3, cfg.stem_width if isinstance(cfg, config.ViT) else cfg.width, 3, IMAGE_SIZE)
 
 
-def _cost(cfg: config.ViT | config.ResNet, classes: int) -> Cost:
-    if isinstance(cfg, config.ViT):
-        return _vit(cfg, classes)
+def _resnet(cfg: config.ResNet, classes: int) -> Cost:
     features, channels = _features(cfg.width, (2, 2, 2, 2) if cfg.depth == 18 else (3, 4, 6, 3), bottleneck=cfg.depth == 50)
     return features + _linear(channels, classes)
 
@@ -137,3 +148,6 @@ def _mlp(cfg: config.ViT, tokens: int) -> Cost:
     """Of a block, all but its attention: the MLP on `tokens`, two layer norms, two LayerScales."""
     dim, hidden = cfg.dim, int(cfg.dim * cfg.mlp_ratio)
     return _linear(dim, hidden, tokens) + _linear(hidden, dim, tokens) + Cost(2 * 2 * dim + (2 * dim if cfg.layer_scale is not None else 0))
+
+
+FORMULAS = {"vit": _vit, "resnet": _resnet}

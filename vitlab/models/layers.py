@@ -15,6 +15,16 @@ def init_linear(weight: Tensor, bias: Tensor | None) -> None:
         nn.init.zeros_(bias)
 
 
+class OneHead(nn.Sequential):
+    """Layers in a row that give (B, classes): a model with one head."""
+
+    head_names = ("cls",)
+
+    def forward_heads(self, x: Tensor) -> Tensor:
+        """(B, 3, 32, 32) -> (1, B, classes) logits."""
+        return self(x).unsqueeze(0)
+
+
 class PatchEmbed(nn.Conv2d):
     """Patches of `patch_size` x `patch_size`, each projected linearly: (B, C, H, W) -> (B, D, H / patch_size, W / patch_size)."""
 

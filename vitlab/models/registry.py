@@ -13,9 +13,12 @@ from vitlab import config
 from vitlab.models.resnet import ResNet
 from vitlab.models.vit import ViT
 
-BUILDERS = {"vit": ViT, "resnet": ResNet}
+BUILDERS = {  # by the name of its section, which stands in MODELS of vitlab/config/schema.py: (section, classes) -> model
+    "vit": ViT,
+    "resnet": ResNet,
+}
 
 
-def build(cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
+def build(cfg: config.Schema, classes: int) -> nn.Module:
     """The model, initialised from the global generator, its convolutions in channels_last (faster with bf16 on GPUs)."""
     return BUILDERS[cfg.name](cfg, classes).to(memory_format=torch.channels_last)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vitlab import config
+from vitlab.models.layers import OneHead
 
 BLOCKS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
@@ -52,10 +53,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bn3.weight)
 
 
-class ResNet(nn.Sequential):
+class ResNet(OneHead):
     """ResNet-18 or -50 (He et al. 2016): (B, 3, 32, 32) -> (B, classes). At width 64 a state dict is torchvision's own."""
-
-    head_names = ("cls",)
 
     def __init__(self, cfg: config.ResNet, classes: int) -> None:
         block, depths = BLOCKS[cfg.depth]
@@ -64,7 +63,3 @@ class ResNet(nn.Sequential):
         layers["flatten"] = nn.Flatten()
         layers["fc"] = nn.Linear(cfg.width * 8 * block.expansion, classes)
         super().__init__(layers)
-
-    def forward_heads(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (1, B, classes) logits."""
-        return self(x).unsqueeze(0)

@@ -19,7 +19,8 @@ from torch import nn
 
 import vitlab
 from vitlab import config, files, records
-from vitlab.data.dataset import Dataset, generator
+from vitlab.data.dataset import Dataset
+from vitlab.data.rng import generator
 from vitlab.errors import UserError
 from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY, ROOT
@@ -158,7 +159,7 @@ def finish(
     scores, labels = heads[headline].mean(0), data.test_labels
     evaluate.write_predictions(folder / "predictions.npz", heads, labels, model.head_names, data.classes)
 
-    metrics = {f"test_{k}": v for k, v in (evaluate.accuracy(scores, labels) | evaluate.confidence(scores, labels)).items()}
+    metrics = {f"test_{k}": v for k, v in evaluate.measure(scores, labels).items()}
     for kind, z in heads.items():
         metrics |= {f"test_{kind}_{k}": v for k, v in evaluate.accuracy(z.mean(0), labels).items()}
     if len(model.head_names) > 1:

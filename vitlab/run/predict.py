@@ -53,7 +53,7 @@ def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
     return Candidate(record, f"published weights {out_dir / published.FILE}", load)
 
 
-def _model_config(record: records.RunRecord, path: Path) -> config.ViT | config.ResNet:
+def _model_config(record: records.RunRecord, path: Path) -> config.Schema:
     """Raises UserError where the record, which was read from `path`, has none that this vitlab knows."""
     try:
         return TypeAdapter(config.Model).validate_json(json.dumps(record.config.get("model")), strict=True)

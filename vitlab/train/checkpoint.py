@@ -89,7 +89,7 @@ def _foreign(path: Path, e: Exception) -> UserError:
     return UserError(f"{path}: not a checkpoint of this run ({reason}); delete it and the one before it, or train anew with --force")
 
 
-def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
+def load_model(path: Path, cfg: config.Schema, classes: int) -> nn.Module:
     """The model with the weights in `path`, on the CPU, in eval mode. Raises UserError where they are missing, damaged or another model's."""
     try:
         return parse_model(path.read_bytes(), cfg, classes)  # not mapped: a file that another process cuts would kill this one
@@ -97,7 +97,7 @@ def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.
         raise UserError(f"{path}: cannot be used as the run's weights ({e}); train it anew with --force") from None
 
 
-def parse_model(content: bytes, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
+def parse_model(content: bytes, cfg: config.Schema, classes: int) -> nn.Module:
     """The model in single precision, with the weights in `content`: safetensors of any precision. Raises UserError, in one line, where
     they are damaged or another model's."""
     try:

@@ -54,6 +54,17 @@ def confidence(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return told
 
 
+METRICS = (  # of the test split, in the record as test_<key>: each takes scores (N, C) and labels (N,), and returns {key: number}
+    accuracy,
+    confidence,
+)
+
+
+def measure(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """All of METRICS on scores (N, C) logits and labels (N,)."""
+    return {key: value for metric in METRICS for key, value in metric(scores, labels).items()}
+
+
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> np.ndarray:
     """predicted and labels (N,) -> (C, C) counts, [true][predicted]."""
     from sklearn.metrics import confusion_matrix  # a second, which nothing needs while training; so below

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import Experiment
-from vitlab.data.dataset import Dataset, epoch_order, seed_for
+from vitlab.data.dataset import Dataset
+from vitlab.data.rng import epoch_order, seed_for
 from vitlab.train import checkpoint, evaluate, machine, optim, schedule
 from vitlab.train.meter import Meter
 from vitlab.train.step import Step

@@ -65,18 +65,30 @@ class Muon:
         self.adamw.load_state_dict(state["adamw"])
 
 
-def build(cfg: config.AdamW | config.SGD | config.Muon, model: nn.Module) -> torch.optim.Optimizer | Muon:
-    if isinstance(cfg, config.Muon):
-        return Muon(cfg, model)
-    groups = parameter_groups(model, cfg.weight_decay)
-    if isinstance(cfg, config.AdamW):
-        return _adamw(groups, cfg)
-    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+def adamw(cfg: config.AdamW, model: nn.Module) -> torch.optim.AdamW:
+    return _adamw(parameter_groups(model, cfg.weight_decay), cfg)
 
 
 def _adamw(groups: list[dict], cfg: config.AdamW | config.Muon) -> torch.optim.AdamW:
     on_gpu = groups[0]["params"][0].is_cuda  # its step count too, for a CUDA graph
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=on_gpu)
+
+
+def sgd(cfg: config.SGD, model: nn.Module) -> torch.optim.SGD:
+    groups = parameter_groups(model, cfg.weight_decay)
+    return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
+
+
+BUILDERS = {  # by the name of its section, which stands in OPTIMS of vitlab/config/schema.py: (section, model) -> optimizer
+    "adamw": adamw,
+    "sgd": sgd,
+    "muon": Muon,
+}
+
+
+def build(cfg: config.Schema, model: nn.Module) -> torch.optim.Optimizer | Muon:
+    """The optimizer that an experiment's section `optim` names."""
+    return BUILDERS[cfg.name](cfg, model)
 
 
 class EMA:
