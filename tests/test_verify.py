@@ -116,8 +116,8 @@ def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, c
     assert code == 1
     assert "results/no-records/README.md: follows from no record" in out
     assert "results/README.md: missing; 'vitlab report --publish' writes it" in out
-    for block in ("benchmark: chaos.json", "findings:"):
-        assert f"README.md and docs/*.md: none has a block that begins '<!-- {block}': these numbers go unchecked" in out
+    for block in ("benchmark: chaos.json", "findings"):
+        assert f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked" in out
 
 
 def test_a_readme_that_names_an_unknown_set_is_a_mistake(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from vitlab.paths import REPOSITORY
 from vitlab.report import blocks, publishing
 
 PAGES = ("README.md", "*/README.md", "*/claims.json")  # below results/
+KINDS = ("results", "findings", "benchmark")  # of blocks
 AROUND = 40  # characters shown before and after where two lines differ
 
 
@@ -28,14 +29,17 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     if not readme.is_file() or not results_dir.is_dir():
         raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
     texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(root)}
-    marked = {path: text for path, text in texts.items() if path == readme or any(f"<!-- {kind}: " in text for kind in blocks.KINDS)}
     expected = _results(results_dir) | pages.all_pages(benchmarks)
-    expected |= {path: publishing.fill(pages.fill(text, benchmarks), results_dir) for path, text in marked.items()}
+    for path, text in texts.items():
+        if path == readme or any(blocks.names(text, kind) for kind in KINDS):
+            expected[path] = publishing.fill(pages.fill(text, benchmarks), results_dir)
     wrong = [difference(path, page) for path, page in expected.items()]
-    needed = ["<!-- results:", "<!-- findings:", *(f"<!-- benchmark: {name}" for name in pages.PARAGRAPHS)]
-    unmarked = [f"README.md and docs/*.md: none has a block that begins '{start}': these numbers go unchecked" for start in needed
-                if not any(start in text for text in texts.values())]  # fmt: skip
-    return list(expected), [*filter(None, wrong), *unmarked]
+    unmarked = [kind for kind in ("results", "findings") if not any(blocks.names(text, kind) for text in texts.values())]
+    unmarked += [
+        f"benchmark: {name}" for name in pages.PARAGRAPHS if not any(name in blocks.names(text, "benchmark") for text in texts.values())
+    ]
+    wrong += [f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked" for block in unmarked]
+    return list(expected), list(filter(None, wrong))
 
 
 def _results(results_dir: Path) -> dict[Path, str | None]:
