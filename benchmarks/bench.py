@@ -1,7 +1,7 @@
 """The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md.
 
-At most 12 minutes on two cores; `--page` renders the page again from latest.json. `--publish` writes them beside this file, and the main
-README's paragraph.
+At most 12 minutes on two cores; `--page` renders the page again from latest.json. `--publish` writes them beside this file, and the
+paragraph in docs/speed.md.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def main() -> None:
         latest.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (args.out / "README.md").write_text(page.page(results), encoding="utf-8")
     if args.out == pages.HERE:
-        pages.write_readme()
+        pages.write_blocks()
     faults = page.faults(results)
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
     sys.exit(bool(faults))

@@ -156,7 +156,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The page in a paragraph, for the README."""
+    """Return the page in one paragraph, for docs/speed.md."""
     machine, peers = results["machine"], ("plain", "timm", "lightning")
     faster = {n: [ratio(e["rounds"], peer).median for peer in peers] for n, e in results["experiments"].items()}
     speeds = results["input"]["06"]

@@ -1,11 +1,11 @@
-"""What is published of the measurements in this folder: pages beside them, and paragraphs of the main README. Functions of the JSON alone."""
+"""What is published of the measurements in this folder: pages beside them, and paragraphs of README.md and docs/. Functions of the JSON alone."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from textwrap import fill
+from textwrap import fill as wrap
 from typing import Any
 
 from benchmarks import accuracy, growth_page, page
@@ -26,7 +26,7 @@ PAGES = {
 def chaos(results: dict[str, Any]) -> str:
     """What came of the last `make chaos`."""
     minutes, seconds = divmod(round(results["seconds"]), 60)
-    return fill(
+    return wrap(
         f"The last full run, on {results['date']}: {results['kills']} kills at {results['kinds']} kinds of moments, {results['runs']} runs, "
         f"{results['lost']} lost, {results['duplicated']} duplicated, {results['different']} different, in {minutes} min {seconds} s "
         f"({results['device']}, a load of {results['load']:.1f} when it began).",
@@ -43,8 +43,8 @@ def all_pages(folder: Path = HERE) -> dict[Path, str]:
     return {folder / name: make(_read(folder / measured)) for measured, (name, make) in PAGES.items()}
 
 
-def readme(text: str, folder: Path = HERE) -> str:
-    """`text` with its blocks `<!-- benchmark: FILE.json -->` made anew. Raises UserError for a file that no paragraph is made of."""
+def fill(text: str, folder: Path = HERE) -> str:
+    """Return `text` with its blocks `<!-- benchmark: FILE.json -->` made anew. Raises UserError for a file that no paragraph is made of."""
 
     def paragraph(name: str) -> str:
         if name not in PARAGRAPHS:
@@ -58,14 +58,16 @@ def add_out_flags(parser: argparse.ArgumentParser) -> None:
     """Where measurements and pages go, as `out`: to a folder of one's own unless they are to be published."""
     parser.add_argument("--out", type=Path, default=REPORTS / "benchmarks", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
-        "--publish", action="store_const", dest="out", const=HERE, help="into benchmarks/ and, where it tells of them, README.md"
+        "--publish", action="store_const", dest="out", const=HERE, help="into benchmarks/, and the blocks of README.md and docs/"
     )
 
 
-def write_readme() -> None:
-    """Its blocks anew, in the repository's own README."""
-    path = REPOSITORY / "README.md"
-    files.write(path, readme(path.read_text(encoding="utf-8")))
+def write_blocks() -> None:
+    """Write the blocks of this repository's README.md and docs/ anew from the measurements in this folder."""
+    for path in blocks.pages(REPOSITORY):
+        text = path.read_text(encoding="utf-8")
+        if (filled := fill(text)) != text:
+            files.write(path, filled)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python -m tests.chaos [--kills N] [--minutes M] [--seed S] [--record]        (`make chaos`)
 
 Each victim is a fork of this process, which has imported all that takes seconds and done nothing with it. The last line counts:
-`chaos: N kills, M runs, 0 lost, 0 duplicated, 0 different`. Exit code 0 only where it does so with zeros. With --record the main README
-tells of it, from benchmarks/chaos.json.
+`chaos: N kills, M runs, 0 lost, 0 duplicated, 0 different`. Exit code 0 only where it does so with zeros. With --record it writes
+benchmarks/chaos.json, and docs/robustness.md tells of it.
 """
 
 from __future__ import annotations
@@ -386,7 +386,7 @@ def record(count: Count, load: float, seconds: float) -> None:
         "seconds": round(seconds, 1), "kinds": len(count.where), **{k: v for k, v in asdict(count).items() if k != "where"},
     }  # fmt: skip
     files.write(pages.HERE / "chaos.json", json.dumps(told, indent=1) + "\n")
-    pages.write_readme()
+    pages.write_blocks()
 
 
 # ------------------------------------------------------------------------------------------------------------- the play
@@ -398,7 +398,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
-    parser.add_argument("--record", action="store_true", help="write benchmarks/chaos.json, and the README's paragraph on it")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/chaos.json, and the paragraph on it in docs/robustness.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]

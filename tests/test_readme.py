@@ -1,16 +1,22 @@
-"""What the README says: its numbers are the records', its links lead somewhere, its tree and commands exist."""
+"""What README.md and docs/ say: the numbers are the records', links lead somewhere, files, commands and pictures are as they are."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 
 import pytest
 from bad_input.cases import all_cases
 
+from docs import make_terminal
+from vitlab import records
 from vitlab.paths import REPOSITORY
+from vitlab.report.rungs import ladder
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
+         for path in [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")]}  # fmt: skip
+README = PAGES["README.md"]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -22,36 +28,95 @@ def rows(text: str) -> list[list[str]]:
     ]
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 def test_the_result_table_is_the_published_one() -> None:
-    """The README opens with rows of results/README.md, which is written from the records."""
-    opening = README.split("## Run it")[0]
-    published = {(r[0], r[2]) for r in rows((REPOSITORY / "results" / "README.md").read_text(encoding="utf-8")) if len(r) > 3}
-    shown = [(r[0], r[2]) for r in rows(opening) if re.match(r"\d\d |ResNet", r[0])]
-    assert len(shown) == 8
-    assert set(shown) <= published
+    """The README opens with rows of the set's own page, one for each of its experiments, both written from the records."""
+    name = re.search(r"<!-- results: ([\w.-]+) -->", README)[1]
+    published = {(r[0], r[2]) for r in rows((REPOSITORY / "results" / name / "README.md").read_text(encoding="utf-8")) if len(r) > 3}
+    shown = rows(README.partition("<!-- results: ")[2].partition("<!-- end -->")[0])[2:]
+    assert len(shown) == len(ladder(records.read_all(REPOSITORY / "results" / name)))
+    assert {(r[0], r[2]) for r in shown} <= published
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
-def test_links_and_pictures_lead_somewhere(file: str) -> None:
-    text = (REPOSITORY / file).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text):
-        if not target.startswith(("http", "#")):
-            assert (REPOSITORY / target.partition("#")[0]).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page: str) -> None:
+    folder = (REPOSITORY / page).parent
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]) + re.findall(r'(?:src|srcset|href)="([^"]+)"', PAGES[page]):
+        if not target.startswith("http"):
+            file, _, part = target.partition("#")
+            assert (folder / file).exists(), target
+            if part:
+                text = (folder / file).read_text(encoding="utf-8") if file else PAGES[page]
+                headings = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+                assert part in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
 
 
-def test_the_file_tree_names_every_module() -> None:
-    ours = README.partition("\nvitlab/\n")[2].partition("\nrunner.py")[0]
-    named = set(re.findall(r"^  (\w+\.py|\w+/)", ours, re.MULTILINE))
-    there = {p.name for p in (REPOSITORY / "vitlab").glob("*.py") if not p.name.startswith("__")} | {"models/"}
-    assert named >= there, f"not in the README's tree: {sorted(there - named)}"
-    assert named <= there, f"gone: {sorted(named - there)}"
+def test_no_picture_is_fetched_from_elsewhere() -> None:
+    for page, text in PAGES.items():
+        assert not re.search(r'!\[[^\]]*\]\(http|(?:src|srcset)="http', text), page
+    for svg in (REPOSITORY / "docs").rglob("*.svg"):
+        assert not re.search(r"url\(['\"]?http|href=['\"]http", svg.read_text(encoding="utf-8")), svg
 
 
-def test_make_has_the_targets_of_the_contract() -> None:
-    done = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    for target in ("setup", "reproduce-all", "test", "bad-input", "chaos", "lint", "report", "ui", "data", "clean"):
-        assert f"make {target} " in done.stdout
+def test_every_page_of_docs_is_linked_from_the_readme() -> None:
+    for page in PAGES:
+        assert page == "README.md" or f"]({page})" in README, page
+
+
+def test_the_file_tree_is_the_packages() -> None:
+    """docs/architecture.md has every package and every module beside them, and no file that is gone."""
+    tree = PAGES["docs/architecture.md"].partition("\nvitlab/\n")[2].partition("\nrunner.py")[0]
+    top = re.findall(r"^  (\w+\.py|\w+/)", tree, re.MULTILINE)
+    own = REPOSITORY / "vitlab"
+    assert set(top) == {p.name for p in own.glob("*.py") if not p.name.startswith("__")} | {f"{p.parent.name}/" for p in own.glob("*/__init__.py")} | {"data/"}  # fmt: skip
+    for part in re.split(r"\n  (?=\w)", f"\n{tree}")[1:]:
+        package, _, rest = part.partition("/")
+        for name in re.findall(r"\w+\.py", rest) if re.fullmatch(r"\w+", package) else ():
+            assert (own / package / name).is_file(), f"{package}/{name}"
+
+
+def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
+    from test_architecture import ROOMS
+
+    order = PAGES["docs/architecture.md"].partition("each imports only from those before it:")[2].strip().splitlines()[0]
+    assert re.findall(r"`(\w+)`", order) == [room for room in ROOMS if not room.startswith("__")]
+
+
+def test_the_command_reference_is_complete() -> None:
+    commands = PAGES["docs/commands.md"]
+    listed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^  make (\S+)", listed, re.MULTILINE)
+    assert set(targets) >= {"setup", "reproduce-all", "test", "bad-input", "chaos", "lint", "report", "ui", "data", "clean"}
+    for target in targets:
+        assert f"| `make {target}` |" in commands, target
+    source = (REPOSITORY / "vitlab" / "cli.py").read_text(encoding="utf-8")
+    for name in re.findall(r'\bcommand\("(\w+)"', source):
+        assert re.search(rf"^\| `vitlab {name}[` ]", commands, re.MULTILINE), name
+    for flag in re.findall(r'"(--[a-z-]+)"', source):
+        assert flag in commands or flag.removeprefix("--").upper() in commands, flag
+
+
+def test_every_experiment_and_profile_is_described() -> None:
+    for path in (REPOSITORY / "experiments").rglob("*.yaml"):
+        assert path.name == "claims.yaml" or f"(../{path.relative_to(REPOSITORY).as_posix()})" in PAGES["docs/profiles.md"], path
 
 
 def test_the_corpus_has_as_many_cases_as_it_says() -> None:
-    assert set(re.findall(r"(\d+) cases", README)) == {str(len(all_cases()))}
+    said = {count for text in PAGES.values() for count in re.findall(r"(\d+) cases", text)}
+    assert said == {str(len(all_cases()))}
+
+
+def test_the_badges_are_true() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    badge = {path.stem: path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs" / "badges").glob("*.svg")}
+    assert f"<title>python: {project['requires-python'].removeprefix('>=')} or newer</title>" in badge["python"]
+    assert f"<title>licence: {project['license']}</title>" in badge["licence"]
+    assert "<title>tests: make test</title>" in badge["tests"]
+
+
+def test_the_terminal_shows_what_the_commands_print() -> None:
+    """`python -m docs.make_terminal` draws it anew, after results/ or what the commands print has changed."""
+    assert make_terminal.PICTURE.read_text(encoding="utf-8") == make_terminal.render(make_terminal.ladder(REPOSITORY / "results"))

@@ -19,10 +19,11 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The committed pages and records, to be falsified."""
-    (tmp_path / "benchmarks").mkdir()
+    for folder in ("benchmarks", "docs"):
+        (tmp_path / folder).mkdir()
     shutil.copyfile(REPOSITORY / "README.md", tmp_path / "README.md")
-    for path in [*(REPOSITORY / "benchmarks").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.json")]:
-        shutil.copyfile(path, tmp_path / "benchmarks" / path.name)
+    for path in [path for pattern in ("benchmarks/*.md", "benchmarks/*.json", "docs/*.md") for path in REPOSITORY.glob(pattern)]:
+        shutil.copyfile(path, tmp_path / path.relative_to(REPOSITORY))
     shutil.copytree(REPOSITORY / "results", tmp_path / "results", ignore=shutil.ignore_patterns("quick-*"))
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(cli, "RESULTS", tmp_path / "results")
@@ -65,10 +66,11 @@ BASELINE = r"^\| 01 .*?\| (\d+\.\d\d) "
     ("page", "pattern"),
     [
         ("README.md", BASELINE),
-        ("README.md", r"trains (\d+\.\d\d) times"),
+        ("docs/speed.md", r"trains (\d+\.\d\d) times"),
+        ("README.md", r"Profile \w+: (\d+),"),
         ("results/README.md", BASELINE),
         ("results/overnight-cifar10/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
-        ("README.md", r"^The last full run, .*? (\d+) kills"),
+        ("docs/robustness.md", r"^The last full run, .*? (\d+) kills"),
         ("benchmarks/README.md", r"against plain .*?\| (\d+\.\d\d)x"),
         ("benchmarks/GROWTH.md", r"in (\d+\.\d) minutes"),
         ("benchmarks/ACCURACY.md", r"^\| 01.*? (\d+\.\d\d),"),
@@ -101,19 +103,21 @@ def test_changed_measurements_of_the_benchmark_are_found(copy: Path, capsys: pyt
     change(copy / "benchmarks" / "latest.json", r'"cores": (\d+)')
     code, out = verify(capsys)
     assert code == 1
-    assert {said.partition(":")[0] for said in out.splitlines()[:-1]} == {"README.md", "benchmarks/README.md"}
+    assert {said.partition(":")[0] for said in out.splitlines()[:-1]} == {"docs/speed.md", "benchmarks/README.md"}
 
 
 def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "results" / "no-records").mkdir()
     (copy / "results" / "no-records" / "README.md").write_text("95.69 %\n")
     (copy / "results" / "README.md").unlink()
-    rename(copy / "README.md", "<!-- benchmark:", "<!--")
+    rename(copy / "docs" / "robustness.md", "<!-- benchmark:", "<!--")
+    rename(copy / "README.md", "<!-- findings:", "<!--")
     code, out = verify(capsys)
     assert code == 1
     assert "results/no-records/README.md: follows from no record" in out
     assert "results/README.md: missing; 'vitlab report --publish' writes it" in out
-    assert "README.md: no block <!-- benchmark: ... -->: these numbers go unchecked" in out
+    for block in ("benchmark: chaos.json", "findings"):
+        assert f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked" in out
 
 
 def test_a_readme_that_names_an_unknown_set_is_a_mistake(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

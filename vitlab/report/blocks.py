@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages of the repository `root` that may hold blocks: README.md and docs/*.md, those that are there."""
+    return [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file()]
+
+
+def names(page: str, kind: str) -> list[str]:
+    """Return what the blocks of this kind in `page` name: sets, or files of measurements."""
+    return [found[2] for found in _block(kind).finditer(page)]
 
 
 def fill(page: str, kind: str, make: Callable[[str], str]) -> str:
-    """`page` with its blocks of this kind made anew; `make` gives a block's text for its name."""
-    block = re.compile(rf"(<!-- {kind}: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return block.sub(lambda found: f"{found[1]}\n{make(found[2]).strip()}\n\n{found[3]}", page)
+    """Return `page` with the text of its blocks of this kind replaced by `make(name)`, where `name` is what the block names."""
+    return _block(kind).sub(lambda found: f"{found[1]}\n{make(found[2]).strip()}\n\n{found[3]}", page)
+
+
+def _block(kind: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {kind}: ([\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

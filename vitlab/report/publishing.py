@@ -147,15 +147,14 @@ def index(results_dir: Path) -> None:
     columns = ("Set", "Data set", "Profile", "Device", "Experiments", "Runs", "Best top-1 (%)", "Last finished")
     table = tables.Table("Every set. Best top-1: mean ± 95 % CI over seeds; " + tables.RULE + ".", columns, "llllrrrl", rows)
     best_set = order[0]
-    page = tables.page(ladder(sets[best_set]), variants(sets[best_set]), [], results_dir / best_set)
-    book = results_dir / best_set / ledger.FILE
-    page |= {
-        "sets": table,
-        "best": best_set,
-        "best_href": quote(best_set),
-        "claims": ledger.said(ledger.read(book)) if book.is_file() else "",
-    }
+    page = _summary(sets[best_set], results_dir / best_set) | {"sets": table, "best": best_set, "best_href": quote(best_set)}
     _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
+
+
+def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
+    """What a page says of the set in `folder` without showing all of it."""
+    book = folder / ledger.FILE
+    return tables.page(ladder(runs), variants(runs), [], folder) | {"claims": ledger.said(ledger.read(book)) if book.is_file() else ""}
 
 
 def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
@@ -174,10 +173,11 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
     """
     before = {folder.parent.name: records.read_all(folder.parent) for folder in sorted(results_dir.glob("*/records"))}
     pages = _compile(root, results_dir, before, tell, with_weights=True)
-    opening = root / "README.md"
-    if opening.is_file() and readme(text := opening.read_text(encoding="utf-8"), results_dir) != text:
-        files.write(opening, readme(text, results_dir))
-        pages.append(opening)
+    for page in blocks.pages(root):
+        text = page.read_text(encoding="utf-8")
+        if (filled := fill(text, results_dir)) != text:
+            files.write(page, filled)
+            pages.append(page)
     return pages
 
 
@@ -210,15 +210,25 @@ def _compile(
     return [*pages, results_dir / "README.md"]
 
 
-def readme(text: str, results_dir: Path) -> str:
-    """`text`, a page written by hand, with the summary of each set that it names (`<!-- results: SET -->`) made anew."""
+def fill(text: str, results_dir: Path) -> str:
+    """Return `text`, a page written by hand, with its blocks about published sets made anew from their records.
 
-    def summary(name: str) -> str:
+    `<!-- results: SET -->` is the set's table, `<!-- findings: SET -->` its scale and what was found. Raises UserError for a set that has
+    no records in `results_dir`.
+    """
+
+    def runs_of(name: str) -> list[RunRecord]:
         runs = records.read_all(results_dir / name)
         _check(runs, results_dir / name)
-        return _tidy(_markdown().get_template("table.md.j2").render(table=tables.opening(ladder(runs))))
+        return runs
 
-    return blocks.fill(text, "results", summary)
+    def table(name: str) -> str:
+        return _tidy(_markdown().get_template("table.md.j2").render(table=tables.opening(ladder(runs_of(name)))))
+
+    def findings(name: str) -> str:
+        return _tidy(_markdown().get_template("findings.md.j2").render(_summary(runs_of(name), results_dir / name)))
+
+    return blocks.fill(blocks.fill(text, "results", table), "findings", findings)
 
 
 def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> ledger.Book | None:

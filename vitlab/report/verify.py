@@ -12,32 +12,38 @@ from types import ModuleType
 from vitlab.config.places import shown
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
-from vitlab.report import publishing
+from vitlab.report import blocks, publishing
 
 PAGES = ("README.md", "*/README.md", "*/claims.json")  # below results/
-AROUND = 40  # characters shown before and after where two lines part
+KINDS = ("results", "findings", "benchmark")  # of blocks
+AROUND = 40  # characters shown before and after where two lines differ
 
 
 def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
-    """The pages that were compared, and what is wrong with them: `file:line: expected ..., found ...`.
+    """Return the pages that were compared, and what is wrong with them: `file:line: expected ..., found ...`.
 
-    `root` has the main README.md, whose numbers stand in blocks (see blocks.py), and benchmarks/. Raises UserError where `root` has
+    `root` has README.md and docs/, where numbers stand in blocks (see blocks.py), and benchmarks/. Raises UserError where `root` has
     no README.md or there is no `results_dir`.
     """
     readme, benchmarks, pages = root / "README.md", root / "benchmarks", _pages()
     if not readme.is_file() or not results_dir.is_dir():
         raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
-    text = readme.read_text(encoding="utf-8")
+    texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(root)}
     expected = _results(results_dir) | pages.all_pages(benchmarks)
-    expected[readme] = publishing.readme(pages.readme(text, benchmarks), results_dir)
+    for path, text in texts.items():
+        if path == readme or any(blocks.names(text, kind) for kind in KINDS):
+            expected[path] = publishing.fill(pages.fill(text, benchmarks), results_dir)
     wrong = [difference(path, page) for path, page in expected.items()]
-    unmarked = [f"{shown(readme)}: no block <!-- {kind}: ... -->: these numbers go unchecked" for kind in ("results", "benchmark")
-                if f"<!-- {kind}: " not in text]  # fmt: skip
-    return list(expected), [*filter(None, wrong), *unmarked]
+    unmarked = [kind for kind in ("results", "findings") if not any(blocks.names(text, kind) for text in texts.values())]
+    unmarked += [
+        f"benchmark: {name}" for name in pages.PARAGRAPHS if not any(name in blocks.names(text, "benchmark") for text in texts.values())
+    ]
+    wrong += [f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked" for block in unmarked]
+    return list(expected), list(filter(None, wrong))
 
 
 def _results(results_dir: Path) -> dict[Path, str | None]:
-    """The pages of every set and of their index, as the records have them; None for one that does not follow from any."""
+    """Return every set's pages and their index as the records have them, by path; None for a page that follows from no record."""
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / "results"
         shutil.copytree(results_dir, copy)
@@ -51,7 +57,10 @@ def _results(results_dir: Path) -> dict[Path, str | None]:
 
 
 def difference(path: Path, expected: str | None) -> str | None:
-    """Where the file at `path` first parts from what it should say."""
+    """Return where the file at `path` first differs from `expected`, as one line for the user; None where it does not.
+
+    `expected` is None for a page that should not be there.
+    """
     if expected is None:
         return f"{shown(path)}: follows from no record"
     if not path.is_file():

@@ -40,7 +40,7 @@ def train(
     exit code and the finished runs' records.
     """
     where = machine.device()
-    console.print(f"device {machine.device_name(where)} · MLflow {store.shown_uri(root)}")
+    print_device(console, machine.device_name(where), store.shown_uri(root))
     # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
     before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
     wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
@@ -78,6 +78,11 @@ def train(
         return _stopped(console, stop.signal, "all runs are finished"), done
     _ship_outstanding(console, runs, root)
     return 0, done
+
+
+def print_device(console: Console, device: str, uri: str) -> None:
+    """Print what the runs are trained on and the MLflow store that they are logged to."""
+    console.print(f"device {device} · MLflow {uri}")
 
 
 def _stopped(console: Console, number: int, state: str) -> int:
