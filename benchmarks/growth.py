@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vitlab.data.rng import generator, seed_for
 
 from benchmarks import growth_page, pages
 from benchmarks.growth_page import series
 from benchmarks.recipe import experiment_file
 from vitlab import config, records
 from vitlab.data.dataset import Dataset
+from vitlab.data.rng import generator, seed_for
 from vitlab.models import cost
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import torch
-from vitlab.data.rng import generator
 
 from benchmarks import recipe
 from benchmarks.contenders import Pictures, torchvision_transform
 from benchmarks.recipe import RECIPES, Images
 from vitlab.data.augment import augment
+from vitlab.data.rng import generator
 
 BATCH = 192
 

@@ -16,10 +16,10 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
-from vitlab.data.rng import seed_for
 
 from vitlab import config
 from vitlab.data import augment, ops
+from vitlab.data.rng import seed_for
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 OPS = list(ops.TRIVIAL_AUGMENT)

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vitlab.data.rng import epoch_order
 
 from vitlab import config
 from vitlab.data.dataset import Dataset
+from vitlab.data.rng import epoch_order
 from vitlab.models import registry
 from vitlab.track.journal import Journal, read_journal
 from vitlab.train import checkpoint, loop

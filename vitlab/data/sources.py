@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vitlab.config.places import read_yaml
 from vitlab.errors import UserError
 from vitlab.files import printable
-from vitlab.config.places import read_yaml
 
 CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_ARCHIVE = ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a")  # name, bytes, md5
