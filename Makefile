@@ -14,7 +14,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all claims verify test bench bench-growth shakeout bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth shakeout bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,15 @@ claims: setup ## train what the declared claims take, profile ledger unless anot
 verify: setup ## check that every published number follows from the published records
 	$(BIN)/vitlab verify
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test: setup ## run the tests that a developer needs: at most 3 minutes on two idle cores
+	$(PYTEST) -m 'not slow'
+
+test-slow: setup ## run the others: kills, outages, bad input, servers, whole ladders, simulations
+	$(PYTEST) -m slow
+
+test-all: test test-slow ## run every test
 
 bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minutes on two idle cores
 	$(BIN)/python -m benchmarks.bench --data $(DATA) --data-dir $(DATA_DIR) $(if $(PUBLISH),--publish)

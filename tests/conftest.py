@@ -37,7 +37,7 @@ title: Tiny
 model: {name: vit, dim: 16, depth: 3, heads: 2, patch_size: 8, dropout: 0.1, drop_path: 0.2, layer_scale: 0.1, position: relative, class_attention: 1, distill_token: true}
 phases:
   - name: strong
-    augment: {crop: 4, flip: true, trivial_augment: true, erase: 0.5, color_jitter: {brightness: 0.2, hue: 0.1}}
+    augment: {crop: 4, flip: true, trivial_augment: 1.0, erase: 0.5, color_jitter: {brightness: 0.2, hue: 0.1}}
     mix: {mixup: 0.4, cutmix: 1.0}
     label_smoothing: 0.1
   - {name: clean, percent: 25}

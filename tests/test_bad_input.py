@@ -31,6 +31,8 @@ from vitlab.run import execute
 from vitlab.track.journal import read_journal
 from vitlab.train import checkpoint
 
+pytestmark = pytest.mark.slow
+
 CASES = all_cases()
 
 

@@ -19,6 +19,8 @@ from benchmarks.plain import PlainViT
 from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 TINY = ("model.dim=32", "model.depth=5", "model.heads=4", "model.patch_size=8", "train.batch_size=16")
 NUMBERS = pytest.mark.parametrize("number", ["01", "06"])
 

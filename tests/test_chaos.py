@@ -6,7 +6,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from vitlab.paths import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_few_kills_lose_nothing() -> None:

@@ -17,6 +17,8 @@ from vitlab.data.sources import Source, resolve
 from vitlab.errors import UserError
 from vitlab.run import plan
 
+pytestmark = pytest.mark.slow
+
 CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from vitlab.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 MEASURED = """
 import sys
 from pathlib import Path

@@ -26,6 +26,8 @@ from vitlab.track import read, shipping
 from vitlab.train import checkpoint, evaluate, loop
 from vitlab.train.objective import CrossEntropy
 
+pytestmark = pytest.mark.slow
+
 LADDER = {
     "01_baseline_vit", "02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer", "05_kd_r18", "06_kd_r50_class_attention",
     "07_conv_stem_kd", "resnet18", "resnet50",

@@ -20,6 +20,8 @@ from vitlab.train import loop
 from vitlab.train.meter import Meter
 from vitlab.train.objective import CrossEntropy, Distillation
 
+pytestmark = pytest.mark.slow
+
 
 class Silent:
     def step(self, done: int, total: int, loss: float, top1: float) -> None: ...

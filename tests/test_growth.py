@@ -12,6 +12,8 @@ from benchmarks import growth, growth_page
 from vitlab.models import cost
 from vitlab.track import read
 
+pytestmark = pytest.mark.slow
+
 
 def test_excess_is_growth_of_time_over_growth_of_work() -> None:
     # medians 2, 6, 9; work 1, 2, 4: time x3 for work x2, then x1.5 for work x2

@@ -27,6 +27,8 @@ from vitlab.track import store
 from vitlab.track.journal import read_journal
 from vitlab.train import checkpoint, loop, machine
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 TRAINING_SECONDS = 20.0  # at most, on a busy machine; a slow server, or a locked database, would hold it up for longer
 

@@ -21,7 +21,7 @@ from vitlab.errors import UserError
 from vitlab.run import execute, pack, published
 from vitlab.track import read
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 def contents(root: Path) -> dict[str, bytes]:

@@ -15,6 +15,8 @@ from vitlab.data import dataset, sources
 from vitlab.run import execute, plan
 from vitlab.train import evaluate, loop, machine
 
+pytestmark = pytest.mark.slow
+
 TEACHER = """\
 title: Teacher
 model: {name: resnet, depth: 18, width: 4}

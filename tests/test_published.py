@@ -25,7 +25,7 @@ from vitlab.run import half, published
 from vitlab.track import read
 from vitlab.train import checkpoint
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 # ------------------------------------------------------------------------------------------------------- half precision

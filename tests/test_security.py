@@ -28,6 +28,8 @@ from vitlab import cli
 from vitlab.config import places
 from vitlab.paths import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def free_port() -> int:
     with socket.socket() as s:

@@ -23,6 +23,8 @@ from vitlab.paths import EXPERIMENTS, REPOSITORY
 from vitlab.run import plan
 from vitlab.train import loop, machine, schedule
 
+pytestmark = pytest.mark.slow
+
 DIGITS = sources.resolve("digits", Path("data"), "quick")
 TEACHER = """\
 title: Tiny teacher

@@ -14,6 +14,8 @@ from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from vitlab import stats
 
+pytestmark = pytest.mark.slow
+
 # --------------------------------------------------------------------------------------------------------- by hand
 
 

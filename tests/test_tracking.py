@@ -28,6 +28,8 @@ from vitlab.track import read, shipping, store
 from vitlab.track.journal import Journal, RunInfo, read_journal
 from vitlab.track.shipping import Shipper
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -13,7 +13,7 @@ from vitlab import cli
 from vitlab.paths import REPOSITORY
 from vitlab.report import blocks, publishing
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture

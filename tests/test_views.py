@@ -17,6 +17,8 @@ from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.track import shipping, store, views
 
+pytestmark = pytest.mark.slow
+
 PREFIX = "mlflow.sharedViewState."
 
 
