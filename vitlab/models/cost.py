@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vitlab import config
 
-IMAGE_SIZE = 32
+IMAGE_SIZE = 32  # height and width, in pixels
 
 
 @dataclass(frozen=True)
