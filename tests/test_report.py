@@ -71,7 +71,7 @@ def fake_record(
     metrics = {
         "test_top1": measured, "test_top5": min(measured + 4, 99.9), "test_loss": 0.9 - measured / 120,
         "test_raw_top1": measured - 0.3 * ema,
-        "validation_top1": measured + 0.2, "best_test_top1": measured + 0.25,
+        "validation_top1": measured + 0.2,
     }  # fmt: skip
     if ema:
         metrics |= {"test_ema_top1": measured, "test_cls_top1": measured - 0.1, "test_dist_top1": measured - 0.2}
@@ -282,7 +282,7 @@ def test_tables_hold_the_records_numbers(tmp_path: Path, undrawn: None) -> None:
     assert taught[4].split(" ± ")[0] == f"{gain:+.2f}".replace("-", "−")
     assert taught[5:] == ["93.50", "10.6 / 23.5", "58.1 min / 50.3 min"]
     heads = page.table("Top-1 (%) by weights")
-    assert heads[0][2:7] == ["Raw weights", "EMA weights", "Class head", "Distillation head", "Best epoch on test (optimistic)"]
+    assert heads[0][2:6] == ["Raw weights", "EMA weights", "Class head", "Distillation head"]
     assert heads[2][4] == f"{np.mean([r.metrics['test_cls_top1'] for r in student]):.2f}"
     assert heads[1][3:6] == ["–", "–", "–"]  # the baseline has neither EMA nor a second head
 
@@ -541,7 +541,7 @@ def test_hostile_names(tmp_path: Path, undrawn: None) -> None:
     text = re.sub(r"(?m)^<summary>.*</summary>$", "", text)  # an HTML block, in which Markdown is not read
     assert not re.search(r"(?<!\\)`|(?<!\\)\]\(javascript|^#+ *\$", text, re.MULTILINE)
     widths = {len(row) for row in markdown_rows(tmp_path / "set" / "README.md")}
-    assert widths == {2, 3, 6, 7, 8, 9, 10}  # facts, pairs, classes, weights, runs, variations, summary: no cell has split
+    assert widths == {2, 3, 6, 8, 9, 10}  # facts, pairs, classes and weights, runs, variations, summary: no cell has split
     publishing.index(tmp_path)
     assert "<script" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 

@@ -454,7 +454,7 @@ def _pack(args: argparse.Namespace) -> int:
     for path in parts:
         print(printable(f"{path}: {path.stat().st_size / 1e6:.1f} MB"))
     every = shlex.quote(str(parts[0].with_suffix(""))) + ".*"
-    print(printable(f"to unpack, in another checkout: mkdir -p runs && cat {every} | tar xJf - -C runs"))
+    print(printable(f"to unpack, in another checkout: mkdir -p runs && cat {every} | tar xf - -C runs"))
     return 0
 
 

@@ -66,7 +66,7 @@ class RunRecord(_Frozen):
     fingerprint: Name
     config: dict[str, Any]  # resolved
     # percent, but for *loss: test_top1/test_top5/test_loss are the headline (EMA where the experiment has one, all heads
-    # averaged); test_raw_top1, test_ema_top1, test_<head>_top1, validation_top1, best_test_top1 ... as measured;
+    # averaged); test_raw_top1, test_ema_top1, test_<head>_top1, validation_top1 ... as measured;
     # test_confidence (mean probability of the predicted class), test_confidence_above_90 (share of the images with more than 90 %),
     # test_confidence_above_90_accuracy (how many of these are right); validation_top1_phase_<i>: after the last whole epoch of phase i,
     # for every phase but the last, which ends with validation_top1. Records of earlier versions lack these.

@@ -10,7 +10,7 @@ from functools import cache
 
 from vitlab import config
 
-IMAGE_SIZE = 32
+IMAGE_SIZE = 32  # height and width, in pixels
 
 
 @dataclass(frozen=True)

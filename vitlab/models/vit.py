@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from vitlab import config
+from vitlab.models.cost import IMAGE_SIZE
 from vitlab.models.layers import (
     Attention,
     Block,
@@ -19,8 +20,6 @@ from vitlab.models.layers import (
     init_linear,
 )
 from vitlab.models.resnet import features
-
-IMAGE_SIZE = 32
 
 
 class ViT(nn.Module):

@@ -224,7 +224,6 @@ NAMED_TOP1 = {
     "test_ema_top1": "EMA weights",
     "test_cls_top1": "Class head",
     "test_dist_top1": "Distillation head",
-    "best_test_top1": "Best epoch on test (optimistic)",
 }
 
 
@@ -235,13 +234,11 @@ def _heads(rungs: list[Rung]) -> Table | None:
     extra = sorted(found - set(NAMED_TOP1))
     if not rungs or not (keys or extra):
         return None
-    keys = keys[:-1] + extra + keys[-1:] if keys and keys[-1] == "best_test_top1" else keys + extra
+    keys += extra
     names = [NAMED_TOP1.get(k) or k.removeprefix("test_").removesuffix("_top1") + " head" for k in keys]
     shown = ("test_top1", *keys, "validation_top1", "test_top5")
     rows = [(rung.label, *(_mean_of(rung.runs, k) for k in shown), _mean_of(rung.runs, "test_loss", 3)) for rung in rungs]
     what = "Top-1 (%) by weights and head, mean over seeds; the headline averages all heads"
-    if "best_test_top1" in keys:
-        what += ". 'Best epoch on test' selects on the test split, so it is optimistic by construction"
     columns = ("Experiment", "Headline", *names, "Validation", "Top-5", "Test loss")
     return Table(caption(what, [run for r in rungs for run in r.runs]), columns, "l" + "r" * (len(columns) - 1), rows)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,8 +100,8 @@ def execute(
     assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     files.write(run.folder / "config.yaml", config.to_yaml(cfg))
-    git, name = git_state(), machine.device_name(where)
-    run_info(run, data, git, name).write(run.folder)
+    git = git_state()
+    run_info(run, data, git).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     shipper = Shipper(ROOT, run.folder)
@@ -177,25 +178,18 @@ def finish(
     img_s = statistics.median(row["perf/img_s"] for row in trained.history)
     classes = evaluate.ranking(scores)[:, 0]
     record = RunRecord(
-        experiment=run.resolved.id,
-        variant=run.resolved.variant,
-        title=cfg.title,
+        **identity(run, where),
         claim=cfg.claim,
-        profile=run.resolved.profile,
         dataset=DatasetFacts(
-            name=data.name, digest=data.digest, classes=data.classes,
-            train=len(data.train_labels), validation=len(data.validation_labels), test=len(data.test_labels),
+            name=data.name, digest=data.digest, classes=data.classes, **sizes(data),
             mean=tuple(data.mean.tolist()), std=tuple(data.std.tolist()),
         ),
-        seed=run.seed,
-        fingerprint=run.fingerprint,
         config=config.plain(cfg),
         metrics=metrics,
         per_class=evaluate.per_class(classes, labels, data.classes),
         confusion=evaluate.confusion(classes, labels, len(data.classes)).tolist(),
         history=tuple(trained.history),
         params=run.params,
-        flops=run.flops,
         train_seconds=trained.seconds,
         img_s=img_s,
         perf={
@@ -205,7 +199,6 @@ def finish(
             "mfu": 100 * img_s * run.step_flops / peak,
         }
         | {f"seconds_{phase}": value for phase, value in seconds.items()},
-        device=machine.device_name(where),
         precision=machine.precision(cfg.train.precision, where),
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), "vitlab": vitlab.__version__} | {p: metadata.version(p) for p in ("torch", "torchvision")},
@@ -241,26 +234,36 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
     )
 
 
-def run_info(run: Run, data: Dataset, git: dict[str, str], device: str) -> RunInfo:
+def identity(run: Run, where: torch.device) -> dict[str, Any]:
+    """What the record and MLflow both say of a run, under the same names."""
+    return {
+        "experiment": run.resolved.id,
+        "variant": run.resolved.variant,
+        "title": run.resolved.config.title,
+        "profile": run.resolved.profile,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "flops": run.flops,
+        "device": machine.device_name(where),
+    }
+
+
+def sizes(data: Dataset) -> dict[str, int]:
+    """Images in each split."""
+    return {"train": len(data.train_labels), "validation": len(data.validation_labels), "test": len(data.test_labels)}
+
+
+def run_info(run: Run, data: Dataset, git: dict[str, str]) -> RunInfo:
     cfg = run.resolved.config
     return RunInfo(
-        experiment=run.resolved.id,
-        variant=run.resolved.variant,
+        **identity(run, data.train_images.device),
+        **sizes(data),
         label=run.resolved.label,
-        title=cfg.title,
-        profile=run.resolved.profile,
         dataset=data.name,
         dataset_digest=data.digest,
-        seed=run.seed,
-        fingerprint=run.fingerprint,
         git_commit=git["commit"],
         git_dirty=git["dirty"],
-        device=device,
         params=config.flatten(cfg),
         description=cfg.description,
         params_count=run.params,
-        flops=run.flops,
-        train=len(data.train_labels),
-        validation=len(data.validation_labels),
-        test=len(data.test_labels),
     )

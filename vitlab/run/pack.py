@@ -1,7 +1,7 @@
 """Finished runs as an archive small enough to carry away from a machine: `vitlab pack`.
 
-One xz-compressed tar, as it streams by cut into parts. What is in it lies as it does below runs/, so that `tar` alone brings it back,
-and the same runs give the same bytes.
+One tar, as it streams by cut into parts. What is in it lies as it does below runs/, so that `tar` alone brings it back, and the same
+runs give the same bytes. It is not compressed: weights and pictures, nearly all of it, hardly shrink.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECORD = "record.json"
 
 
 def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) -> list[Path]:
-    """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.xz.000 and so on.
+    """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.000 and so on.
 
     All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks and what a kill left half written.
     `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are removed. Raises
@@ -44,15 +44,16 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
         raise UserError(f"{folder}: no finished run to pack; expected one with a {RECORD}: train it to its end first")
     to.mkdir(parents=True, exist_ok=True)
     for path in to.iterdir():  # those of a longer archive would be taken for the end of this one
-        if re.fullmatch(re.escape(folder.name) + r"\.tar\.xz\.\d+(\.tmp)?", path.name):
+        if re.fullmatch(re.escape(folder.name) + r"\.tar\.\d+(\.tmp)?", path.name):
             path.unlink()
-    parts = _Parts(to / f"{folder.name}.tar.xz")
+    parts = _Parts(to / f"{folder.name}.tar")
     try:
         with tarfile.open(fileobj=parts, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for run, seconds in finished.items():
                 for path in _contents(run):
                     _add(tar, path, path.relative_to(runs_dir), seconds)
-        parts.finish()
+        if parts.rest:
+            parts.cut()
     except BaseException:
         for path in parts.paths:
             path.unlink()
@@ -89,27 +90,23 @@ def _add(tar: tarfile.TarFile, path: Path, name: Path, seconds: int) -> None:
 
 
 class _Parts:
-    """A file to write to; what is written is compressed, and lies in `paths`, each of PART_BYTES but the last."""
+    """A file to write to; what is written lies in `paths`, each of PART_BYTES but the last."""
 
     def __init__(self, stem: Path) -> None:
         self.paths: list[Path] = []
-        self._stem, self._xz, self._rest = stem, half.compressor(), bytearray()
+        self._stem, self.rest = stem, bytearray()
 
     def write(self, data: bytes) -> None:
-        self._rest += self._xz.compress(data)
-        while len(self._rest) >= PART_BYTES:
-            self._write(PART_BYTES)
+        self.rest += data
+        while len(self.rest) >= PART_BYTES:
+            self.cut()
 
-    def finish(self) -> None:
-        self._rest += self._xz.flush()
-        while self._rest:
-            self._write(PART_BYTES)
-
-    def _write(self, size: int) -> None:
+    def cut(self) -> None:
+        """Write one part of what is not written yet."""
         number = len(self.paths)
         if number == PARTS:
             raise UserError(f"{self._stem}: more than {PARTS * PART_BYTES / 1e9:.0f} GB; pack the folders in it one by one")
         path = self._stem.with_name(f"{self._stem.name}.{number:03}")
-        files.write(path, bytes(self._rest[:size]))
+        files.write(path, bytes(self.rest[:PART_BYTES]))
         self.paths.append(path)
-        del self._rest[:size]
+        del self.rest[:PART_BYTES]

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from vitlab import files, records
 from vitlab.errors import UserError
 from vitlab.records import RunRecord
 from vitlab.run import half
 
 WEIGHTS = "weights.safetensors"  # as a run leaves them
-FILE = "best.safetensors.xz"  # beside the records; half precision
+FILE = "best.safetensors"  # beside the records; half precision
 
 
 def best(runs: Iterable[RunRecord]) -> RunRecord | None:
@@ -24,27 +26,23 @@ def best(runs: Iterable[RunRecord]) -> RunRecord | None:
 
 def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
     """Publish the run's `weights`, unless they are. Raises UserError where they are damaged or beyond half precision."""
-    content = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)})
-    path = out_dir / FILE
-    with contextlib.suppress(OSError, UserError):  # another version of xz may pack the same differently
-        if half.decompress(path.read_bytes(), len(content)) == content:
-            return
-    out_dir.mkdir(parents=True, exist_ok=True)
-    files.write(path, half.compress(content))
+    content, path = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)}), out_dir / FILE
+    if not (path.is_file() and path.read_bytes() == content):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        files.write(path, content)
 
 
 def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
     """Whose weights are published with the set of `runs`, and these as safetensors. Raises UserError, naming the file, where it is
     missing, damaged or of none of them."""
     path, named = out_dir / FILE, {_name(run): run for run in runs}
-    largest = max((run.params for run in named.values()), default=0)
     try:
-        # Half of it for the parameters in half precision; a batch norm's statistics are fewer than these, and the header is small.
-        content = half.decompress(path.read_bytes(), 4 * largest + (1 << 20))
-        name = half.metadata(content, "record")
+        content = path.read_bytes()
+        with safe_open(path, framework="numpy") as f:
+            name = (f.metadata() or {}).get("record", "no record")
         if name not in named:
             raise UserError(f"of '{name[:200]}', which is not among the set's records")
-    except (OSError, UserError) as e:
+    except (OSError, SafetensorError, UserError) as e:
         raise unusable(out_dir, e) from None
     return named[name], content
 
