@@ -24,8 +24,9 @@ IMAGE_SIZE = 32
 
 
 class ViT(nn.Module):
-    """A vision transformer: (B, 3, 32, 32) -> (B, classes). Tokens are [cls, (dist), patches]; each special token has a linear head of its
-    own (DeiT).
+    """A vision transformer: (B, 3, 32, 32) -> (B, classes).
+
+    Tokens are [cls, (dist), patches]; each special token has a linear head of its own (DeiT).
     """
 
     def __init__(self, cfg: config.ViT, classes: int) -> None:
@@ -61,8 +62,9 @@ class ViT(nn.Module):
             nn.init.trunc_normal_(self.position, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of tokens, position embeddings and bias tables. They are looked up, not multiplied, so weight decay leaves them
-        out.
+        """Return the names of tokens, position embeddings and bias tables.
+
+        They are looked up, not multiplied, so weight decay leaves them out.
         """
         return {name for name, _ in self.named_parameters() if name == "tokens" or "position" in name.split(".")}
 

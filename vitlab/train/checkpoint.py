@@ -93,8 +93,9 @@ def _foreign(path: Path, e: Exception) -> UserError:
 
 
 def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
-    """Return the model with the weights in `path`, on the CPU and in eval mode. Raises UserError where they are missing, damaged or another
-    model's.
+    """Return the model with the weights in `path`, on the CPU and in eval mode.
+
+    Raises UserError where they are missing, damaged or another model's.
     """
     try:
         return parse_model(path.read_bytes(), cfg, classes)  # not mapped: a file that another process cuts would kill this one

@@ -123,8 +123,8 @@ def train(
             optimizer.load_state_dict(state["optimizer"])
             _set_rng(state["rng"], device)
             first, sums, counted = state["step"], state["sums"], state["counted"]
-            out.history, out.seconds, covers = state["history"], state["seconds"], state["journal"]
-        journal.truncate(covers)
+            out.history, out.seconds, journal_size = state["history"], state["seconds"], state["journal"]
+        journal.truncate(journal_size)
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)

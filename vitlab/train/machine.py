@@ -23,8 +23,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def device() -> torch.device:
-    """Return the GPU where there is one, else the CPU, and set it up: on a GPU float32 matrix products in TF32 and convolutions chosen by
-    timing.
+    """Return the GPU where there is one, else the CPU, and set it up.
+
+    On a GPU float32 matrix products use TF32, and convolutions are chosen by timing. On a CPU glibc keeps freed memory.
     """
     if not torch.cuda.is_available():
         _keep_freed_memory()
@@ -127,8 +128,9 @@ def wait(where: torch.device) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _gpu() -> tuple[Any, Any] | None:
-    """Return pynvml and its handle of the GPU that torch computes on, or None. Found by UUID, since CUDA and NVML count in different
-    orders.
+    """Return pynvml and its handle of the GPU that torch computes on, or None.
+
+    Found by UUID, since CUDA and NVML count in different orders.
     """
     import pynvml
 

@@ -44,9 +44,7 @@ def phase_at(step: int, phases: tuple[Phase, ...], ends: list[int]) -> Phase:
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:
-    """Return the factor on the learning rate: linear warm-up over `warmup` steps, then a cosine to 0 at `total` (Loshchilov & Hutter 2017,
-    without restarts).
-    """
+    """Return the learning rate's factor: linear warm-up over `warmup` steps, then a cosine to 0 at `total` (Loshchilov & Hutter 2017)."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

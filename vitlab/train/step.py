@@ -103,9 +103,7 @@ class Step:
             self.meter.lap(phase)
 
     def _replay(self, phase: Phase) -> None:
-        """Run the first WARM_UP steps of a phase on a stream of their own, as capturing demands; then capture one graph and replay it for
-        all other steps.
-        """
+        """Run the first WARM_UP steps of a phase on a stream of their own, as capturing demands; then replay one captured graph."""
         if phase not in self.graphs:
             self.warm[phase] = self.warm.get(phase, 0) + 1
             if self.warm[phase] <= WARM_UP:
