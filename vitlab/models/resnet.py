@@ -53,7 +53,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 class ResNet(nn.Sequential):
-    """ResNet-18 or -50 (He et al. 2016): (B, 3, 32, 32) -> (B, classes). At width 64 its state dict has torchvision's names and shapes."""
+    """ResNet-18 or -50 (He et al. 2016): (B, 3, 32, 32) -> (B, classes). At width 64 a state dict is torchvision's own."""
 
     head_names = ("cls",)
 
@@ -66,5 +66,5 @@ class ResNet(nn.Sequential):
         super().__init__(layers)
 
     def forward_heads(self, x: Tensor) -> Tensor:
-        """Return the logits of its only head: (B, 3, 32, 32) -> (1, B, classes)."""
+        """(B, 3, 32, 32) -> (1, B, classes) logits."""
         return self(x).unsqueeze(0)

@@ -59,7 +59,7 @@ def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
 
 
 def _model_config(record: records.RunRecord, path: Path) -> config.ViT | config.ResNet:
-    """Return the model's configuration from the record, which was read from `path`. Raises UserError where this vitlab knows no such model."""
+    """Raises UserError where the record, which was read from `path`, has none that this vitlab knows."""
     try:
         return TypeAdapter(config.Model).validate_json(json.dumps(record.config.get("model")), strict=True)
     except ValidationError as e:

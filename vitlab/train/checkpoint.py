@@ -93,10 +93,7 @@ def _foreign(path: Path, e: Exception) -> UserError:
 
 
 def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
-    """Return the model with the weights in `path`, on the CPU and in eval mode.
-
-    Raises UserError where they are missing, damaged or another model's.
-    """
+    """The model with the weights in `path`, on the CPU, in eval mode. Raises UserError where they are missing, damaged or another model's."""
     try:
         return parse_model(path.read_bytes(), cfg, classes)  # not mapped: a file that another process cuts would kill this one
     except (OSError, UserError) as e:
@@ -104,10 +101,8 @@ def load_model(path: Path, cfg: config.ViT | config.ResNet, classes: int) -> nn.
 
 
 def parse_model(content: bytes, cfg: config.ViT | config.ResNet, classes: int) -> nn.Module:
-    """Return the model with the weights in `content`, safetensors of any precision, as float32 and in eval mode.
-
-    Raises UserError, in one line, where they are damaged or another model's.
-    """
+    """The model in single precision, with the weights in `content`: safetensors of any precision. Raises UserError, in one line, where
+    they are damaged or another model's."""
     try:
         tensors = parse_safetensors(content)
     except (ValueError, SafetensorError) as e:
