@@ -1,4 +1,4 @@
-"""What is the user's to mend, told apart from a bug: the one ends in a message, the other keeps its traceback."""
+"""The user's mistakes, told apart from bugs: a mistake ends in one message, a bug keeps its traceback."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ REFUSED = {
 
 
 class UserError(Exception):
-    """A mistake of the user's, or a file of theirs that is missing or damaged: the command prints the message and exits with code 2.
+    """A user's mistake, or a file of theirs that is missing or damaged: the command prints the message and exits with code 2.
 
-    The message names the file (and line), what was expected and what to do. It is no ValueError, since torch and NumPy raise those for
-    our own mistakes. A validator of a pydantic model raises ValueError all the same: pydantic turns it into a ValidationError, which is
-    made a UserError where the model is validated.
+    The message names the file (and line), what was expected and what to do. It is no ValueError, since torch and NumPy raise those for our
+    own mistakes. A validator of a pydantic model does raise ValueError: pydantic turns it into a ValidationError, and the caller that
+    validates the model turns that into a UserError.
     """
 
 
 def refused(e: OSError) -> UserError:
-    """What the system said of a path of the user's."""
+    """Return the UserError for a path of the user's that the system refuses."""
     return UserError(f"{os.fsdecode(e.filename)}: {e.strerror}; check the path, its permissions and the disk's space")
 
 
 def message(e: Exception) -> str | None:
-    """What to tell the user of a mistake of theirs; None for anything else, which is a bug.
+    """Return the message for the user's mistake; None for anything else, which is a bug.
 
-    An OSError is theirs where it names a path that the system refuses (REFUSED).
+    An OSError is the user's where it names a path that the system refuses (REFUSED).
     """
     if isinstance(e, OSError) and isinstance(e.filename, str | bytes) and e.errno in REFUSED:
         e = refused(e)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, locks, what is said where the disk is full, and text that a screen may be given."""
+"""Atomic writing, locks, the message for a full disk, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class DiskFull(Exception):
-    """Says what could not be written, how much is free there, and what to do."""
+    """A file could not be written for want of space. The message says which, how much is free there, and what to do."""
 
     def __init__(self, path: Path, reason: OSError) -> None:
         folder = next(p for p in path.absolute().parents if p.is_dir())
@@ -35,7 +35,7 @@ class DiskFull(Exception):
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises DiskFull where what is done within fails for want of space, in whatever torch or NumPy wrapped that."""
+    """Raise DiskFull, as a context manager, where the work within fails for want of space, whatever torch or NumPy wrapped that in."""
     try:
         yield
     except Exception as e:
@@ -49,9 +49,11 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write to that takes `path`'s place once all of it is on the disk; before that, or if anything fails, nothing changes.
+    """Give a file to write to, as a context manager, that replaces `path` once all of it is on the disk.
 
-    What was at `path` is kept as `previous`, where that is given.
+    If anything fails before, nothing changes.
+
+    What was at `path` is kept as `previous`, where that is given. Raises DiskFull.
     """
     tmp = temporary(path)
     try:
@@ -70,25 +72,27 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def temporary(path: Path) -> Path:
-    """Where `path` is written to first; a kill may leave it."""
+    """Return the path that `path` is first written to. A kill may leave that file behind."""
     return path.with_name(path.name + ".tmp")
 
 
 def write(path: Path, content: bytes | str) -> None:
+    """Write the file atomically. Raises DiskFull."""
     with replacing(path) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, atomically. Raises DiskFull, and ValueError for NaN and infinities."""
     write(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def held(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock at `path`: one process at a time. The system takes it back when its holder ends, however it ends.
+    """Hold the lock at `path`, as a context manager: one process at a time. The system frees it when its holder ends, however that happens.
 
-    While another process has it, `busy` is told every half second who; it may raise to give up. On NFS the lock reaches other machines
-    only where the server's lock service runs.
+    While another process holds it, `busy` is called every half second with the holder's name; it may raise to give up. On NFS the lock
+    reaches other machines only where the server's lock service runs.
     """
     from filelock import FileLock, Timeout  # late: --help needs none
 
@@ -111,7 +115,7 @@ def held(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Until a folder is on the disk itself, a power cut may undo a renaming in it."""
+    """Wait until a folder is on the disk. Before that, a power cut may undo a renaming in it."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -120,5 +124,5 @@ def _sync_folder(folder: Path) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` for a screen: what could move its cursor, or cannot be encoded at all, is spelt out as \\x1b."""
+    """Return `text` for a screen: characters that could move its cursor, or cannot be encoded, are spelt out as \\x1b."""
     return UNPRINTABLE.sub(lambda m: m[0].encode("unicode_escape").decode(), text)

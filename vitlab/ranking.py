@@ -1,4 +1,4 @@
-"""From scores to predicted classes: the one place that does it, so that no two numbers about a run differ in how they break ties."""
+"""From scores to predicted classes. It is done here only, so that all numbers about a run break ties in the same way."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ import numpy as np
 
 
 def ranked(scores: np.ndarray) -> np.ndarray:
-    """Scores (..., C), logits or probabilities -> (..., C) class indices, the likeliest first; of equal scores the lowest index first."""
+    """Return class indices (..., C), the likeliest first, for scores (..., C), logits or probabilities.
+
+    Of equal scores the lowest index is first.
+    """
     return np.argsort(-scores, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""RunRecord: all that a finished run leaves behind for reporting. The only seam between training and reporting."""
+"""RunRecord: all that a finished run leaves behind for reporting, and the only link between training and reporting."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class _Frozen(BaseModel):
 
 
 class DatasetFacts(_Frozen):
+    """The data set that a run used."""
+
     name: Name  # cifar10, digits, or the folder's name
     digest: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -33,6 +35,8 @@ class DatasetFacts(_Frozen):
 
 
 class TeacherFacts(_Frozen):
+    """The run that taught a student."""
+
     experiment: str
     fingerprint: str
     seed: int
@@ -55,6 +59,8 @@ class ClassFacts(_Frozen):
 
 
 class RunRecord(_Frozen):
+    """One finished run, as `record.json` has it."""
+
     version: int = VERSION
     experiment: Name
     variant: str = ""  # the --set overrides, "" for the experiment as it stands
@@ -98,12 +104,12 @@ class RunRecord(_Frozen):
 
 
 def write(record: RunRecord, path: Path) -> None:
-    """Write atomically: a record is there whole or not at all."""
+    """Write the record atomically."""
     files.write(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> RunRecord:
-    """Raises UserError naming the file where it is damaged or of another version."""
+    """Return the record in the file. Raises UserError naming the file where it is missing, damaged or of another version."""
     try:
         return _parse(path.read_bytes())
     except _Damaged as e:
@@ -113,12 +119,15 @@ def read(path: Path) -> RunRecord:
 
 
 class _Damaged(Exception):
-    """What is wrong and the remedy; which file it is, the caller knows."""
+    """What is wrong with a record, and the remedy. The caller adds the file."""
 
 
 @functools.lru_cache(maxsize=2048)
 def _parse(content: bytes) -> RunRecord:
-    """A report meets each record up to four times: in MLflow, published before, about to be replaced, and when the page is made."""
+    """Return the record, from a cache where it can.
+
+    A report reads each up to four times: from MLflow, as published before, before it is replaced, and for the page.
+    """
     try:
         values = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as e:  # neither UTF-8 nor JSON, or a number of a thousand digits
@@ -135,17 +144,22 @@ def _parse(content: bytes) -> RunRecord:
 
 
 def read_all(folder: Path) -> list[RunRecord]:
-    """Every record below `folder`/records, in a fixed order."""
+    """Return every record in `folder`/records, by file name. Raises UserError as `read` does."""
     return [read(p) for p in sorted((folder / "records").glob("*.json"))]
 
 
 def file_name(record: RunRecord) -> str:
-    """`01_baseline_vit-s0.json`; a variant's carries its fingerprint, so that it cannot be mistaken for the rung itself."""
+    """Return the record's file name, `01_baseline_vit-s0.json`.
+
+    A variation's holds its fingerprint, so that it cannot be mistaken for the experiment itself.
+    """
     variant = f"-{record.fingerprint}" if record.variant else ""
     return f"{record.experiment}{variant}-s{record.seed}.json"
 
 
 def rank(record: RunRecord, name: str) -> tuple[Any, ...]:
-    """Of the set `name` with this record in it; the least comes first: CIFAR-10, which the claims are about, then the larger profile."""
+    """Return the key that sorts the set `name`, which holds this record: CIFAR-10 first, which the claims are about, then the larger
+    profile.
+    """
     profile = PROFILES.index(record.profile) if record.profile in PROFILES else -1
     return record.dataset.name != "cifar10", -profile, name

@@ -27,7 +27,10 @@ class Estimate:
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float, float]:
-    """Return mean, standard deviation (n - 1), and the mean's confidence interval by Student's t; NaN where there is one value only."""
+    """Return the mean, the standard deviation (n - 1), and the bounds of the mean's confidence interval by Student's t.
+
+    With one value the last three are NaN.
+    """
     from scipy.special import stdtrit  # a fraction of scipy.stats' import
 
     n, mean = len(values), float(np.mean(values))
@@ -45,13 +48,13 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def estimate(values: Sequence[float], region: tuple[float, float], confidence: float) -> Estimate:
-    """Of two or more values: mean, t interval, and the two-sided p-value against the nearest bound of the region.
+    """Return the mean of two or more values, its t interval, and the two-sided p-value against the nearest bound of `region`.
 
-    Where both bounds are finite and the mean is inside, these are the two one-sided tests (Schuirmann 1987), the larger p of
-    the two, doubled as that of every other claim: so p <= 1 - confidence exactly where the interval lies on one side of every bound.
+    Where both bounds are finite and the mean is inside, these are the two one-sided tests (Schuirmann 1987): the larger p of the two,
+    doubled as that of every other claim, so that p <= 1 - confidence exactly where the interval lies on one side of every bound.
 
-    Values that are all the same show no spread to hold the distance against: p is 1. Three runs agree by chance too, the more
-    easily the fewer test images there are, and a p of 0 would outlast every correction.
+    Values that are all the same show no spread to hold the distance against, so p is 1. Three runs agree by chance too, the more easily the
+    fewer test images there are, and a p of 0 would survive every correction.
     """
     n = len(values)
     assert n >= 2
@@ -61,20 +64,20 @@ def estimate(values: Sequence[float], region: tuple[float, float], confidence: f
     return Estimate(mean, low, high, sd, _p_value(distance(mean, region), sd, n))
 
 
-def _p_value(away: float, sd: float, n: int) -> float:
-    """Two-sided, of a mean of n values so far from what it is held against: Student's t test."""
+def _p_value(gap: float, sd: float, n: int) -> float:
+    """Return the two-sided p of Student's t test, for a mean of n values that is `gap` from what it is tested against."""
     from scipy.special import stdtr
 
-    return 2 * float(stdtr(n - 1, -away * math.sqrt(n) / sd))
+    return 2 * float(stdtr(n - 1, -gap * math.sqrt(n) / sd))
 
 
 def distance(effect: float, region: tuple[float, float]) -> float:
-    """From the region's nearest bound, on whichever side."""
+    """Return how far the effect is from the region's nearest bound, inside or outside."""
     return min(abs(effect - bound) for bound in region)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979): with them the chance of any false verdict in the family stays at the level."""
+    """Return the adjusted p-values (Holm 1979). Judged by them, the chance of any false verdict in the family stays at the level."""
     order = np.argsort(ps, kind="stable")
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(order):
@@ -83,17 +86,20 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(away: float, sd: float, level: float, have: int) -> int | None:
-    """How many seeds more would make an effect so far from the bound significant at `level`, at this spread; None beyond MOST_SEEDS."""
-    if away == 0 or sd == 0:
+def seeds_needed(gap: float, sd: float, level: float, have: int) -> int | None:
+    """Return how many seeds more would make an effect that is `gap` from the bound significant at `level`, with this spread.
+
+    None beyond MOST_SEEDS, and where there is no distance or no spread.
+    """
+    if gap == 0 or sd == 0:
         return None
     more = range(1, MOST_SEEDS - have + 1)
-    first = bisect.bisect_left(more, True, key=lambda k: _p_value(away, sd, have + k) <= level)  # p falls as seeds are added
+    first = bisect.bisect_left(more, True, key=lambda k: _p_value(gap, sd, have + k) <= level)  # p falls as seeds are added
     return more[first] if first < len(more) else None
 
 
 class Pair(Schema):
-    """Two runs on the same test images: what can be said with one seed, of these two runs and not of the experiments."""
+    """Two runs on the same test images. With one seed this is what can be said, of these two runs and not of their experiments."""
 
     only_first: int  # images that only the first has right
     only_second: int
@@ -103,7 +109,7 @@ class Pair(Schema):
 
 
 def pair(first: np.ndarray, second: np.ndarray, confidence: float) -> Pair:
-    """first, second: (N,) bool, which test images each has right."""
+    """Compare two runs. first, second: (N,) bool, whether each has the test image right."""
     from scipy.stats import binomtest
 
     assert first.shape == second.shape

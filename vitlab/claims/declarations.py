@@ -1,6 +1,6 @@
-"""The statements declared in experiments/claims.yaml, and what a run, or a configuration alone, says of their metrics.
+"""The statements declared in experiments/claims.yaml, and the value of their metrics for a run or for a configuration alone.
 
-statistics.py has the estimates, verdicts.py what they come to. Nothing is trained here, and no torch is loaded.
+vitlab/stats.py has the estimates, verdicts.py decides. Nothing is trained here, and no torch is loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
 
 
 class Arm(Schema):
-    """An experiment, its settings changed as by --set. `metric` where the claim's arms differ in it."""
+    """An experiment, with settings changed as by --set; with a `metric` of its own where the claim's arms differ in it."""
 
     experiment: str  # below experiments/, without .yaml
     set: tuple[str, ...] = ()
@@ -52,9 +52,11 @@ class Arm(Schema):
 
     @property
     def path(self) -> Path:
+        """Return the experiment's file."""
         return EXPERIMENTS / f"{self.experiment}.yaml"
 
     def resolve(self, profile: str) -> config.Resolved:
+        """Return the arm's configuration under the profile. Raises UserError for a damaged experiment."""
         return _load(self.path, profile, self.set)
 
 
@@ -64,11 +66,15 @@ def _load(path: Path, profile: str, sets: tuple[str, ...] = ()) -> config.Resolv
 
 
 class Within(Schema):
+    """A region with two bounds: `of` plus or minus `margin`."""
+
     of: float
     margin: Annotated[float, Field(gt=0)]
 
 
 class Claim(Schema):
+    """One statement of the reports, with what it says in terms of metrics."""
+
     id: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")]
     statement: str
     source: str  # report and section
@@ -105,17 +111,19 @@ class Claim(Schema):
         return self
 
     def metric_of(self, arm: Arm) -> str:
+        """Return the name of the arm's metric: its own, else the claim's."""
         metric = arm.metric or self.metric
         assert metric is not None
         return metric
 
     @property
     def exact(self) -> bool:
+        """Return whether the claim follows from the configuration alone, without a run."""
         return self.metric_of(self.arms[0]) in EXACT
 
     @property
     def unit(self) -> str:
-        """Of the effect."""
+        """Return the effect's unit, for example "points" or "M parameters"."""
         metric = self.metric_of(self.arms[0]).split(".")[0]
         if self.relative:
             return "%"
@@ -125,13 +133,15 @@ class Claim(Schema):
 
     @property
     def region(self) -> tuple[float, float]:
-        """Effects in it are what the claim says; one of the two may be infinite."""
+        """Return the bounds between which an effect supports the claim; one of the two may be infinite."""
         if self.within is not None:
             return self.within.of - self.within.margin, self.within.of + self.within.margin
         return (self.at_least, math.inf) if self.at_least is not None else (-math.inf, self.at_most)
 
 
 class Ledger(Schema):
+    """All declared claims, with the confidence and the number of seeds planned for them."""
+
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
     seeds: Annotated[int, Field(ge=2)]  # planned
     claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
@@ -144,14 +154,14 @@ class Ledger(Schema):
         return self
 
     def declaration(self, claim: Claim) -> str:
-        """12 hex digits of everything that was declared about the claim."""
-        said = claim.model_dump(mode="json", exclude_defaults=True)  # so that a key which the schema gains later changes no hash
-        what = {"confidence": self.confidence, "seeds": self.seeds, "claim": said}
+        """Return 12 hex digits, a hash of everything that was declared about the claim."""
+        declared = claim.model_dump(mode="json", exclude_defaults=True)  # so that a key which the schema gains later changes no hash
+        what = {"confidence": self.confidence, "seeds": self.seeds, "claim": declared}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load(path: Path = FILE) -> Ledger:
-    """Read and validate the declarations. Raises UserError: `file:line: key: what and remedy`."""
+    """Return the declarations, validated. Raises UserError: `file:line: key: what and remedy`."""
     values, places = read_yaml(path)
     try:
         return Ledger.model_validate_json(json.dumps(values), strict=True)
@@ -160,7 +170,7 @@ def load(path: Path = FILE) -> Ledger:
 
 
 def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
-    """One pydantic error as `file:line: key: what was expected`."""
+    """Return one pydantic error as `file:line: key: what was expected`."""
     key = tuple(error["loc"])
     place = next(places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in places)
     what = error["msg"].removeprefix("Value error, ")
@@ -177,7 +187,10 @@ def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
 
 
 def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> str:
-    """Of the run that the arm stands for, its teacher's in it; as plan.make has it, without reading a data set."""
+    """Return the fingerprint of the run that the configuration stands for, as plan.make does, but from the data set's digest alone.
+
+    Raises UserError for teachers in a circle.
+    """
     if students > MAX_DEPTH:
         raise UserError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
     distill = resolved.config.distill
@@ -186,11 +199,14 @@ def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> st
 
 
 class NotRecorded(UserError):
-    """A record has no such metric: it is misspelt, or younger than the record."""
+    """A record has no such metric: its name is misspelt, or the metric is newer than the record."""
 
 
 def measure(record: RunRecord, metric: str) -> float:
-    """One run's value of a metric that is not EXACT. Raises UserError; NotRecorded where the record has no such metric."""
+    """Return one run's value of a metric that is not in EXACT.
+
+    Raises UserError for an impossible metric, NotRecorded where the record lacks it.
+    """
     name, *classes = metric.split(".")
     if metric == "teacher_gain" and record.teacher is not None:
         return record.teacher.gain
@@ -243,7 +259,7 @@ def _class_lag(record: RunRecord, name: str) -> float:
 
 
 def _accuracies(record: RunRecord, name: str) -> tuple[float, list[float]]:
-    """The class's accuracy, and those of all others, in percent."""
+    """Return the class's accuracy, and those of all other classes, in percent."""
     by_class = {other: _confusion(record, other, other) for other in record.dataset.classes}
     return by_class.pop(name), list(by_class.values())
 
@@ -259,7 +275,10 @@ OF_CLASSES: dict[str, tuple[int, Callable[..., float]]] = {
 
 
 def exact(resolved: config.Resolved, metric: str, classes: int) -> float:
-    """Parameters in millions, or GFLOPs of an image's forward pass."""
+    """Return the value of a metric in EXACT: parameters in millions, or GFLOPs of an image's forward pass.
+
+    Raises UserError where the model has no such metric.
+    """
     model = resolved.config.model
     if metric == "params":
         return cost.parameters(model, classes) / 1e6

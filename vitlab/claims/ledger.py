@@ -1,7 +1,7 @@
-"""The ledger of one set: its claims judged by its records, kept as claims.json, and what the pages say of it.
+"""A set's claims as judged by its records: kept in claims.json, and summed up for the pages.
 
-Records alone give the same ledger again, but for two things that only an earlier claims.json knows: which claims were declared
-otherwise when they were first measured, and how two single runs compare image by image, which takes their predictions.
+The records alone give the same claims.json again, except for two things that only the earlier one knows: which claims were declared
+otherwise when they were first measured, and how two single runs compare image by image, for which their predictions are needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.
 
 
 class Book(Schema):
-    """`claims.json`."""
+    """The content of `claims.json`."""
 
     version: Literal[1] = 1
     profile: str
@@ -41,17 +41,18 @@ class Book(Schema):
 
     @property
     def measured(self) -> list[Result]:
-        """As pages show them: by verdict, then as declared."""
+        """Return the judged results as pages show them: by verdict, then as declared."""
         judged = [r for r in self.results if r.verdict not in ("not measured", "exploratory")]
         return sorted(judged, key=lambda r: ORDER.index(r.verdict))
 
     @property
     def exploratory(self) -> list[Result]:
-        """What no report claims, measured or not."""
+        """Return the results of what no report claims, measured or not."""
         return [r for r in self.results if r.verdict == "exploratory"]
 
     @property
     def tested(self) -> int:
+        """Return how many claims have a test, which is the size of the family that Holm corrects for."""
         return sum(r.p is not None for r in self.results)
 
 
@@ -59,10 +60,10 @@ class Book(Schema):
 
 
 def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) -> Book | None:
-    """Judge the declared claims by a set's `runs`, and write `out_dir`/claims.json.
+    """Judge the declared claims by a set's `runs`, write `out_dir`/claims.json and return its content.
 
-    None where no claim is measured by a run: then there is nothing but formulas, and a claims.json that is there is left as it is. Raises UserError where
-    declarations, the earlier claims.json or predictions are damaged.
+    Returns None where no run measures a claim; then an existing claims.json is left as it is. Raises UserError where declarations, the
+    earlier claims.json or predictions are damaged.
     """
     path = out_dir / FILE
     # The claims are about CIFAR-10: on other data there is nothing to hold them against.
@@ -76,13 +77,13 @@ def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) ->
 
 
 def judged_before(out_dir: Path) -> dict[str, Result]:
-    """What `out_dir`/claims.json says, by claim; nothing where there is none. Raises UserError where it is damaged."""
+    """Return the results in `out_dir`/claims.json by claim, none where there is no such file. Raises UserError where it is damaged."""
     path = out_dir / FILE
     return {result.id: result for result in read(path).results} if path.is_file() else {}
 
 
 def read(path: Path) -> Book:
-    """Raises UserError naming the file where it is damaged or of another version."""
+    """Return the content of a claims.json. Raises UserError naming the file where it is damaged or of another version."""
     remedy = "restore it, or delete it and 'vitlab report' makes it anew, without the marks of claims that were changed after measuring"
     try:
         return Book.model_validate_json(path.read_bytes())
@@ -113,13 +114,13 @@ def _judge(declared: declarations.Ledger, runs: Sequence[RunRecord], before: Map
 
 
 def used(results: Sequence[Result], runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs that the results come from."""
+    """Return those of `runs` that the results come from."""
     names = {name for result in results for arm in result.arms for name in arm.records.values()}
     return [run for run in runs if records.file_name(run) in names]
 
 
 def _keep_pair(result: Result, earlier: Result | None) -> Result:
-    """Where predictions are not at hand, what they once said of the very same runs still holds."""
+    """Return the result with the earlier comparison image by image, where predictions are missing now and it is about the very same runs."""
     if result.pair is not None or earlier is None or _work(result) != _work(earlier):
         return result
     return result.model_copy(update={"pair": earlier.pair})
@@ -130,6 +131,7 @@ def _work(result: Result) -> tuple[Any, ...]:
 
 
 def said(book: Book) -> str:
+    """Return the sentence that counts the verdicts."""
     counts = Counter(result.verdict for result in book.results)
     supported, refuted, undecided, unmeasured = (counts[verdict] for verdict in ORDER)
     changed = sum(result.changed for result in book.results)
@@ -143,10 +145,11 @@ def said(book: Book) -> str:
 
 
 def number(value: float, result: Result) -> str:
-    """An effect, with a sign where it is a difference."""
+    """Return an effect as text, with a sign where it is a difference."""
     shown = f"{value:{sign(result)}.{DIGITS.get(result.unit, 2)}f}".replace("-", "−")
     return shown if any(digit in shown for digit in "123456789") else shown.lstrip("+−")
 
 
 def sign(result: Result) -> str:
+    """Return the format's sign option for a result's effect: "+" for a difference, else ""."""
     return "+" if len(result.arms) > 1 or result.unit in ("points", "images") else ""

@@ -1,4 +1,4 @@
-"""The runs behind the claims: which there are, what each got right, which are still to be trained and in what order. Loads no torch."""
+"""The runs that the claims need: which exist, and which are still to be trained, in what order. Loads no torch."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ Key = tuple[str, int]  # fingerprint and seed: the same run, whatever file or cl
 
 
 def key(run: Run | RunRecord) -> Key:
+    """Return what identifies a run here, whatever file or claim asks for it: fingerprint and seed."""
     return run.fingerprint, run.seed
 
 
@@ -31,8 +32,9 @@ def key(run: Run | RunRecord) -> Key:
 def results(
     ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir: Path, before: Mapping[str, Result] | None = None
 ) -> list[Result]:
-    """Every claim's result from the finished runs of this machine and those published, a run that is both counted once; `before` as in
-    verdicts.judge.
+    """Return every claim's result from this machine's finished runs and the published ones; a run that is both counts once.
+
+    `before` is the ledger measured earlier, as in verdicts.judge. Raises UserError for damaged records or predictions.
     """
     name = f"{profile}-{data}"
     folders = sorted(path.parent for path in (runs_dir / name).glob("*/*/record.json"))
@@ -51,7 +53,7 @@ def results(
 
 
 def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:
-    """The ledger without the claims about classes that a data set does not have."""
+    """Return the ledger without the claims about classes that the data set does not have."""
     kept = tuple(claim for claim in ledger.claims if not _named_classes(claim) - set(classes))
     return ledger.model_copy(update={"claims": kept})
 
@@ -66,6 +68,8 @@ def _named_classes(claim: Claim) -> set[str]:
 
 @dataclass(frozen=True)
 class Plan:
+    """The runs to train, and which claims each of them settles."""
+
     runs: list[Run]  # in the order they are trained, a teacher before its students
     settles: Mapping[Path, list[str]]  # a run's folder -> the claims that have all their runs with it
 
@@ -73,10 +77,11 @@ class Plan:
 def make(
     ledger: Ledger, only: Sequence[str], profile: str, source: Source, seeds: Sequence[int], runs_dir: Path, results_dir: Path
 ) -> Plan:
-    """Every run that the claims (those in `only`, all for none) need, so ordered that claims are settled as soon as may be.
+    """Return the runs that the claims need (those in `only`; all if it is empty), ordered so that claims are settled as soon as possible.
 
-    A run whose record is published counts, wherever it was trained: it is trained here only where it teaches one that is not. Next is always the claim with the least work left, in FLOPs of its unfinished runs, their teachers' included; of equals, the first
-    declared. Raises UserError for an unknown claim, and where none of them needs a run.
+    A run whose record is published is needed only as the teacher of one that is not. Next is always the claim with the least work left, in
+    FLOPs of its unfinished runs with their teachers; of equals, the first declared. Raises UserError for an unknown claim, and where none
+    of them needs a run.
     """
     wanted = [
         claim
@@ -114,7 +119,7 @@ def make(
 
 
 def _the_same(run: Run, known: dict[Key, Run]) -> Run:
-    """The one run of this fingerprint and seed, which another arm may have brought under another name; so with its teacher."""
+    """Return the one run with this fingerprint and seed, which another arm may have brought under another name; the same for its teacher."""
     teacher = known[key(run.teacher)] if run.teacher else None
     return known.setdefault(key(run), replace(run, teacher=teacher))
 

@@ -1,4 +1,4 @@
-"""The ledger's verdicts: each declared claim held against the records. A function of the two, and of what was measured before."""
+"""The verdicts: each declared claim held against the records. A pure function of the two, and of what was measured before."""
 
 from __future__ import annotations
 
@@ -25,12 +25,16 @@ Verdict = Literal["supported", "refuted", "undecided", "not measured", "explorat
 
 
 class MeasuredArm(Schema):
+    """An arm and the records that were used for it."""
+
     label: str
     fingerprint: str  # "" where no run is compared
     records: dict[int, str]  # seed -> its record's file
 
 
 class Result(Schema):
+    """One claim as measured and judged."""
+
     id: str
     statement: str
     source: str
@@ -61,17 +65,18 @@ Pairs = Callable[[Claim, Sequence[RunRecord]], "Pair | None"]
 def judge(
     ledger: Ledger, profile: str, runs: Sequence[RunRecord], pairs: Pairs, before: Mapping[str, Result] | None = None
 ) -> list[Result]:
-    """Every claim's result from the records of one profile and data set.
+    """Return every claim's result from the records `runs`, of one profile and data set.
 
-    `pairs` compares the two runs of a claim that has one seed only, image by image, where their predictions are at hand. `before`
-    is the ledger measured earlier: a claim that was measured under another declaration is marked as changed.
+    `pairs(claim, runs)` compares the two runs of a claim that has one seed only, image by image, where their predictions are available.
+    `before` is the ledger measured earlier: a claim that was measured under another declaration is marked as changed. Raises UserError
+    where a metric cannot be had.
     """
     found = _decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
     return [_mark_changed(result, (before or {}).get(result.id)) for result in found]
 
 
 def _decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
-    """The verdicts on what was tested, all of it being one family (Holm); and what those left undecided would take."""
+    """Return the results with their verdicts: all tested claims are one family (Holm), and undecided ones say how many more seeds to add."""
     found = list(measured)
     tested = [i for i, result in enumerate(found) if result.p is not None]
     adjusted = holm([found[i].p for i in tested])
@@ -98,23 +103,23 @@ def _mark_changed(result: Result, earlier: Result | None) -> Result:
 
 
 def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecord], pairs: Pairs) -> Result:
-    """The claim's result before the correction over the ledger: `undecided` where it is to be tested."""
+    """Return the claim's result before the correction over the ledger: `undecided` where it is to be tested."""
     metrics = [claim.metric_of(arm) for arm in claim.arms]
     low, high = (None if math.isinf(bound) else bound for bound in claim.region)
-    told = {
+    facts = {
         "id": claim.id, "statement": claim.statement, "source": claim.source, "declaration": ledger.declaration(claim),
         "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit, "low_bound": low, "high_bound": high, "claimed": claim.claimed,
     }  # fmt: skip
     resolved = [arm.resolve(profile) for arm in claim.arms]
     without: Verdict = "exploratory" if claim.exploratory else "not measured"
     if claim.full_size_only and profile != "full":
-        return Result(**told, arms=_unmeasured(resolved), verdict=without, note="about full size only")
+        return Result(**facts, arms=_unmeasured(resolved), verdict=without, note="about full size only")
     if claim.exact:
         classes = len(runs[0].dataset.classes) if runs else 10
         effect = round(_effect(claim, [exact(r, m, classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
         inside = claim.region[0] <= effect <= claim.region[1]
         verdict: Verdict = "exploratory" if claim.exploratory else "supported" if inside else "refuted"
-        return Result(**told, arms=_unmeasured(resolved), verdict=verdict, effect=effect, note="by formula: nothing to estimate")
+        return Result(**facts, arms=_unmeasured(resolved), verdict=verdict, effect=effect, note="by formula: nothing to estimate")
 
     by_arm = [_runs_of(arm, runs) for arm in resolved]
     measured = [_values(found, metric) for found, metric in zip(by_arm, metrics, strict=True)]
@@ -130,28 +135,28 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
         for arm, found in zip(resolved, by_arm, strict=True)
     )
     if not seeds:
-        return Result(**told, arms=arms, verdict=without, note=lacks)
+        return Result(**facts, arms=arms, verdict=without, note=lacks)
     if claim.spread and len(seeds) == 1:
-        return Result(**told, arms=arms, verdict=without, note="one seed has no spread")
+        return Result(**facts, arms=arms, verdict=without, note="one seed has no spread")
     columns = [[values[s] for s in seeds] for values in measured]
     if claim.spread:  # Brown and Forsythe's (1974) test of equal spread is one of equal means of these
         columns = [[abs(value - statistics.median(column)) for value in column] for column in columns]
     # Records have an accuracy as float32 left it, 50.24999976 for 50.25: rounded, what is the same is the same.
     values = tuple(round(_effect(claim, list(row)), 4) for row in zip(*columns, strict=True))
-    told |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "exploratory" if claim.exploratory else "undecided"}
+    facts |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "exploratory" if claim.exploratory else "undecided"}
     if len(seeds) == 1:
-        said = pairs(claim, [found[seeds[0]] for found in by_arm])
-        return Result(**told, effect=values[0], pair=said, note="; ".join(filter(None, ["one seed: no interval over seeds", lacks])))
-    said = _over_seeds(values, claim.region, ledger.confidence)
+        compared = pairs(claim, [found[seeds[0]] for found in by_arm])
+        return Result(**facts, effect=values[0], pair=compared, note="; ".join(filter(None, ["one seed: no interval over seeds", lacks])))
+    estimates = _over_seeds(values, claim.region, ledger.confidence)
     if claim.exploratory:
-        said["p"] = None
+        estimates["p"] = None
     looked = f"{len(seeds)} seeds, {ledger.seeds} were planned: {LOOKED}" if len(seeds) > ledger.seeds else ""
-    said["note"] = "; ".join(filter(None, [said.get("note"), looked, lacks]))
-    return Result(**told, **said)
+    estimates["note"] = "; ".join(filter(None, [estimates.get("note"), looked, lacks]))
+    return Result(**facts, **estimates)
 
 
 def _values(found: Mapping[int, RunRecord], metric: str) -> dict[int, float]:
-    """seed -> the metric's value, of the runs whose records have it."""
+    """Return seed -> the metric's value, of the runs whose records have it."""
     values = {}
     for seed, run in found.items():
         with contextlib.suppress(NotRecorded):
@@ -160,7 +165,7 @@ def _values(found: Mapping[int, RunRecord], metric: str) -> dict[int, float]:
 
 
 def _over_seeds(values: Sequence[float], region: tuple[float, float], confidence: float) -> dict[str, Any]:
-    """What a Result says of two or more values."""
+    """Return the fields of a Result that follow from two or more values."""
     e = estimate(values, region, confidence)
     if not e.sd:
         return {"effect": e.mean, "p": e.p, "note": "the same in every seed: no spread to test with"}
@@ -183,7 +188,7 @@ def _unmeasured(arms: Sequence[config.Resolved]) -> tuple[MeasuredArm, ...]:
 
 
 def _runs_of(arm: config.Resolved, runs: Sequence[RunRecord]) -> dict[int, RunRecord]:
-    """seed -> the run of exactly this configuration, the last one where it was repeated."""
+    """Return seed -> the run of exactly this configuration, the last one where it was repeated."""
     digests = {run.dataset.digest for run in runs}
     wanted = {fingerprint(arm, digest) for digest in digests}
     found = sorted((run for run in runs if run.fingerprint in wanted), key=lambda run: run.finished)
@@ -191,7 +196,7 @@ def _runs_of(arm: config.Resolved, runs: Sequence[RunRecord]) -> dict[int, RunRe
 
 
 def rule(result: Result) -> str:
-    """`≥ 0.3`, `≤ 1`, `80 ± 1`: what the effect must be for the claim to hold."""
+    """Return what the effect must be for the claim to hold, as `≥ 0.3`, `≤ 1` or `80 ± 1`."""
     low, high = result.low_bound, result.high_bound
     if low is not None and high is not None:
         return f"{(low + high) / 2:g} ± {(high - low) / 2:g}"
@@ -202,8 +207,11 @@ def rule(result: Result) -> str:
 
 
 def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float) -> Pair | None:
-    """The claim's two runs image by image, from their predictions.npz; None where it has one arm, where one of them is not at hand,
-    where they are about different images, or say nothing about its metric. Raises UserError for a damaged file."""
+    """Compare the claim's two runs image by image, from their predictions.npz.
+
+    Returns None where the claim has one arm, where predictions are missing, are about different images, or do not have its metric. Raises
+    UserError for a damaged file.
+    """
     if len(predictions) != 2 or claim.relative:
         return None
     first, second = (_right(path, claim.metric_of(arm)) for path, arm in zip(predictions, claim.arms, strict=True))
@@ -213,7 +221,10 @@ def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float)
 
 
 def _right(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """(N,) labels, and (N,) bool: which test images a run has right by the logits that `metric`, a top-1, was taken from."""
+    """Return (N,) labels, and (N,) bool: whether the run has each test image right, by the logits that `metric`, a top-1, is computed from.
+
+    None where it cannot be had.
+    """
     named = re.fullmatch(r"test_(?:(\w+)_)?top1", metric)
     if path is None or named is None or not path.is_file():
         return None

@@ -28,8 +28,8 @@ def run_figures(
 ) -> list[Path]:
     """Draw one run's pictures (`RUN_PICTURES`) into `out_dir` and return their paths.
 
-    `images` are `(N, H, W, 3)` uint8, `shown` their `(true class, predicted class, confidence in 0..1)`; without them
-    predictions.png is left out, since a record holds no images.
+    `images` are (N, H, W, 3) uint8, `shown` their (true class, predicted class, confidence in 0..1). Without them predictions.png is left
+    out, since a record holds no images.
     """
     if images is not None and shown is not None:
         fits = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8 and len(images) == len(shown) > 0

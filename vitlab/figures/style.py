@@ -1,7 +1,7 @@
-"""What all pictures have in common: the two themes, and how a figure is made, laid out and saved.
+"""What all pictures share: the two themes, and how a figure is made, laid out and saved.
 
-Figures are drawn through the object API, so no pyplot state is made or left behind. The same values give the same bytes:
-no dates, no version of the drawing library, fixed ids in SVG.
+Figures are drawn through the object API, so no pyplot state is made or left behind. The same values give the same bytes: no dates, no
+version of the drawing library, fixed ids in SVG.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ DPI = 144
 
 @dataclass(frozen=True)
 class Theme:
+    """The colours of all pictures, on a light or on a dark page."""
+
     name: str
     surface: str
     ink: str
@@ -54,6 +56,7 @@ MARKERS = ("o", "D", "s", "^", "v", "P", "X", "<", ">")
 
 
 def style(theme: Theme) -> AbstractContextManager[None]:
+    """Return the context in which figures of this theme are made, drawn and saved."""
     return matplotlib.rc_context(
         {
             "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
@@ -91,12 +94,12 @@ def style(theme: Theme) -> AbstractContextManager[None]:
 
 
 def figure(width: float, height: float) -> Figure:
-    """Sizes in inches. To be made, drawn on and saved under one `style`; `lay_out` places the axes once all is drawn."""
+    """Return a new figure, sizes in inches. It is made, drawn and saved under one `style`; `lay_out` places the axes once all is drawn."""
     return Figure(figsize=(width, height))
 
 
 def headline(fig: Figure, title: str, about: str) -> None:
-    """Title and quieter lines below it, flush left, in the topmost 0.57 inches (0.17 more for each further line)."""
+    """Write the title and quieter lines below it, flush left, into the topmost 0.57 inches (0.17 more for each further line)."""
     width, height = fig.get_size_inches()
     muted = matplotlib.rcParams["axes.labelcolor"]
     fig.text(0.12 / width, 1 - 0.1 / height, title, fontsize=10.5, fontweight="bold", va="top", in_layout=False)
@@ -104,12 +107,12 @@ def headline(fig: Figure, title: str, about: str) -> None:
 
 
 def lay_out(fig: Figure, title: str, about: str, margins: tuple[float, float, float] | None = None) -> None:
-    """The headline, then the axes in the room that is left.
+    """Write the headline, then place the axes in the room that is left.
 
-    `margins` are the axes' own, left, bottom and between, in inches, where their labels' sizes are known; else they are measured.
+    `margins` are the axes' own, in inches: left, bottom and between, where their labels' sizes are known; else they are measured.
 
-    The layout is made once, by an engine that the figure never has: a figure with one, even with one that was switched off, makes
-    its layout or draws itself once more in each save.
+    The layout is made once, by an engine that the figure never gets: a figure with an engine, even one that is switched off, makes its
+    layout or draws itself once more in each save.
     """
     width, height = fig.get_size_inches()
     headline(fig, title, about)
@@ -123,6 +126,7 @@ def lay_out(fig: Figure, title: str, about: str, margins: tuple[float, float, fl
 
 
 def save(fig: Figure, path: Path) -> None:
+    """Save as SVG, or else as a PNG of 256 colours, by the path's suffix."""
     if path.suffix == ".svg":
         fig.savefig(path, metadata={"Date": None, "Creator": None})
         return
@@ -133,12 +137,13 @@ def save(fig: Figure, path: Path) -> None:
 
 
 def short(text: str, length: int) -> str:
+    """Return `text` on one line, cut to `length` characters, unprintable ones as spaces."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def spread(values: Sequence[float], gap: float, top: float) -> list[float]:
-    """`values` moved apart so that neighbours are at least `gap` from each other and none is above `top`."""
+    """Return `values` moved apart, so that neighbours are at least `gap` from each other and none is above `top`."""
     order = np.argsort(values, kind="stable")
     out = np.asarray(values, float)[order]
     for i in range(1, len(out)):
@@ -152,4 +157,5 @@ def spread(values: Sequence[float], gap: float, top: float) -> list[float]:
 
 @cache
 def sequential(theme: Theme) -> LinearSegmentedColormap:
+    """Return the colour map from the theme's surface to a dark blue."""
     return LinearSegmentedColormap.from_list("vitlab", [theme.surface, "#cfe1f1", "#7fb1da", theme.accent, "#06345c"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def init_linear(weight: Tensor, bias: Tensor | None) -> None:
-    """ViT's initialisation of a linear map: truncated normal of standard deviation 0.02, zero bias."""
+    """Initialise a linear map in place, as ViT does: truncated normal of standard deviation 0.02, zero bias."""
     nn.init.trunc_normal_(weight, std=0.02)
     if bias is not None:
         nn.init.zeros_(bias)
@@ -26,7 +26,7 @@ class OneHead(nn.Sequential):
 
 
 class PatchEmbed(nn.Conv2d):
-    """Patches of `patch_size` x `patch_size`, each projected linearly: (B, C, H, W) -> (B, D, H / patch_size, W / patch_size)."""
+    """Cut into patches of `patch_size` x `patch_size` and project each: (B, C, H, W) -> (B, D, H / patch_size, W / patch_size)."""
 
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         super().__init__(channels, dim, patch_size, stride=patch_size)
@@ -38,11 +38,11 @@ class PatchEmbed(nn.Conv2d):
 
 
 class _CpuDropout(torch.autograd.Function):
-    """Dropout whose mask comes from NumPy's SFC64: on a CPU a seventh of torch's time.
+    """Dropout whose mask comes from NumPy's SFC64, which takes a seventh of the time of torch's on a CPU.
 
-    SFC64 is seeded from torch's generator, whose state is in the checkpoint. An element has 8 random bits where a multiple of 2^-8 is within
-    2 % of `p` (0.05 becomes 13 / 256, 0.0508), else 16; what is kept is scaled by the rounded rate, so that the mean stays. The mask holds
-    integers 0 and 1 and multiplies the numbers' bits: torch has vector instructions for that, but not for selecting by booleans.
+    SFC64 is seeded from torch's generator, whose state is in the checkpoint. An element has 8 random bits where a multiple of 2^-8 is
+    within 2 % of `p` (0.05 becomes 13 / 256, 0.0508), else 16. What is kept is scaled by the rounded rate, so that the mean stays. The mask
+    holds the integers 0 and 1 and multiplies the numbers' bits: torch has vector instructions for that, but not for selecting by booleans.
     """
 
     @staticmethod
@@ -68,14 +68,14 @@ def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element with probability `p` and divide the others by 1 - p."""
+    """Return `x` with each element zeroed with probability `p` and the others divided by 1 - p."""
     if p == 0.0:
         return x
     return _CpuDropout.apply(x, p) if x.device.type == "cpu" else F.dropout(x, p)
 
 
 class Dropout(nn.Module):
-    """`dropout` in training, nothing in evaluation."""
+    """Apply `dropout` in training and nothing in evaluation."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Dropout(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop: float) -> Tensor:
-    """dropout(softmax(q k^T / sqrt(d) + bias)) v: (B, h, Q, d), 2 x (B, h, N, d), bias (h, Q, N) -> (B, h, Q, d)."""
+    """Return dropout(softmax(q k^T / sqrt(d) + bias)) v: q (B, h, Q, d), k and v (B, h, N, d), bias (h, Q, N) or None -> (B, h, Q, d)."""
     # On the CPU, forward and backward of (128, 3 or 8, 65, 32): the built-in attention takes a fifth to a third less time in
     # float32 (the same with a learned bias), but four times as long in bfloat16, and with dropout it is slow; plain matrix
     # products serve there instead.
@@ -100,7 +100,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop: float) ->
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017): (B, N, D) -> (B, Q, D), of the first Q tokens; without `queries`, of all N."""
+    """Multi-head self-attention (Vaswani et al. 2017): (B, N, D) -> (B, Q, D), for the first `queries` tokens or, by default, for all N."""
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -122,8 +122,8 @@ class Attention(nn.Module):
 class ClassAttention(nn.Module):
     """Class attention in which special tokens attend to patches only (distillation report, "Architecture"): (B, N, D) -> (B, S, D).
 
-    CaiT's (Touvron et al. 2021, section 3) with two changes: keys and values come from the patches alone, and each special token has an
-    attention of its own. A token's h heads are h of the S * h heads of one attention with a single query.
+    It is CaiT's (Touvron et al. 2021, section 3) with two changes: keys and values come from the patches alone, and each special token has
+    an attention of its own. Those are computed as one attention with S * h heads and a single query, of which each token has h.
     """
 
     def __init__(self, dim: int, heads: int, special: int, dropout: float = 0.0) -> None:
@@ -143,7 +143,7 @@ class ClassAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact GELU between: (..., D) -> (..., D)."""
+    """Two linear maps with an exact GELU between them: (..., D) -> (..., D)."""
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class MLP(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """One learned factor per channel (CaiT, section 2), `gamma` at first: (..., D) -> (..., D)."""
+    """One learned factor per channel, initially `gamma` (CaiT, section 2): (..., D) -> (..., D)."""
 
     def __init__(self, dim: int, gamma: float) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training a sample's branch is dropped with probability `p`, else divided by 1 - p."""
+    """Stochastic depth (Huang et al. 2016): in training each sample's branch is dropped with probability `p`, else divided by 1 - p."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -181,11 +181,11 @@ class DropPath(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """2D decomposed relative position bias, added to the attention logits -> (h, N, N) (distillation report, section 5).
+    """2D decomposed relative position bias, (h, N, N), added to the attention logits (distillation report, section 5).
 
-    Between patches i and j, bias[h, i, j] = row[h, |y_i - y_j|] + col[h, |x_i - x_j|], the two parts of their Manhattan distance:
-    2 * grid numbers per head instead of Swin's (2 * grid - 1)^2. Special tokens have no place in the grid, so pairs with one have
-    terms of their own.
+    Between patches i and j, bias[h, i, j] = row[h, |y_i - y_j|] + col[h, |x_i - x_j|], the two parts of their Manhattan distance: 2 * grid
+    numbers per head instead of Swin's (2 * grid - 1)^2. Special tokens have no place in the grid, so pairs with a special token have terms
+    of their own.
     """
 
     def __init__(self, heads: int, grid: int, special: int) -> None:
@@ -212,10 +212,10 @@ class RelativePositionBias(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer encoder block: (B, N, D) -> (B, Q, D), of the first Q tokens; without `queries`, of all N.
+    """Pre-norm transformer encoder block: (B, N, D) -> (B, Q, D), for the first `queries` tokens or, by default, for all N.
 
-    `position` is a module that gives the attention bias, or None. Dropout falls where nn.TransformerEncoderLayer has it:
-    on the attention weights, after the attention, inside the MLP and after it.
+    `position` is a module that returns the attention bias, or None. Dropout is where nn.TransformerEncoderLayer has it: on the attention
+    weights, after the attention, inside the MLP and after it.
     """
 
     def __init__(
@@ -240,10 +240,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def attention_branch(self, x: Tensor, queries: int | None) -> Tensor:
+        """Return what attention adds to the first `queries` tokens of `x`: (B, N, D) -> (B, Q, D)."""
         bias = None if self.position is None else self.position()[:, :queries]
         return self.drop_path(self.scale1(self.dropout(self.attn(self.norm1(x), bias, queries))))
 
     def mlp_branch(self, x: Tensor) -> Tensor:
+        """Return what the MLP adds to each token of `x`: (B, N, D) -> (B, N, D)."""
         return self.drop_path(self.scale2(self.dropout(self.mlp(self.norm2(x)))))
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
@@ -252,13 +254,14 @@ class Block(nn.Module):
 
 
 class ClassBlock(Block):
-    """CaiT's block with ClassAttention: only the special tokens change, patch tokens pass untouched: (B, N, D) -> (B, N, D).
+    """CaiT's block with ClassAttention: (B, N, D) -> (B, N, D). The special tokens change, the patch tokens pass unchanged.
 
-    Norms and MLP are shared by the special tokens. It has no position bias: all keys are patches, and one term for every patch
-    changes nothing under softmax.
+    The special tokens share norms and MLP. There is no position bias: all keys are patches, and one term for every patch changes nothing
+    under softmax.
     """
 
     def attention_branch(self, x: Tensor, queries: int | None) -> Tensor:
+        """Return what class attention adds to the special tokens: (B, N, D) -> (B, S, D)."""
         return self.drop_path(self.scale1(self.dropout(self.attn(self.norm1(x)))))
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:

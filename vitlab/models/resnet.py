@@ -1,4 +1,4 @@
-"""torchvision's ResNets for 32 x 32 images: a 3x3 stem of stride 1, no max-pooling, and a width of one's choice."""
+"""torchvision's ResNets for 32 x 32 images: a 3x3 stem of stride 1, no max-pooling, and any width."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BLOCKS = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}
 
 
 def features(block: type[BasicBlock | Bottleneck], depths: Sequence[int], width: int) -> OrderedDict[str, nn.Module]:
-    """Stem and stages, under torchvision's names: (B, 3, 32, 32) -> (B, C, r, r).
+    """Return stem and stages under torchvision's names: together (B, 3, 32, 32) -> (B, C, r, r).
 
-    Stage i (from 0) has `width` * 2^i planes and halves the resolution but for i = 0, so with k = len(depths) stages
-    C = width * 2^(k - 1) * block.expansion and r = 32 / 2^(k - 1).
+    Stage i (from 0) has `width` * 2^i planes and, except for i = 0, halves the resolution. With k = len(depths) stages, C = width * 2^(k -
+    1) * block.expansion and r = 32 / 2^(k - 1).
     """
     layers = OrderedDict[str, nn.Module](
         conv1=nn.Conv2d(3, width, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(width), relu=nn.ReLU(inplace=True)
@@ -42,7 +42,7 @@ def features(block: type[BasicBlock | Bottleneck], depths: Sequence[int], width:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al. 2015's fan-out initialisation, as torchvision's."""
+    """Initialise a module by He et al. 2015's fan-out rule, as torchvision does, and the last norm of each residual branch with zeros."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     # Each residual branch starts at zero, the block as the identity ("Bag of Tricks", He et al. 2019, section 3.1):

@@ -23,7 +23,10 @@ from vitlab.models.resnet import features
 
 
 class ViT(nn.Module):
-    """(B, 3, 32, 32) -> (B, classes). Tokens are [cls, (dist), patches]; each special token has a linear head of its own (DeiT)."""
+    """A vision transformer: (B, 3, 32, 32) -> (B, classes).
+
+    Tokens are [cls, (dist), patches]; each special token has a linear head of its own (DeiT).
+    """
 
     def __init__(self, cfg: config.ViT, classes: int) -> None:
         super().__init__()
@@ -43,10 +46,10 @@ class ViT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Initialise all but the stem, which has done so itself, and alike for both encoders.
+        """Initialise everything but the stem, which has initialised itself, and in the same way for both encoders.
 
-        PyTorch's own start differs by parameter (Xavier for q, k, v, LeCun for the others) and its encoder copies one layer, so that
-        all start equal. With a common start, two experiments that differ in the encoder differ in its blocks and not in luck or scale.
+        PyTorch's own start differs by parameter (Xavier for q, k, v, LeCun for the others), and its encoder copies one layer, so that all
+        start equal. With a common start, two experiments that differ in the encoder differ in its blocks and not in luck or scale.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -58,11 +61,14 @@ class ViT(nn.Module):
             nn.init.trunc_normal_(self.position, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the tokens, position embeddings and bias tables: tables to look up, not maps to regularise."""
+        """Return the names of tokens, position embeddings and bias tables.
+
+        They are looked up, not multiplied, so weight decay leaves them out.
+        """
         return {name for name, _ in self.named_parameters() if name == "tokens" or "position" in name.split(".")}
 
     def forward_heads(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (H, B, classes) logits, in the order of `head_names`."""
+        """Return the logits of each head, in the order of `head_names`: (B, 3, 32, 32) -> (H, B, classes)."""
         x = self.stem(x).flatten(2).transpose(1, 2)  # (B, D, grid, grid) -> (B, P, D)
         x = torch.cat((self.tokens.expand(x.shape[0], -1, -1), x), dim=1)  # (B, N, D)
         if self.position is not None:
@@ -72,12 +78,12 @@ class ViT(nn.Module):
         return torch.stack([head(x[:, i]) for i, head in enumerate(self.heads)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (B, classes): the heads' mean logits."""
+        """Return the mean of the heads' logits: (B, 3, 32, 32) -> (B, classes)."""
         return self.forward_heads(x).mean(0)
 
 
 def _stem(cfg: config.ViT) -> tuple[nn.Module, int]:
-    """A module (B, 3, 32, 32) -> (B, D, grid, grid), and its grid."""
+    """Return the stem, a module (B, 3, 32, 32) -> (B, D, grid, grid), and its grid."""
     if cfg.stem == "patch":
         return PatchEmbed(3, cfg.dim, cfg.patch_size), IMAGE_SIZE // cfg.patch_size
     layers = features(BasicBlock, (2,) * cfg.stem_stages, cfg.stem_width)
@@ -89,13 +95,13 @@ def _stem(cfg: config.ViT) -> tuple[nn.Module, int]:
 
 
 def _torch_encoder(cfg: config.ViT) -> nn.Module:
-    """PyTorch's encoder with its defaults, post-norm and ReLU; what its layers lack (config.ViT says what) is the explicit encoder's."""
+    """Return PyTorch's encoder with its defaults, post-norm and ReLU. What it lacks (see config.ViT) only the explicit encoder has."""
     layer = nn.TransformerEncoderLayer(cfg.dim, cfg.heads, int(cfg.dim * cfg.mlp_ratio), cfg.dropout, batch_first=True)
     return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)  # those are for padding, and warn about odd heads
 
 
 def _explicit_encoder(cfg: config.ViT, grid: int, special: int) -> nn.Module:
-    """`depth` blocks, the last `class_attention` of them class blocks; DropPath's rate rises linearly from 0 over all of them."""
+    """Return `depth` blocks, the last `class_attention` of them class blocks. DropPath's rate rises linearly from 0 over all of them."""
     hidden = int(cfg.dim * cfg.mlp_ratio)
     blocks: list[nn.Module] = []
     for i in range(cfg.depth):

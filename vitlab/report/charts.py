@@ -31,7 +31,7 @@ def set_figures(rungs: Sequence[Rung], out_dir: Path) -> list[Path]:
 
 
 def _looks(rungs: Sequence[Rung], theme: Theme) -> list[tuple[str, str, str]]:
-    """Colour, line style and marker of each rung, the same in every chart."""
+    """Return colour, line style and marker of each rung, the same in every chart."""
     ladder = [r.number.isdigit() for r in rungs]
     looks = []
     for i, inside in enumerate(ladder):

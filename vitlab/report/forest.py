@@ -1,4 +1,4 @@
-"""The forest plot of a ledger: of every measured claim its effect and interval, beside where the claim holds."""
+"""The forest plot of a ledger: each measured claim's effect and interval, and the region in which the claim holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW, AXIS = 9.4, 3.6, 1.5, 0.68, 0.34, 0.34, 0.
 
 
 def draw(book: Book, out_dir: Path) -> list[Path]:
-    """Draw the plot into `out_dir`, in both themes; return the paths."""
+    """Draw the plot into `out_dir`, in both themes, and return the paths."""
     out_dir.mkdir(parents=True, exist_ok=True)
     drawn = []
     for theme in (LIGHT, DARK):
@@ -35,7 +35,7 @@ def draw(book: Book, out_dir: Path) -> list[Path]:
 
 
 def _panels(results: Sequence[Result]) -> list[list[Result]]:
-    """Rows that can share an axis: first all differences in points; then, metric by metric, what has another unit or is no difference."""
+    """Group the rows that can share an axis: first all differences in points; then, by metric, what has another unit or is no difference."""
     panels: dict[tuple[str | int, ...], list[Result]] = {}
     for result in results:
         key = () if result.unit == "points" else (result.unit, result.metric, len(result.arms))
@@ -83,8 +83,8 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
         )  # fmt: skip
     ax.set_xlim(left, right)
     ax.set_ylim(len(results) - 0.5, -0.5)
-    said = [textwrap.fill(style.short(r.statement, 120), 60) for r in results]
-    ax.set_yticks(range(len(results)), said, color=theme.ink, fontsize=7.5, linespacing=1.05)
+    statements = [textwrap.fill(style.short(r.statement, 120), 60) for r in results]
+    ax.set_yticks(range(len(results)), statements, color=theme.ink, fontsize=7.5, linespacing=1.05)
     beside = ax.secondary_yaxis("right")
     beside.set_yticks(range(len(results)), [_beside(r) for r in results], color=theme.ink, fontsize=7.5)
     beside.spines["right"].set_visible(False)
@@ -96,7 +96,7 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
 
 
 def _beside(result: Result) -> str:
-    """The numbers and the verdict in words, so that nothing hangs on a colour."""
+    """Return number and verdict in words, so that nothing is said by colour alone."""
     return f"{ledger.number(result.effect, result)}  {result.verdict}" + (", changed" if result.changed else "")
 
 

@@ -1,7 +1,7 @@
-"""Records -> what a reader sees: records, charts, README.md and a self-contained report.html for each set, and an index of sets.
+"""From records to pages: records, charts, README.md and a self-contained report.html for each set, and an index of the sets.
 
-A set is all runs of one profile on one data set; tables.py says what its pages say, figures.py draws. Everything but predictions.png,
-which needs the images, is made from the records alone, and the same records give the same bytes.
+A set is all runs of one profile on one data set. tables.py makes what its pages say, charts.py and forest.py draw. Everything but
+predictions.png, which needs the images, is made from the records alone, and the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ Stored = dict[tuple[str, ...], read.FinishedRun]  # run -> where MLflow has it
 
 
 def _nowhere(run: RunRecord) -> None:
-    """No run's predictions are at hand."""
+    """Return None: a run's predictions are not available."""
 
 
 def build(
     runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path], predictions: ledger.Predictions = _nowhere
 ) -> ledger.Book | None:
-    """Write a set's records, claims.json, charts, README.md and report.html into `out_dir`.
+    """Write a set's records, claims.json, charts, README.md and report.html into `out_dir`; return the claims as judged.
 
-    `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` names the folder
-    where a run, `(experiment, seed)`, left its predictions.png; `predictions` says where its predictions.npz lies, if it is at hand.
+    `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
+    `(experiment, seed)`, the folder with its predictions.png; `predictions` gives the path of a run's predictions.npz, if it is available.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
-    Returns the claims as judged; None where no run measures one, which leaves an earlier claims.json as it is. Raises UserError for no
-    runs, for runs of more than one profile or data set, and for damaged claims.
+
+    Returns None where no run measures a claim; an earlier claims.json is then left as it is. Raises UserError for no runs, for runs of more
+    than one profile or data set, and for damaged claims.
     """
     _check(runs, out_dir)
     kept, left_out = newest(runs)
@@ -78,8 +79,10 @@ def build(
 
 
 def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger.Book | None:
-    """Draw and write everything anew from `out_dir`/records and the claims.json before. A predictions.png that is there is kept, and so
-    are published weights that are still the best run's. Returns what `build` does."""
+    """Draw and write everything anew from `out_dir`/records and the claims.json there; return what `build` does.
+
+    An existing predictions.png is kept, and so are published weights that are still the best run's. Raises UserError as `build` does.
+    """
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
     book = ledger.build(runs, out_dir, predictions)
@@ -126,7 +129,8 @@ def _draw(rungs: list[Rung], drawn: Path) -> None:
 def index(results_dir: Path) -> None:
     """Write `results_dir`/README.md: the best set's summary and headline chart, and a link to every set.
 
-    Sets on CIFAR-10, which the claims are about, come before others; then the larger profile comes first.
+    Sets on CIFAR-10, which the claims are about, come before others; among them the larger profile comes first. Raises UserError where no
+    set has records.
     """
     sets = {p.parent.name: records.read_all(p.parent) for p in sorted(results_dir.glob("*/records"))}
     sets = {name: runs for name, runs in sets.items() if runs}
@@ -160,16 +164,17 @@ def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
 def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
     """Build the sets of the finished runs in the MLflow store of `root`, and of these alone, then the index; return the pages written.
 
-    A ledger goes to MLflow with its runs; where that fails, `tell` is told why, and the report stands. Raises UserError for no runs.
+    A ledger is shipped to MLflow with its runs; where that fails, `tell` is called with the reason, and the report stands. Raises UserError
+    for no runs.
     """
     return _compile(root, reports_dir, {}, tell, with_weights=False)
 
 
 def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """As `own`, with the runs published before, the weights of each set's best student, and the blocks of `root`'s README.md.
+    """Build as `own` does, with the runs published before; add each set's best weights, and fill the blocks of README.md and docs/.
 
-    Records of what was published before lie in `results_dir`: results of several machines come together, and without any run here
-    everything is rebuilt as it was.
+    What was published before comes from the records in `results_dir`, so results of several machines come together. Without any new run
+    everything is rebuilt as it was. Returns the pages written; raises UserError where there is nothing to publish.
     """
     before = {folder.parent.name: records.read_all(folder.parent) for folder in sorted(results_dir.glob("*/records"))}
     pages = _compile(root, results_dir, before, tell, with_weights=True)
@@ -232,7 +237,7 @@ def fill(text: str, results_dir: Path) -> str:
 
 
 def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> ledger.Book | None:
-    """`build`, with what the MLflow store holds of the runs."""
+    """Call `build` with the pictures and predictions that the MLflow store holds of the runs."""
     shown = [rung.runs[0] for rung in ladder(newest(runs)[0])]  # whose pictures are wanted
     found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
 
@@ -245,7 +250,7 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> l
 
 
 def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
-    """Where the MLflow store holds the weights of the set's best run. Returns why they cannot be published, else ""."""
+    """Publish the best run's weights, where the MLflow store holds them. Returns why they cannot be published, else ""."""
     run = published.best(newest(runs)[0])
     if run is None or (at := stored.get(_identity(run))) is None:
         return ""
@@ -276,7 +281,7 @@ def _check(runs: Sequence[RunRecord], where: Path) -> None:
 
 
 def md(value: Any) -> str:
-    """`value` as Markdown that reads as plain text, on one line, in a table's cell as in a paragraph."""
+    """Return `value` as Markdown that reads as plain text, on one line, in a table's cell as well as in a paragraph."""
     text = " ".join(str(value).split())
     text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
     for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ('"', "&quot;"), ("@", "&#64;"), ("://", "&#58;//")):

@@ -25,24 +25,27 @@ class Rung:
 
     @property
     def label(self) -> str:
-        """`01 Baseline ViT`, for axes and keys."""
+        """Return `01 Baseline ViT`, for axes and keys."""
         number = self.number
         title = style.short(self.runs[0].title, 44)
         return f"{number} {title}" if number.isdigit() else title
 
     @property
     def number(self) -> str:
-        """`01` of a rung; the whole id of an experiment outside the ladder."""
+        """Return `01` for an experiment of the ladder, else the experiment's whole name, cut to 16 characters."""
         head = self.runs[0].experiment.split("_")[0]
         return head if head.isdigit() else style.short(self.runs[0].experiment, 16)
 
     @property
     def seconds(self) -> float:
+        """Return the mean training time in seconds."""
         return float(np.mean([r.train_seconds for r in self.runs]))
 
 
 def newest(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
-    """`(kept, left out)`: for each experiment and variant only the configuration finished last, and each seed's last run of it."""
+    """Return `(kept, left out)`: for each experiment and variant the configuration finished last, and each seed's last run of it; and all
+    others.
+    """
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for run in sorted(runs, key=lambda r: (r.experiment, r.variant, r.seed, r.finished, r.fingerprint)):
         groups.setdefault((run.experiment, run.variant), []).append(run)
@@ -56,7 +59,7 @@ def newest(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]
 
 
 def ladder(runs: Iterable[RunRecord]) -> list[Rung]:
-    """The experiments as they stand, variants left out: rungs by number, then the others (teachers)."""
+    """Return the experiments as they stand, without variants: those of the ladder by number, then the others (teachers)."""
     plain: dict[str, list[RunRecord]] = {}
     for run in runs:
         if not run.variant:
@@ -65,7 +68,7 @@ def ladder(runs: Iterable[RunRecord]) -> list[Rung]:
 
 
 def claimed_range(claim: Claim | None) -> tuple[float, float] | None:
-    """Lowest and highest claimed top-1, the same where one number is claimed."""
+    """Return the lowest and highest claimed top-1 in percent, the same where one number is claimed; None where none is."""
     if claim is None:
         return None
     if claim.low is not None and claim.high is not None:
@@ -74,7 +77,7 @@ def claimed_range(claim: Claim | None) -> tuple[float, float] | None:
 
 
 def claim_on(runs: Sequence[RunRecord]) -> Claim | None:
-    """The claims are about CIFAR-10: on other data there is nothing to hold them against."""
+    """Return the runs' claim; None on other data than CIFAR-10, which the claims are about."""
     return runs[0].claim if runs[0].dataset.name == "cifar10" else None
 
 
@@ -85,6 +88,7 @@ def _rung(runs: list[RunRecord]) -> Rung:
 
 
 def variants(runs: Iterable[RunRecord]) -> list[Rung]:
+    """Return the runs with --set overrides, grouped by experiment and override, in the order of their names."""
     varied: dict[tuple[str, str], list[RunRecord]] = {}
     for run in runs:
         if run.variant:
@@ -97,5 +101,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def picture_folder(run: RunRecord) -> str:
-    """Carries the fingerprint, so that a picture is never shown beside another configuration's numbers."""
+    """Return the name of a run's folder of pictures. It holds the fingerprint, so that no picture is shown beside another configuration's
+    numbers.
+    """
     return f"{run.experiment}-s{run.seed}-{run.fingerprint}"

@@ -1,4 +1,4 @@
-"""Whether the published pages follow from the published records: all of them are made anew in a temporary folder, and compared."""
+"""Check that the published pages follow from the published records: make all of them anew and compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The composition root: one run of the plan, from data and configuration to a finished RunRecord."""
+"""One run of the plan, from its data and configuration to a finished RunRecord. Here everything that training needs is put together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STOP_SECONDS = 5  # how long one that is to stop does
 
 
 def git_state() -> dict[str, str]:
-    """The commit, and a hash of uncommitted changes ("" for none); both "" outside a repository."""
+    """Return the commit and, as `dirty`, a hash of uncommitted changes ("" for none); both "" outside a repository."""
 
     def git(*args: str) -> str:
         try:
@@ -52,18 +52,21 @@ def git_state() -> dict[str, str]:
 
 
 def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.device) -> nn.Module:
-    """Initial weights are a function of the seed alone, whatever was drawn before."""
+    """Return the model on the device `where`. Its initial weights are a function of the seed alone, whatever was drawn before."""
     torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
     return registry.build(cfg.model, classes).to(where)
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
-    """The finished run's model in eval mode. Raises UserError where its weights are missing or of another model."""
+    """Return the finished run's model in eval mode. Raises UserError where its weights are missing or of another model."""
     return checkpoint.load_model(run.folder / published.WEIGHTS, run.resolved.config.model, len(run.source.classes)).to(where)
 
 
 def predicted(run: Run) -> torch.Tensor:
-    """(N,): the classes that the finished run's headline weights gave the test images. Raises UserError where they are missing or damaged."""
+    """Return (N,) the class that the finished run gave each test image, by its headline weights.
+
+    Raises UserError where its predictions are missing or damaged.
+    """
     path = run.folder / "predictions.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -74,6 +77,7 @@ def predicted(run: Run) -> torch.Tensor:
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -84,9 +88,10 @@ def execute(
     stop: loop.Stop,
     say: Callable[[str], None],
 ) -> RunRecord:
-    """Train (or resume) and evaluate one run, and leave its record, predictions, weights and pictures in its folder.
+    """Train (or resume) and evaluate one run, leave its record, predictions, weights and pictures in its folder, and return the record.
 
-    `make_bar(images_per_epoch)` gives the trainer its progress display. Raises trainer.Interrupted and trainer.Diverged.
+    `make_bar(images_per_epoch)` gives the loop its progress display, `say(text)` prints a line. Raises loop.Interrupted and loop.Diverged,
+    DiskFull, and UserError for a damaged teacher or checkpoint.
     """
     cfg, where = run.resolved.config, data.train_images.device
     teacher = teacher_validation = None
@@ -148,7 +153,10 @@ def finish(
     started: str,
     git: dict[str, str],
 ) -> RunRecord:
-    """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record."""
+    """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record, and return it.
+
+    `peak` in FLOP/s; `teacher_validation` is the teacher's validation top-1 in percent, measured before it taught.
+    """
     from vitlab.figures.run import run_figures  # 150 MB, which nothing needs while training
 
     cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
@@ -220,7 +228,11 @@ def finish(
 
 
 def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
-    """scores (N, C): the student's test logits. The teacher's stored predictions are read, not computed again."""
+    """Return what a student's record says of its teacher.
+
+    scores: (N, C), the student's test logits. top1, validation_top1: percent, the student's on the test split and the teacher's on the
+    validation split. The teacher's stored predictions are read, not computed again.
+    """
     record = teacher.record()
     return TeacherFacts(
         experiment=teacher.resolved.id,
@@ -254,6 +266,7 @@ def sizes(data: Dataset) -> dict[str, int]:
 
 
 def run_info(run: Run, data: Dataset, git: dict[str, str]) -> RunInfo:
+    """Return what MLflow needs to know of the run besides its journal."""
     cfg = run.resolved.config
     return RunInfo(
         **identity(run, data.train_images.device),

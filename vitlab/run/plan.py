@@ -15,7 +15,7 @@ from vitlab.models import cost
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment with one seed: what it is known by, where it lives, and the run that teaches it."""
+    """One experiment with one seed: its configuration, its folder, what identifies it, and the run that teaches it."""
 
     resolved: config.Resolved
     seed: int
@@ -26,20 +26,25 @@ class Run:
 
     @property
     def label(self) -> str:
+        """Return `<experiment> · seed <seed>`."""
         return f"{self.resolved.label} · seed {self.seed}"
 
     @property
     def lock(self) -> Path:
-        """Not in the folder, which --force removes, nor in its parent, which a mistake must not leave behind empty."""
+        """Return the lock file's path.
+
+        It is not in the folder, which --force removes, nor in the folder's parent, which a user's mistake must not leave behind empty.
+        """
         experiment = self.folder.parent
         return experiment.with_name(f"{experiment.name}-{self.folder.name}.lock")
 
     @property
     def finished(self) -> bool:
+        """Return whether the run has a record."""
         return (self.folder / "record.json").is_file()
 
     def record(self) -> records.RunRecord:
-        """Of the finished run. Raises UserError where it is damaged, or another run's."""
+        """Return the finished run's record. Raises UserError where it is damaged or another run's."""
         path = self.folder / "record.json"
         record = records.read(path)
         if (record.fingerprint, record.seed) != (self.fingerprint, self.seed):
@@ -49,27 +54,28 @@ class Run:
 
     @property
     def params(self) -> int:
+        """Return the model's number of parameters."""
         return cost.parameters(self.resolved.config.model, len(self.source.classes))
 
     @property
     def flops(self) -> int:
-        """Forward, per image."""
+        """Return the FLOPs of one image's forward pass."""
         return cost.forward_flops(self.resolved.config.model, len(self.source.classes))
 
     @property
     def step_flops(self) -> int:
-        """Of one image's training step."""
+        """Return the FLOPs of one image's training step, the teacher's forward pass included."""
         return cost.training_flops(self.resolved.config.model, len(self.source.classes), self.teacher.flops if self.teacher else 0)
 
     @property
     def train_flops(self) -> float:
-        """Of the whole training."""
+        """Return the FLOPs of the whole training."""
         cfg = self.resolved.config
         return float(self.step_flops) * train_images(self.source, cfg.data) * cfg.train.epochs
 
 
 def train_images(source: Source, data: config.Data) -> int:
-    """How many images an epoch has, without reading one."""
+    """Return how many images an epoch has, without reading one. Raises UserError for a folder that is no data set."""
     if source.kind == "folder":
         assert source.path is not None
         found = sources.scan(source.path)
@@ -81,7 +87,7 @@ def train_images(source: Source, data: config.Data) -> int:
 
 
 def expand(paths: list[Path]) -> list[Path]:
-    """Files as they are; a folder stands for the YAMLs in it, in name order. Raises UserError for what is not there."""
+    """Return the experiment files: files as they are, for a folder the YAMLs in it, by name. Raises UserError for what does not exist."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -97,9 +103,10 @@ def expand(paths: list[Path]) -> list[Path]:
 
 
 def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets: tuple[str, ...], runs_dir: Path) -> list[Run]:
-    """Every run that `paths` x `seeds` needs, in the order they run: seed by seed, a teacher before its students.
+    """Return every run that `paths` x `seeds` needs, in the order they run: seed by seed, a teacher before its students, each once.
 
-    A student with seed s learns from the teacher trained with seed s, so that a spread over seeds includes the teacher's.
+    A student with seed s learns from the teacher trained with seed s, so that a spread over seeds includes the teacher's. Raises UserError
+    for a damaged experiment and for teachers in a circle.
     """
     ordered: dict[Path, Run] = {}
     root = runs_dir / f"{profile}-{source.name}"
@@ -127,8 +134,9 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
 
 
 def students_first(runs: list[Run]) -> list[Run]:
-    """Within each seed students and their teachers, then the others; else as they were. For where time may run out before the runs do:
-    what distillation reaches is what most claims are about, and at full size nothing else would leave it the time.
+    """Return `runs` with, within each seed, students and their teachers first and the others in their order after them.
+
+    For when time may run out: most claims are about distillation, and at full size the other rungs would leave no time for it.
     """
     teachers = {run.teacher.folder for run in runs if run.teacher}
     seeds = list(dict.fromkeys(run.seed for run in runs))
@@ -136,7 +144,7 @@ def students_first(runs: list[Run]) -> list[Run]:
 
 
 def measured_speed(runs_dir: Path) -> float | None:
-    """Training FLOP/s of the newest finished run below `runs_dir`: what the time estimate of a plan stands on."""
+    """Return the newest finished run's training FLOP/s, on which a plan's time estimate is based; None where no run is finished."""
     found = sorted(runs_dir.glob("*/*/*/record.json"), key=lambda p: p.stat().st_mtime)
     for path in reversed(found):
         try:

@@ -23,13 +23,15 @@ from vitlab.train import checkpoint, evaluate
 
 
 class Candidate(NamedTuple):
+    """A model that could classify images."""
+
     record: records.RunRecord
     origin: str  # whether it is an own run or published, and where it lies
     load: Callable[[], nn.Module]  # on the CPU
 
 
 def own(folder: Path) -> Candidate:
-    """The finished run in `folder`. Raises UserError where its record is missing or damaged; `load` does for its weights."""
+    """Return the finished run in `folder`. Raises UserError where its record is missing or damaged; `load` raises it for the weights."""
     record = records.read(folder / "record.json")
 
     def load() -> nn.Module:
@@ -40,7 +42,10 @@ def own(folder: Path) -> Candidate:
 
 
 def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
-    """Raises UserError, naming the file, where the weights published with the set of `runs` are missing, damaged or of none of them."""
+    """Return the weights published in `out_dir`, beside `runs`.
+
+    Raises UserError, naming the file, where they are missing, damaged or of none of these runs.
+    """
     record, content = published.read(out_dir, runs)
 
     def load() -> nn.Module:
@@ -63,13 +68,15 @@ def _model_config(record: records.RunRecord, path: Path) -> config.Schema:
 
 
 def model_to_log(folder: Path) -> tuple[nn.Module, np.ndarray]:
-    """For tracking.sync: the model, and two images of the size it takes."""
+    """Return a finished run's model, and two images of the size it takes, as shipping.sync needs them."""
     return own(folder).load(), np.zeros((2, 3, 32, 32), np.float32)
 
 
 def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
-    """The best of the own finished runs and the published weights, by `published.best`, of those trained on the data set `data`, which is
-    named as --data names it. Raises UserError where there is none, and for a file that is damaged."""
+    """Return the best model for the data set `data`, which is named as --data names it, of the own finished runs and the published weights.
+
+    `published.best` decides: students first, then by validation top-1. Raises UserError where there is none, and for a damaged file.
+    """
     name = sources.name_of(data)
     mine, sets = [own(path.parent) for path in sorted(runs_dir.glob("*/*/*/record.json"))], published.sets(results_dir)
     found = [c for c in mine if c.record.dataset.name == name]  # before the published ones: of the same run they are the exact weights
@@ -87,8 +94,10 @@ def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
 
 
 def classify(images: list[Path], chosen: Candidate) -> list[str]:
-    """One line of which model answers, what it was trained on and how good it is. Then one an image: its three likeliest classes with the
-    probability in percent. Raises UserError, naming the file at fault."""
+    """Return lines for the user: one about the model, then one per image with its three likeliest classes in percent.
+
+    Raises UserError, naming the file, for an image or weights that cannot be read.
+    """
     pixels = torch.stack([torch.from_numpy(decode(path).copy()) for path in images])  # (N, 3, 32, 32)
     model, record = chosen.load(), chosen.record
     with torch.inference_mode():

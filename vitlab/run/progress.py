@@ -1,4 +1,4 @@
-"""What a person watches while a run trains: a live bar on a terminal, a plain line an epoch elsewhere."""
+"""What is shown while a run trains: on a terminal a live bar, elsewhere a line per epoch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 def clock(seconds: float) -> str:
-    """75 -> '1:15', 4000 -> '1:06:40'."""
+    """Return seconds as minutes or hours: 75 -> '1:15', 4000 -> '1:06:40'."""
     minutes, s = divmod(max(0, round(seconds)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
 class RunBar:
-    """Use as a context manager around one run; the trainer calls step() and epoch()."""
+    """The progress display of one run, used as a context manager; the training loop calls step() and epoch()."""
 
     def __init__(self, console: Console, label: str, epochs: int, images_per_epoch: int) -> None:
         self.console = console
@@ -42,6 +42,7 @@ class RunBar:
         self.progress.stop()
 
     def step(self, done: int, total: int, loss: float, top1: float) -> None:
+        """Show that `done` of `total` steps are done, with the epoch's mean loss and top-1 (percent)."""
         now = time.perf_counter()
         if self.started is None:
             self.started = (now, done)
@@ -55,6 +56,7 @@ class RunBar:
         )  # fmt: skip
 
     def epoch(self, row: dict[str, float]) -> None:
+        """Show an epoch's row of metrics, as the journal has it."""
         best = row.get("validation/ema_top1", row["validation/top1"])
         self.validation = f"  validation {best:.1f} %"
         if not self.console.is_terminal:

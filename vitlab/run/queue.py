@@ -1,4 +1,4 @@
-"""Many runs, one after the other: finished ones skipped, locked ones waited for, signals and the budget heeded."""
+"""Many runs, one after the other: finished ones are skipped, those of other processes waited for, signals and the budget heeded."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def train(
     root: Path,
     show: Callable[[str, RunRecord], None],
 ) -> tuple[int, list[RunRecord]]:
-    """Train what of `runs` is not finished, or whose experiment's file is in `forced`, in their order.
+    """Train those of `runs` that are not finished, or whose experiment's file is in `forced`, in their order.
 
-    Stops at a signal, and at `deadline`, on the clock of time.monotonic(). `show(label, record)` is told of each finished run. Returns the
-    exit code and the finished runs' records.
+    Stops at a signal, and at `deadline`, on the clock of time.monotonic(). `show(label, record)` is called for each finished run. Returns
+    the exit code and the finished runs' records. Raises UserError for damaged records and data, before anything is trained.
     """
     where = machine.device()
     print_device(console, machine.device_name(where), store.shown_uri(root))
@@ -86,7 +86,7 @@ def print_device(console: Console, device: str, uri: str) -> None:
 
 
 def _stopped(console: Console, number: int, state: str) -> int:
-    """Say so; the exit code: a budget that is spent is no failure."""
+    """Say why the runs stopped, and return the exit code: 0 for a spent budget, which is no failure, else 128 + the signal."""
     spent = number == signal.SIGALRM
     console.print(f"{'the budget is spent' if spent else 'stopped'}: {state}; the same command goes on from there")
     return 0 if spent else 128 + number
@@ -100,13 +100,13 @@ def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop
 
 
 def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
-    """Says who trains the run, once; gives up at the deadline."""
-    told: set[str] = set()
+    """Return a function that says once who trains the run, and gives up when the runs are asked to stop."""
+    named: set[str] = set()
 
     def busy(holder: str) -> None:
-        if holder not in told:
+        if holder not in named:
             console.print(f"{label}  is being trained by {printable(holder)}; waiting")
-        told.add(holder)
+        named.add(holder)
         if asked := stop.asked():
             raise loop.Interrupted(asked)
 
@@ -114,7 +114,7 @@ def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
 
 
 def _ship_outstanding(console: Console, runs: list[Run], root: Path) -> None:
-    """What a kill after the last checkpoint, or a server that was down, has kept from MLflow."""
+    """Ship what a kill after the last checkpoint, or a server that was down, has kept from MLflow."""
     for run in runs:
         if shipping.outstanding(run.folder, root):
             for label, ok, reason in shipping.sync(run.folder, root, predict.model_to_log):

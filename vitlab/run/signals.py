@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: end a command at once, or let a run finish the step in hand and save it."""
+"""What SIGINT and SIGTERM do: end a command at once, or let a run finish the current step and save it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAME_SIGNAL = 1.0  # seconds: a scheduler or `make` may pass on what the termina
 
 @contextlib.contextmanager
 def on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM do this meanwhile."""
+    """Handle SIGINT and SIGTERM with `handler`, as a context manager."""
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -28,7 +28,7 @@ def on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def stop_at_once(number: int, _frame: object) -> None:
-    """As a kill would, which loses nothing: no exception that a library on the way could turn into another, and no traceback."""
+    """End the process as a kill would, which loses nothing: no exception that a library could turn into another, and no traceback."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     show_cursor = b"\x1b[?25h" if sys.stdout.isatty() else b""
@@ -37,7 +37,7 @@ def stop_at_once(number: int, _frame: object) -> None:
 
 
 def stop_after_step(stop: Stop) -> Callable[[int, object], None]:
-    """The first signal lets the step in hand finish and saves; a second one, or one after the deadline, stops at once."""
+    """Return a handler: the first signal lets the current step finish and be saved; a second one, or one after the deadline, stops at once."""
     first = 0.0
 
     def handle(number: int, frame: object) -> None:

@@ -1,6 +1,6 @@
-"""What a run's folder holds while it trains: its append-only journal, and who it is.
+"""The files in a run's folder that MLflow is fed from: its append-only journal, and a description of the run.
 
-Journal first: what is measured is appended to `<run_dir>/journal.jsonl` before anything else; shipping.py ships it from there.
+Whatever is measured is appended to `<run_dir>/journal.jsonl` before anything else; shipping.py ships it from there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vitlab.errors import UserError
 
 
 class Journal:
-    """Append-only JSON lines `{"kind", "time" (ms since the epoch), ...}`; a line that a kill left half-written is dropped when opened."""
+    """Append-only JSON lines `{"kind", "time" (ms since the epoch), ...}`. Opening drops a last line that a kill left half-written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -28,7 +28,10 @@ class Journal:
             os.ftruncate(self._file.fileno(), whole)
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Kinds in use: "metrics" (step: int, values: dict[str, float]) and "event" (text). NaN and infinities are kept, as text."""
+        """Append one line. Raises DiskFull, and then no half line is left.
+
+        The kinds in use are "metrics" (step: int, values: dict[str, float]) and "event" (text: str). NaN and infinities are kept, as text.
+        """
         if "values" in fields:
             fields["values"] = {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in fields["values"].items()}
         line = json.dumps({"kind": kind, "time": int(time.time() * 1000), **fields}, allow_nan=False).encode() + b"\n"
@@ -42,26 +45,30 @@ class Journal:
                 raise
 
     def sync(self) -> None:
-        """Wait until all of it is on the disk. Wanted before a checkpoint that refers to the journal's size."""
+        """Wait until the whole journal is on the disk. Needed before a checkpoint that refers to the journal's size."""
         with files.writing(self.path):
             os.fsync(self._file.fileno())
 
     def size(self) -> int:
+        """Return the journal's size in bytes."""
         return os.fstat(self._file.fileno()).st_size  # bytes
 
     def truncate(self, size: int) -> None:
-        """Cut off what was written after `size` bytes. Raises UserError where the journal is shorter than that."""
+        """Cut the journal to `size` bytes. Raises UserError where it is shorter than that."""
         if size > self.size():
             raise UserError(f"{self.path}: {self.size()} bytes, the checkpoint speaks of {size}; train the run anew with --force")
         os.ftruncate(self._file.fileno(), size)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Each whole line with the offset of its end, metrics as floats. Raises UserError, with the line's number, where one is damaged;
-    and where there is no journal."""
+    """Return each whole line, as `(offset of its end in bytes, entry)`, metrics as floats.
+
+    Raises UserError where there is no journal, and, with the line's number, where a line is damaged.
+    """
     entries, end = [], 0
     try:
         content = path.read_bytes()
@@ -84,7 +91,7 @@ def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What MLflow needs to know of a run beside its journal; `<run_dir>/run.json`, so that any process can ship the folder."""
+    """What MLflow needs to know of a run besides its journal. It is kept as `<run_dir>/run.json`, so that any process can ship the folder."""
 
     experiment: str
     variant: str
@@ -108,19 +115,21 @@ class RunInfo:
 
     @property
     def group(self) -> str:
-        """The parent run's name: all seeds of one experiment."""
+        """Return the name of the parent run, which all seeds of one experiment share."""
         return f"{self.label} · {self.profile} · {self.dataset}"
 
     @property
     def name(self) -> str:
+        """Return the run's name."""
         return f"{self.group} · s{self.seed}"
 
     def write(self, run_dir: Path) -> None:
+        """Write `run_dir`/run.json."""
         files.write_json(run_dir / "run.json", asdict(self))
 
     @classmethod
     def read(cls, run_dir: Path) -> RunInfo:
-        """Raises UserError naming the file where it is missing, damaged or of another version."""
+        """Return what `run_dir`/run.json says. Raises UserError naming the file where it is missing, damaged or of another version."""
         path = run_dir / "run.json"
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))

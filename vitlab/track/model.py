@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 
 def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) -> str:
-    """Log `model` under the run, loadable as `models:/<the id returned>` without this package: a graph exported by torch, not a pickle.
+    """Log `model` under the run and return the logged model's id.
+
+    It loads as `models:/<id>` without this package: a graph exported by torch, not a pickle.
 
     example: (2, 3, H, W), uint8 or float; two images, since a batch of one would be exported as a constant. The graph takes what the model
-    takes: normalised float32 images, any number of them.
+    takes: normalised float32 images, any number of them. Where the run has a model already, its id is returned. Raises what mlflow raises.
     """
     import copy
 
@@ -64,7 +66,7 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
 
 
 def link(store: Store, model_id: str, run_id: str) -> None:
-    """Make the model an output of the run, once."""
+    """Make the model an output of the run, unless it is one."""
     from mlflow.entities import LoggedModelOutput
 
     if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):

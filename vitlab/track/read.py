@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedRun:
+    """A finished run as MLflow has it."""
+
     run_id: str
     parent_id: str
     tags: dict[str, str]
@@ -23,7 +25,10 @@ class FinishedRun:
     folder: Path | None  # its artifacts, where they lie on this machine
 
     def fetch(self, artifact: str, dst: Path) -> Path:
-        """The artifact's path: its own where it lies on this machine, else downloaded into `dst`. Raises UserError where there is none."""
+        """Return the artifact's path: in the store where that is on this machine, else downloaded into `dst`.
+
+        Raises UserError where there is none.
+        """
         if self.folder is not None and (self.folder / artifact).exists():
             return self.folder / artifact
         return download(self.root, self.run_id, artifact, dst)
@@ -41,12 +46,14 @@ def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
 
 
 def finished_runs(root: Path, experiment: str | None = None, profile: str | None = None, dataset: str | None = None) -> list[FinishedRun]:
-    """Every finished seed's run, oldest first: one a seed, the last one where it was trained anew. Raises UserError where MLflow's server
-    cannot be reached."""
+    """Return the finished runs, oldest first; of a seed that was trained several times the last one only.
+
+    `experiment`, `profile` and `dataset` select by tag where they are given. Raises UserError where MLflow's server cannot be reached.
+    """
     wanted = {"vitlab.experiment": experiment, "vitlab.profile": profile, "vitlab.dataset": dataset}
     tags = {"vitlab.kind": "seed", "vitlab.finished": "true"} | {k: v for k, v in wanted.items() if v is not None}
     if tracking_uri(root) == own_uri(root):
-        found = [(run_id, uri, said) for run_id, uri, said in own_runs(root) if said.items() >= tags.items()]
+        found = [(run_id, uri, found_tags) for run_id, uri, found_tags in own_runs(root) if found_tags.items() >= tags.items()]
     else:
         from mlflow.exceptions import MlflowException
 
@@ -56,7 +63,7 @@ def finished_runs(root: Path, experiment: str | None = None, profile: str | None
             raise UserError(
                 f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI"
             ) from None
-    return [FinishedRun(run_id, said["mlflow.parentRunId"], said, root, _local(uri)) for run_id, uri, said in found]
+    return [FinishedRun(run_id, found_tags["mlflow.parentRunId"], found_tags, root, _local(uri)) for run_id, uri, found_tags in found]
 
 
 def _local(uri: str) -> Path | None:

@@ -1,8 +1,8 @@
-"""Ships a run's journal to MLflow. Only this package imports mlflow, and late.
+"""Ships a run's journal to MLflow. Only this package imports mlflow, and it does so late.
 
-MLflow is fed from the journal alone, with the journal's timestamps. It keeps a metric's row once per (key, value, timestamp, step), so
-a line that is shipped twice adds nothing, and whatever a dead server or a killed process left undone is simply shipped again. Only
-what a checkpoint covers is shipped: steps that a resume replays were never there.
+MLflow is fed from the journal alone, with its timestamps, and keeps a metric once per (key, value, timestamp, step): so shipping a line
+twice adds nothing, and whatever a dead server or a killed process left undone is shipped again. Only what a checkpoint refers to is
+shipped: a resumed run may repeat the steps after it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Shipped:
 
 @dataclass
 class _State:
-    """`<run_dir>/mlflow.json`. Losing it costs time and nothing else, since all that is shipped is shipped idempotently."""
+    """What of a run has reached which store: `<run_dir>/mlflow.json`. Losing it costs time only, since shipping again adds nothing."""
 
     started: int  # the journal's first timestamp: another one is another attempt at the same seed, and another run in MLflow
     covered: int = 0  # bytes of the journal that a checkpoint covers
@@ -83,9 +83,9 @@ def ship(
     model: nn.Module | None = None,
     example: np.ndarray | None = None,
 ) -> None:
-    """Bring MLflow up to the journal's first `upto` bytes (None: all of it). Idempotent.
+    """Ship the journal's first `upto` bytes (None: all of it) to MLflow. Doing it again changes nothing.
 
-    `final` adds artifacts, the record's numbers, the marks of a finished run and the parent's summary over seeds; then the `model`, if
+    `final` adds the artifacts, the record's numbers, the marks of a finished run and the parent's summary over seeds; then the `model`, if
     one is given, with two images as `example`. Raises what mlflow raises where the store cannot be reached or refuses.
     """
     _note(run_dir, "FINISHED" if final else "RUNNING", upto)
@@ -93,14 +93,14 @@ def ship(
 
 
 def close(run_dir: Path, root: Path, status: str) -> None:
-    """Ship what checkpoints cover, and mark the run KILLED (interrupted) or FAILED; a later `ship` has it RUNNING again."""
+    """Ship what checkpoints refer to, and mark the run as `status`: KILLED (interrupted) or FAILED. A later `ship` makes it RUNNING again."""
     _note(run_dir, status)
     _ship(run_dir, root)
 
 
 @contextlib.contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
-    """`vitlab sync` may be at a run that is just being trained."""
+    """Hold the run's shipping lock, since `vitlab sync` may ship a run that is being trained. Raises TimeoutError."""
     try:
         lock = FileLock(run_dir / "mlflow.lock", timeout=SHIPPING_SECONDS).acquire()
     except Timeout:
@@ -113,7 +113,7 @@ _COVERED = -1  # as many bytes as were noted before
 
 
 def _note(run_dir: Path, status: str, upto: int | None = _COVERED) -> None:
-    """Write down what is to be shipped before trying to, for a later `sync`."""
+    """Write down in `mlflow.json` what is to be shipped, before trying to, so that a later `sync` can do it."""
     assert status in ("RUNNING", "KILLED", "FAILED", "FINISHED"), status
     entries = read_journal(run_dir / "journal.jsonl")
     if entries:
@@ -165,7 +165,7 @@ def _digest(data: bytes) -> str:
 
 
 def _group(info: RunInfo) -> dict[str, str]:
-    """The tags that all seeds of one experiment share."""
+    """Return the tags that all seeds of one experiment share."""
     return {
         "vitlab.experiment": info.experiment,
         "vitlab.variant": info.variant,
@@ -176,7 +176,7 @@ def _group(info: RunInfo) -> dict[str, str]:
 
 
 def _attempts(info: RunInfo) -> dict[str, str]:
-    """The tags of a seed's run; a run trained anew (--force) has the same ones and another `vitlab.started`."""
+    """Return the tags of a seed's run. One that is trained anew (--force) has the same ones and another `vitlab.started`."""
     return _group(info) | {"vitlab.kind": "seed", "vitlab.seed": str(info.seed)}
 
 
@@ -186,12 +186,15 @@ def _parent(store: Store, info: RunInfo) -> str:
 
 
 def _note_text(info: RunInfo) -> str:
-    """MLflow's UI reads a description as Markdown, HTML included; all else it shows as it is."""
+    """Return the description as MLflow's UI needs it: it reads it as Markdown, HTML included."""
     return html.escape(info.description, quote=False)
 
 
 def _describe(store: Store, run_id: str, info: RunInfo) -> None:
-    """Tags, params and data set, and the view that shows the run. Params cannot be changed, so what may be another on resume is a tag."""
+    """Set the run's tags, params and data set, and the view that shows it.
+
+    Params cannot be changed, so what a resumed run may have otherwise is a tag.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     parent_id = _parent(store, info)
@@ -220,18 +223,18 @@ def _describe(store: Store, run_id: str, info: RunInfo) -> None:
 
 def _ship_metrics(store: Store, at: _Shipped, run_dir: Path, entries: list[tuple[int, dict[str, Any]]], covered: int) -> None:
     journal = (run_dir / "journal.jsonl").read_bytes()
-    there: set[tuple[str, int]] = set()
+    logged: set[tuple[str, int]] = set()
     if _digest(journal[: at.offset]) != at.digest:  # at the first time, or where a resume replaced lines that were shipped
-        at.offset, there = 0, store.steps(at.run_id)
+        at.offset, logged = 0, store.steps(at.run_id)
     due = [(end, entry) for end, entry in entries if at.offset < end <= covered]
     rows = [(k, v, entry["time"], entry["step"]) for _, entry in due if entry["kind"] == "metrics" for k, v in entry["values"].items()]
-    store.log_metrics(at.run_id, [row for row in rows if (row[0], row[3]) not in there])
+    store.log_metrics(at.run_id, [row for row in rows if (row[0], row[3]) not in logged])
     if due:
         at.offset, at.digest = due[-1][0], _digest(journal[: due[-1][0]])
 
 
 def _settle(store: Store, run_id: str, info: RunInfo, status: str, time_ms: int) -> None:
-    """Set the run's status and the mark of a finished one, and with them its parent's and its earlier attempts'."""
+    """Set the run's status and the mark of a finished one; then its parent's summary and the marks of its earlier attempts."""
     parent_id = _parent(store, info)
     store.set_tags(run_id, {"mlflow.parentRunId": parent_id})  # it may have been deleted and made again
     with locked(store.root):
@@ -246,7 +249,7 @@ def _settle(store: Store, run_id: str, info: RunInfo, status: str, time_ms: int)
 
 
 def _ship_results(store: Store, run_id: str, run_dir: Path, entries: list[tuple[int, dict[str, Any]]]) -> None:
-    """Artifacts, and the record's numbers as `final/...`."""
+    """Ship the artifacts, and the record's numbers as `final/...`."""
     record = records.read(run_dir / "record.json")
     for name in ARTIFACTS:
         if (run_dir / name).exists():
@@ -262,7 +265,7 @@ def _ship_results(store: Store, run_id: str, run_dir: Path, entries: list[tuple[
 
 
 def _supersede(store: Store, info: RunInfo) -> None:
-    """Of several attempts at one seed the last that finished counts; an earlier one that was left running will not finish any more."""
+    """Mark the earlier attempts at a seed: of several the last finished one counts, and one that was left running will not finish."""
     attempts = store.find(_attempts(info))
     done = [i for i, run in enumerate(attempts) if run.data.tags["vitlab.finished"] == "true"]
     for run in attempts[: done[-1]] if done else ():
@@ -273,10 +276,10 @@ def _supersede(store: Store, info: RunInfo) -> None:
 
 
 def _summarise(store: Store, parent_id: str) -> None:
-    """The parent's metrics and status from its children's, computed anew each time.
+    """Compute the parent's metrics and status from its children's.
 
-    `final/x` is the mean, so that its column compares with the children's; a test's also has `_sd`, `_ci95_low`, `_ci95_high`. The step is
-    the number of seeds and the time the last child's end: the run table shows the latest, and computing it again adds nothing.
+    `final/x` is the mean; a test metric also has `_sd`, `_ci95_low`, `_ci95_high`. The step is the number of seeds, since the run table
+    shows the latest step, and the time the last child's end, so that computing it again adds nothing.
     """
     children = store.find({"mlflow.parentRunId": parent_id})
     done = [run for run in children if run.data.tags["vitlab.finished"] == "true"]
@@ -299,9 +302,9 @@ def _summarise(store: Store, parent_id: str) -> None:
 
 
 def ship_ledger(root: Path, path: Path) -> str:
-    """Bring a set's ledger, the claims.json at `path`, to MLflow: one run a set, known by its tags. Idempotent.
+    """Ship a set's ledger, the claims.json at `path`, to MLflow: one run per set, known by its tags. Doing it again changes nothing.
 
-    Returns why that could not be, else "": no report waits for it, and the next one tries again.
+    Returns why that failed, else "": no report waits for it, and the next one tries again.
     """
     try:
         if not _has_ledger(root, path.read_bytes()):
@@ -312,27 +315,27 @@ def ship_ledger(root: Path, path: Path) -> str:
 
 
 def _has_ledger(root: Path, content: bytes) -> bool:
-    """Seen without mlflow, whose import takes seconds."""
+    """Return whether the database has this very ledger. Asked without mlflow, whose import takes seconds."""
     digest = _digest(content)
-    return tracking_uri(root) == own_uri(root) and any(said.get("vitlab.ledger") == digest for _, _, said in own_runs(root))
+    return tracking_uri(root) == own_uri(root) and any(tags.get("vitlab.ledger") == digest for _, _, tags in own_runs(root))
 
 
 def _ship_ledger(store: Store, path: Path) -> None:
-    """Without `vitlab.finished`, so that nobody takes it for a run that trained."""
+    """Ship the ledger's effects, verdicts and file. Its run has no tag `vitlab.finished`, so that nobody takes it for a training."""
     content = path.read_bytes()
     book, digest, now = json.loads(content), _digest(content), int(time.time() * 1000)
     identity = {"vitlab.kind": "ledger", "vitlab.profile": book["profile"], "vitlab.dataset": book["dataset"]}
     run_id = store.find_or_create(identity, f"ledger {book['profile']}-{book['dataset']}", now, {})
-    there = store.client.get_run(run_id).data
-    if there.tags.get("vitlab.ledger") == digest:
+    earlier = store.client.get_run(run_id).data
+    if earlier.tags.get("vitlab.ledger") == digest:
         return
     names = {"effect": "effect", "low": "effect_low", "high": "effect_high"}
     values = {f"claim/{r['id']}/{name}": r[key] for r in book["results"] for key, name in names.items() if r[key] is not None}
-    values |= dict.fromkeys(there.metrics.keys() - values.keys(), math.nan)  # what is not measured any more: MLflow forgets no metric
+    values |= dict.fromkeys(earlier.metrics.keys() - values.keys(), math.nan)  # what is not measured any more: MLflow forgets no metric
     verdicts = {f"claim.{r['id']}": r["verdict"] for r in book["results"]}
     store.log_metrics(run_id, [(key, value, now, 0) for key, value in values.items()])
     store.set_tags(run_id, verdicts)
-    for gone in [key for key in there.tags if key.startswith("claim.") and key not in verdicts]:
+    for gone in [key for key in earlier.tags if key.startswith("claim.") and key not in verdicts]:
         store.client.delete_tag(run_id, gone)
     store.client.log_artifact(run_id, str(path))
     store.client.set_terminated(run_id, "FINISHED", end_time=now)
@@ -340,7 +343,7 @@ def _ship_ledger(store: Store, path: Path) -> None:
 
 
 class Shipper:
-    """Ships one run in a thread of its own, so that training never waits and never fails because of MLflow."""
+    """Ships one run in a thread of its own, so that training never waits for MLflow and never fails because of it."""
 
     def __init__(self, root: Path, run_dir: Path) -> None:
         self.outstanding = ""  # why not everything has arrived, in one line; "" where it has
@@ -352,20 +355,20 @@ class Shipper:
         self._thread.start()
 
     def notify(self, upto: int) -> None:
-        """The journal's first `upto` bytes are covered by a checkpoint. Returns at once."""
+        """Ask for the journal's first `upto` bytes to be shipped: a checkpoint refers to them. Returns at once."""
         with self._wake:
             self._upto = upto
             self._wake.notify()
 
     def finish(self, patience: Callable[[], float], model: nn.Module | None = None, example: np.ndarray | None = None) -> bool:
-        """Ship the finished run, and its model. True if everything has arrived within so many seconds; else `outstanding` says why not.
+        """Ship the finished run and its model; return whether all of it arrived within `patience()` seconds, else `outstanding` says why.
 
-        `patience` is asked again and again: a signal shortens it.
+        `patience` is called again and again: a signal makes it return less.
         """
         return self._end("FINISHED", patience, None if model is None or example is None else lambda: (model, example))
 
     def close(self, status: str, timeout_s: float) -> bool:
-        """As `finish`, for a run that was interrupted (KILLED) or has FAILED: ships what checkpoints cover."""
+        """Ship what checkpoints refer to, for a run that is KILLED (interrupted) or has FAILED; returns as `finish` does."""
         return self._end(status, lambda: timeout_s)
 
     def _end(self, status: str, patience: Callable[[], float], final_model: Model | None = None) -> bool:
@@ -407,7 +410,7 @@ class Shipper:
 
 
 def outstanding(run_dir: Path, root: Path) -> bool:
-    """Whether MLflow lacks something of a finished run, as far as can be seen without asking it."""
+    """Return whether MLflow lacks something of a finished run, as far as its folder tells. Raises UserError for a damaged journal."""
     if not ((run_dir / "record.json").exists() and (run_dir / "run.json").exists()):
         return False
     entries = read_journal(run_dir / "journal.jsonl")
@@ -416,9 +419,10 @@ def outstanding(run_dir: Path, root: Path) -> bool:
 
 
 def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module, np.ndarray]] | None = None) -> list[tuple[str, bool, str]]:
-    """Ship what is outstanding of every run below `runs_dir`: (label, arrived, reason) of each that had anything outstanding.
+    """Ship what is outstanding of every run below `runs_dir`.
 
-    `model_of` gives a finished run's model, and two images for it, from the run's folder; without it no models are shipped.
+    Returns (label, whether it arrived, why not) of each that had something outstanding. `model_of` gives a finished run's model, and two
+    images for it, from the run's folder; without it no models are shipped.
     """
     outcome = []
     store, unreachable = None, ""
@@ -445,7 +449,7 @@ def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module,
 
 
 def _all_shipped(run_dir: Path, key: str, with_model: bool) -> str | None:
-    """The run's id in that store where nothing is outstanding, "" where there is nothing to be shipped yet, else None."""
+    """Return the run's id in that store where nothing is outstanding, "" where there is nothing to ship yet, else None."""
     entries = read_journal(run_dir / "journal.jsonl")
     if not entries or not (run_dir / "mlflow.json").exists():
         return ""

@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, made whole or not at all, moved with its folder, and asked. Loads mlflow late: the import takes seconds."""
+"""The MLflow store: where it is, how it is made, moved with its folder, and queried. Imports mlflow late, since that takes seconds."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ LOCK_SECONDS = 300  # making a database takes a busy machine minutes
 
 
 def tracking_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else a database in `root`."""
+    """Return MLFLOW_TRACKING_URI where it is set, else the URI of the database in `root`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or own_uri(root)
 
 
 def shown_uri(root: Path) -> str:
-    """The tracking URI for a screen or a log: a password in it left out."""
+    """Return the tracking URI for a screen or a log, without a password."""
     return without_password(tracking_uri(root))
 
 
 def server(root: Path) -> str:
-    """The tracking server's address, a password in it left out; "" where the store is a database."""
+    """Return the tracking server's address without a password; "" where the store is a database."""
     uri = shown_uri(root).rstrip("/")
     return uri if uri.startswith(("http://", "https://")) else ""
 
 
 def prepare_store(root: Path) -> str:
-    """Make the database and the experiment, once, before any fan-out; nothing to do for a server. Without mlflow where both are there.
+    """Make the database and the experiment where they are missing, before any run needs them.
 
-    Returns why that could not be, else "": nothing waits for it. Raises UserError for a file that is no database.
+    Does nothing for a server, and imports no mlflow where both are there.
+
+    Returns why that failed, in one line, else "": training goes on without. Raises UserError for a file that is no database.
     """
     try:
         if tracking_uri(root) == own_uri(root) and _stored_location(root) != _artifact_location(root):
@@ -57,6 +59,7 @@ def prepare_store(root: Path) -> str:
 
 
 def own_uri(root: Path) -> str:
+    """Return the URI of the database in `root`."""
     return _sqlite_uri(root.resolve() / "mlflow.db")
 
 
@@ -69,7 +72,7 @@ def _artifact_location(root: Path) -> str:
 
 
 def _stored_location(root: Path) -> str | None:
-    """Where the database in `root` says that artifacts lie; None where it is not there yet, or has no experiment of ours.
+    """Return where the database in `root` says that artifacts are; None where it does not exist yet or has no experiment of ours.
 
     Raises UserError for a file that is no database.
     """
@@ -89,7 +92,10 @@ def _stored_location(root: Path) -> str | None:
 
 
 def _relocate(root: Path, old: str, new: str) -> None:
-    """MLflow stores absolute paths, so a folder that was moved loses its artifacts (mlflow issue 3144): write the new ones."""
+    """Write the artifacts' new place into the database.
+
+    MLflow stores absolute paths, so a moved folder would lose them (mlflow issue 3144).
+    """
     columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
     with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db, db:
         for table, column in columns:
@@ -98,12 +104,15 @@ def _relocate(root: Path, old: str, new: str) -> None:
 
 
 def locked(root: Path) -> FileLock:
-    """Across threads and processes; what is looked up and made, or read and written, holds it."""
+    """Return the store's lock, across threads and processes. Whoever looks something up to make or change it holds it meanwhile."""
     return FileLock(root / "mlflow.db.lock", timeout=LOCK_SECONDS)
 
 
 def _make(root: Path) -> None:
-    """MLflow makes its tables in dozens of transactions, and refuses a database in which a kill has left some: so it is made aside."""
+    """Make the database beside its place, then move it there.
+
+    MLflow makes its tables in dozens of transactions, and refuses a database in which a kill left only some.
+    """
     from mlflow import MlflowClient
 
     aside = root / "mlflow.db.new"
@@ -114,6 +123,7 @@ def _make(root: Path) -> None:
 
 
 def connect(root: Path) -> Store:
+    """Return the store of `root`, opened once per process. Raises what mlflow raises where it cannot be reached."""
     return _open(tracking_uri(root), root.resolve())
 
 
@@ -123,7 +133,7 @@ def _open(uri: str, root: Path) -> Store:
 
 
 class Store:
-    """A tracking store's experiment `vitlab`. Through MlflowClient alone: the fluent interface has a run of its own to end at exit."""
+    """The experiment `vitlab` in a tracking store. Uses MlflowClient alone, since the fluent interface would end a run of its own at exit."""
 
     def __init__(self, uri: str, root: Path) -> None:
         for key, value in {
@@ -169,7 +179,7 @@ class Store:
         return found.experiment_id
 
     def find(self, tags: dict[str, str]) -> list[Run]:
-        """The runs with all these tags, oldest first."""
+        """Return the runs with all these tags, oldest first."""
         # the filter language has no escapes, so what would need one is compared here alone
         text = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items() if v and "'" not in v)
         runs, token = [], None
@@ -181,7 +191,7 @@ class Store:
                 return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def find_or_create(self, tags: dict[str, str], name: str, start: int, new_tags: dict[str, str]) -> str:
-        """The id of the run that these tags identify."""
+        """Return the id of the run with these tags; made, with `new_tags` besides, where there is none. start: ms since the epoch."""
         with locked(self.root):
             found = self.find(tags)
             if found:
@@ -193,17 +203,18 @@ class Store:
             return first
 
     def share_views(self, views: Callable[[int], dict[str, str]]) -> None:
-        """Set those of the experiment's tags that are not there: a view may have been changed in the UI since.
+        """Set those of the experiment's tags `views(created)` that are missing; created: ms since the epoch.
 
-        `views` gives them from the experiment's time of creation, in ms.
+        One that exists stays: the view may have been changed in the UI.
         """
         with locked(self.root):
-            there = self.client.get_experiment(self.experiment_id)
-            for key, value in views(there.creation_time).items():
-                if key not in there.tags:
+            experiment = self.client.get_experiment(self.experiment_id)
+            for key, value in views(experiment.creation_time).items():
+                if key not in experiment.tags:
                     self.client.set_experiment_tag(self.experiment_id, key, value)
 
     def exists(self, run_id: str) -> bool:
+        """Return whether the run exists and is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -214,18 +225,19 @@ class Store:
             raise
 
     def steps(self, run_id: str) -> set[tuple[str, int]]:
-        """(key, step) of every metric that the run has."""
+        """Return (key, step) of every metric that the run has."""
         keys = self.client.get_run(run_id).data.metrics
         return {(key, metric.step) for key in keys for metric in self.client.get_metric_history(run_id, key)}
 
     def log_metrics(self, run_id: str, rows: list[tuple[str, float, int, int]]) -> None:
-        """rows: (key, value, time in ms, step)."""
+        """Log rows of (key, value, time in ms, step)."""
         from mlflow.entities import Metric
 
         for i in range(0, len(rows), BATCH):
             self.client.log_batch(run_id, metrics=[Metric(*row) for row in rows[i : i + BATCH]])
 
     def log_params(self, run_id: str, params: dict[str, str]) -> None:
+        """Log the run's parameters. MLflow refuses to change one that is there."""
         from mlflow.entities import Param
 
         items = [Param(k, v) for k, v in params.items()]
@@ -233,6 +245,7 @@ class Store:
             self.client.log_batch(run_id, params=items[i : i + 100])
 
     def set_tags(self, run_id: str, tags: dict[str, str]) -> None:
+        """Set tags of the run."""
         from mlflow.entities import RunTag
 
         items = [RunTag(k, v) for k, v in tags.items()]
@@ -241,13 +254,15 @@ class Store:
 
 
 def without_password(text: str) -> str:
+    """Return `text` without the user and password of a URL in it."""
     return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
-    """(run id, where its artifacts are, tags) of each run in the database in `root`, oldest first.
+    """Return (run id, its artifacts' URI, its tags) of each run in the database in `root`, oldest first.
 
-    Read with SQL: through mlflow, which makes an object of every param, a thousand runs take ten seconds, and its import three more.
+    Reads with SQL: mlflow makes an object of every parameter, which takes ten seconds for a thousand runs, and its import takes three more.
+    Raises UserError for a file that is no database.
     """
     old, new = _stored_location(root), _artifact_location(root)
     if old is None:
@@ -264,10 +279,10 @@ def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
 
 
 def experiment(root: Path) -> tuple[str, dict[str, str]]:
-    """The experiment's id and tags. Without mlflow where the database in `root` has them."""
+    """Return the experiment's id and tags. Imports no mlflow where the database in `root` has them. Raises what mlflow raises."""
     if tracking_uri(root) != own_uri(root) or _stored_location(root) is None:
-        there = connect(root)
-        return there.experiment_id, dict(there.client.get_experiment(there.experiment_id).tags)
+        store = connect(root)
+        return store.experiment_id, dict(store.client.get_experiment(store.experiment_id).tags)
     sql = "SELECT experiment_id, key, value FROM experiments LEFT JOIN experiment_tags USING (experiment_id) WHERE name = ?"
     with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db:
         rows = db.execute(sql, (EXPERIMENT,)).fetchall()
@@ -275,7 +290,10 @@ def experiment(root: Path) -> tuple[str, dict[str, str]]:
 
 
 def reason(e: BaseException) -> str:
-    """One line. Where a connection or a file is what failed, MLflow's text is a page of retries, and the system's own says it."""
+    """Return in one line why `e` happened, without passwords.
+
+    Where a connection or a file failed, that is the system's own text, since MLflow's is a page of retries.
+    """
     inner = e
     while (cause := inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__)) is not None:
         inner = cause

@@ -1,7 +1,7 @@
-"""The runs' tables in MLflow's UI: for each set of runs two saved views, and the address that opens the first.
+"""The tables of runs in MLflow's UI: two saved views for each set of runs, and the address that opens the first.
 
-MLflow 3 opens an experiment on a page about traces of language models. The table of runs is at `workflowType=machine_learning`; its
-filter, order and columns are read from the experiment's tag that `viewStateShareKey` names (MLflow 3.17: savedViewEnvelope.ts).
+MLflow 3 opens an experiment on a page about traces of language models. The table of runs is at `workflowType=machine_learning`; its filter,
+order and columns are read from the experiment's tag that `viewStateShareKey` names (MLflow 3.17: savedViewEnvelope.ts).
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ PIXELS = {  # the columns, in this order, with what makes those of the runs fit 
 
 
 def set_name(profile: str, dataset: str) -> str:
+    """Return the set's name, `<profile>-<dataset>`, in the characters that an MLflow tag's key may have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{profile}-{dataset}")  # a tag's key
 
 
 def tags(profile: str, dataset: str, created: int) -> dict[str, str]:
-    """The experiment's tags that are the views of this set: its runs, and the means over seeds. created: ms since the epoch."""
+    """Return the experiment's tags, key to value, that hold a set's two views: its runs, and the means over seeds.
+
+    created: when the experiment was created, ms since the epoch.
+    """
     where = f"tags.`vitlab.profile` = {_quoted(profile)} and tags.`vitlab.dataset` = {_quoted(dataset)}"
     spread = ["metrics.`final/test_top1_sd`", "metrics.`final/test_top1_ci95_low`", "metrics.`final/test_top1_ci95_high`"]
     runs = [column for column in PIXELS if column not in (*spread, "tags.`vitlab.seeds`")]
@@ -61,15 +65,16 @@ def _quoted(value: str) -> str:
 
 
 def addresses(root: Path, port: int = 5000) -> dict[str, str]:
-    """The address of each set's runs in MLflow's UI, by the set's name; under "" that of all runs.
+    """Return the address of each set's runs in MLflow's UI, by the set's name; under "" that of all runs.
 
-    The UI is the tracking server's, where there is one, else what `make ui` starts on `port`. Raises UserError where MLflow cannot be reached.
+    The UI is the tracking server's where there is one, else what `make ui` starts on `port`. Raises UserError where MLflow cannot be
+    reached.
     """
     try:
-        experiment_id, said = store.experiment(root)
+        experiment_id, found_tags = store.experiment(root)
     except Exception as e:
         raise UserError(f"MLflow at {store.shown_uri(root)} cannot be reached: {store.reason(e)}") from None
     server = store.server(root) or f"http://127.0.0.1:{port}"
     everything = f"{server}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-    names = sorted(key.removeprefix(TAG + RUNS) for key in said if key.startswith(TAG + RUNS))
+    names = sorted(key.removeprefix(TAG + RUNS) for key in found_tags if key.startswith(TAG + RUNS))
     return {"": everything} | {name: f"{everything}&viewStateShareKey={RUNS}{name}" for name in names}

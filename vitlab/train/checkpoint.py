@@ -1,6 +1,6 @@
-"""Checkpoints: written atomically with a checksum, the last two kept, restored in full or not at all. And a finished run's weights.
+"""Checkpoints: written atomically with a checksum, the last two kept, restored in full or not at all. Also a finished run's weights.
 
-Neither is ever unpickled freely: a checkpoint is read with torch's `weights_only`, weights are safetensors.
+Neither is unpickled freely: a checkpoint is read with torch's `weights_only`, weights are safetensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 
 
 class _Hashing:
-    """A file to write to that knows the SHA-256 of what was written: no copy of the state is made in memory."""
+    """A file to write to that computes the SHA-256 of what is written, so that no copy of the state is made in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -41,7 +41,10 @@ class _Hashing:
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write, fsync, rename, fsync the folder: whatever happens, the previous checkpoint or this one is there whole."""
+    """Write `state` as the newest checkpoint in `folder` and keep the one before.
+
+    Write, fsync, rename, fsync the folder: whatever happens, one of the two is there whole. Raises DiskFull.
+    """
     newest, previous = (folder / name for name in NAMES)
     with files.replacing(newest, previous) as f:
         f.write(MAGIC)
@@ -51,9 +54,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a line for each damaged one passed over.
+    """Return the newest whole checkpoint in `folder`, or None; and a line for each damaged one that was passed over.
 
-    Raises UserError for one that is whole and not this program's: of another version, or holding more than numbers.
+    Raises UserError for a whole one that this program did not write: of another version, or holding more than numbers.
     """
     damaged = []
     for name in NAMES:
@@ -77,7 +80,7 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Any] | None, lis
 
 @contextlib.contextmanager
 def restoring(folder: Path) -> Iterator[None]:
-    """What a checkpoint that is whole can still be: another model's. Raises UserError for whatever its parts do not fit."""
+    """Raise UserError, as a context manager, where the parts of a whole checkpoint do not fit the run: it is another model's."""
     try:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
@@ -116,6 +119,7 @@ def parse_model(content: bytes, cfg: config.Schema, classes: int) -> nn.Module:
 
 
 def remove(folder: Path) -> None:
+    """Delete the checkpoints in `folder`, and what a kill may have left of one being written."""
     for path in (folder / name for name in NAMES):
         path.unlink(missing_ok=True)
         files.temporary(path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The one loop: batch -> loss -> step -> log -> evaluate -> checkpoint. It knows nothing of what is trained or why."""
+"""The training loop: batch, loss, step, log, evaluate, checkpoint. It does not know what is trained or why."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ WINDOW = {"cpu": 10, "cuda": 50}  # steps between two looks at the loss: each ma
 
 
 class Interrupted(Exception):
-    """Stopped by a signal or at a deadline, after the step in hand, with everything checkpointed. args[0] is what Stop.asked() said."""
+    """A signal or the deadline stopped the training after the current step, with everything checkpointed. args[0] is the signal, as from
+    Stop.asked().
+    """
 
 
 class Diverged(Exception):
-    """The loss or the gradients are no longer finite."""
+    """The loss, the gradients or the weights are no longer finite. The message says where and what to try."""
 
 
 class Journal(Protocol):
-    """Of a run: track.journal's. What is measured goes there before anything else."""
+    """What the loop needs of a run's journal (track.journal.Journal). What is measured goes there before anything else."""
 
     def append(self, kind: str, **fields: Any) -> None: ...
     def truncate(self, size: int) -> None: ...
@@ -42,19 +44,21 @@ class Journal(Protocol):
 
 
 class Bar(Protocol):
+    """What the loop needs of a progress display (run.progress.RunBar)."""
+
     def step(self, done: int, total: int, loss: float, top1: float) -> None: ...
     def epoch(self, row: dict[str, float]) -> None: ...
 
 
 @dataclass
 class Stop:
-    """What makes the loop stop between two steps: a signal, by way of its handler, or a deadline."""
+    """Reasons to stop between two steps: a signal, set by its handler, or a deadline."""
 
     signal: int | None = None
     deadline: float = math.inf  # on the clock of time.monotonic()
 
     def asked(self) -> int | None:
-        """The signal that asks to stop, SIGALRM for the deadline; None to go on."""
+        """Return the signal that asks to stop, SIGALRM for the deadline; None to go on."""
         if self.signal is None and time.monotonic() >= self.deadline:
             return signal.SIGALRM
         return self.signal
@@ -62,6 +66,8 @@ class Stop:
 
 @dataclass
 class Trained:
+    """What a training leaves besides the model: the averaged weights, a row per epoch, and its time in seconds."""
+
     ema: optim.EMA | None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -82,10 +88,15 @@ def train(
     stop: Stop,
     covered: Callable[[int], None],
 ) -> Trained:
-    """Train `model` in place, resuming from `folder` where it holds a checkpoint.
+    """Train `model` in place, resuming from `folder` where it holds a checkpoint, and return what else the training left.
 
-    A checkpoint is written at the end of an epoch, unless the last one is so recent that they would take more than a
-    hundredth of the time; and always at the end, and before stopping. `covered(size)` is called after each checkpoint with the journal's size that it covers. Raises Interrupted, Diverged.
+    `objective(images, heads, targets)` gives named loss terms, see objective.py. `seed` decides the order of images and their augmentation.
+
+    A checkpoint is written at the end of an epoch, unless the last one is so recent that saving would take more than SAVING_SHARE of the
+    time. One is always written at the end and before stopping. After each, `covered(size)` is called with the journal's size in bytes that
+    the checkpoint refers to.
+
+    Raises Interrupted where `stop` asks to stop, Diverged, and UserError for a checkpoint of another run.
     """
     device = data.train_images.device
     batch = min(cfg.train.batch_size, len(data.train_labels))
@@ -113,8 +124,8 @@ def train(
             optimizer.load_state_dict(state["optimizer"])
             _set_rng(state["rng"], device)
             first, sums, counted = state["step"], state["sums"], state["counted"]
-            out.history, out.seconds, covers = state["history"], state["seconds"], state["journal"]
-        journal.truncate(covers)
+            out.history, out.seconds, journal_size = state["history"], state["seconds"], state["journal"]
+        journal.truncate(journal_size)
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)
@@ -197,7 +208,7 @@ def _validate(model: nn.Module, data: Dataset, cfg: Experiment, prefix: str) -> 
 
 
 def _finite(model: nn.Module) -> bool:
-    """A step that is too large leaves weights of infinity behind a loss and gradients that were finite."""
+    """Whether all weights are finite. A step that is too large leaves infinite weights behind a finite loss and finite gradients."""
     return all(value.isfinite().all() for value in model.state_dict().values())
 
 

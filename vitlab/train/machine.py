@@ -1,4 +1,4 @@
-"""The machine a run is on: its device, its memory, the precision it computes in, and how fast it was seen to be."""
+"""The machine that a run is on: its device, memory and precision, and its measured peak rate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def device() -> torch.device:
-    """The GPU where there is one, its float32 matrix products in TF32 and its convolutions chosen by timing; else the CPU."""
+    """Return the GPU where there is one, else the CPU, and set it up.
+
+    On a GPU float32 matrix products use TF32, and convolutions are chosen by timing. On a CPU glibc keeps freed memory.
+    """
     if not torch.cuda.is_available():
         _keep_freed_memory()
         return torch.device("cpu")
@@ -33,11 +36,11 @@ def device() -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next tensor.
+    """Make glibc keep freed memory for the next tensor.
 
-    By default an allocation above 32 MB comes from the system and goes back to it, so that each large activation of each
-    step is paid for page by page: a quarter of a full-size step's time on two cores. Steps settle after the first few: until
-    its neighbours are free too, a freed block is too small for an aligned one of its own size.
+    By default an allocation above 32 MB comes from the system and goes back to it, so that each large activation of each step is paid for
+    page by page: a quarter of a full-size step's time on two cores. The first few steps still grow the heap: until its neighbours are free
+    too, a freed block is too small for an aligned one of its own size.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -46,7 +49,7 @@ def _keep_freed_memory() -> None:
 
 
 def device_name(where: torch.device) -> str:
-    """`NVIDIA H100 80GB HBM3`, or the processor's name and how many cores this process may use."""
+    """Return the GPU's name, as `NVIDIA H100 80GB HBM3`, or the processor's with the number of cores that this process may use."""
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
     cpuinfo = Path("/proc/cpuinfo")
@@ -60,7 +63,7 @@ def device_name(where: torch.device) -> str:
 
 
 def hardware_bf16(where: torch.device) -> bool:
-    """Does the device multiply bf16 matrices in hardware? On a CPU without, bf16 is emulated and slower than float32."""
+    """Return whether the device multiplies bf16 matrices in hardware. A CPU that does not emulates bf16, slower than float32."""
     if where.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpuinfo = Path("/proc/cpuinfo")
@@ -68,19 +71,20 @@ def hardware_bf16(where: torch.device) -> bool:
 
 
 def precision(asked: str, where: torch.device) -> str:
-    """ "bf16" where asked for, or where it is `auto` and the hardware has it; else "fp32"."""
+    """Return "bf16" where `asked` says so, or says "auto" and the hardware has it; else "fp32"."""
     return "bf16" if asked == "bf16" or (asked == "auto" and hardware_bf16(where)) else "fp32"
 
 
 def autocast_for(asked: str, where: torch.device) -> torch.autocast:
-    """The context of a training step's forward pass: mixed precision, or one that does nothing."""
+    """Return the context for a training step's forward pass: bf16 mixed precision, or one that does nothing."""
     return torch.autocast(where.type, torch.bfloat16, enabled=precision(asked, where) == "bf16")
 
 
 def measured_peak(where: torch.device, dtype: str) -> float:
-    """FLOP/s of a large square matrix product in `dtype` ("fp32" or "bf16"), the best of a second's worth; kept in runs/machine.json.
+    """Return the FLOP/s of a large square matrix product in `dtype` ("fp32" or "bf16"): the best of those timed within a second.
 
-    It is what the machine was seen to reach, not a data sheet's number: a run's share of it says how much faster it could be.
+    It is measured once per machine and kept in runs/machine.json. It is what the machine was seen to reach, not a data sheet's number, so a
+    run's share of it says how much faster the run could be.
     """
     key = f"{device_name(where)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}"
     path = RUNS / "machine.json"
@@ -117,14 +121,17 @@ def _matrix_product(where: torch.device, dtype: torch.dtype) -> float:
 
 
 def wait(where: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished all work queued on it. Returns at once on a CPU, which has no queue."""
     if where.type == "cuda":
         torch.cuda.synchronize(where)
 
 
 @functools.lru_cache(maxsize=1)
 def _gpu() -> tuple[Any, Any] | None:
-    """pynvml and the handle of the GPU that torch computes on; by its UUID, since CUDA and NVML count in different orders."""
+    """Return pynvml and its handle of the GPU that torch computes on, or None.
+
+    Found by UUID, since CUDA and NVML count in different orders.
+    """
     import pynvml
 
     try:
@@ -136,7 +143,10 @@ def _gpu() -> tuple[Any, Any] | None:
 
 
 def system_metrics() -> dict[str, float]:
-    """Load of the processor since the last call in %, this process's memory in MB, and its GPU's, where there is one. Takes < 2 ms."""
+    """Return the processor's load since the last call (percent) and this process's memory (MB), and the same of its GPU where it uses one.
+
+    Takes less than 2 ms.
+    """
     values = {
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
         "system/process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,

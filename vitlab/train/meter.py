@@ -1,4 +1,4 @@
-"""Where a run's time goes, and its share of what the machine can do."""
+"""Where a run's time goes, and which share of the machine's peak rate it reaches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TRAINING = ("data", "forward_backward", "optimizer", "ema", "step")  # "step": a
 
 
 class Meter:
-    """`lap(phase)` gives the time since the last lap to `phase`.
+    """Measure seconds by phase. `lap(phase)` books the time since the last lap under `phase`.
 
-    On a GPU the laps are marks in its own queue, read where the host waits anyway, so that no step waits for the clock.
+    On a GPU laps are events in its own queue, read where the host waits anyway, so that no step waits for the clock.
 
-    flops_per_image: of one image's training step, the teacher's forward included. peak: FLOP/s, of `machine.measured_peak`.
+    flops_per_image: of one image's training step, the teacher's forward pass included. peak: FLOP/s, from `machine.measured_peak`.
     """
 
     def __init__(self, where: torch.device, flops_per_image: float, peak: float) -> None:
@@ -25,7 +25,7 @@ class Meter:
         self.start({})
 
     def start(self, seconds: dict[str, float]) -> None:
-        """Begin to measure, with what was counted of this epoch before."""
+        """Begin to measure, from the `seconds` by phase that this epoch had before it was interrupted."""
         self.seconds = dict(seconds)
         self.marks: list[tuple[str, Any]] = []
         self.last = self._mark()
@@ -38,10 +38,11 @@ class Meter:
         return event
 
     def lap(self, phase: str) -> None:
+        """Book the time since the last lap under `phase`."""
         self.marks.append((phase, self._mark()))
 
     def read(self) -> dict[str, float]:
-        """Seconds by phase since the epoch began; a GPU is waited for."""
+        """Return the seconds by phase since the last row of `epoch`. Waits for a GPU."""
         wait(self.where)
         for phase, mark in self.marks:
             passed = self.last.elapsed_time(mark) / 1000 if self.where.type == "cuda" else mark - self.last
@@ -51,7 +52,11 @@ class Meter:
         return self.seconds
 
     def epoch(self, images: int) -> dict[str, float]:
-        """What is logged of an epoch that trained on `images`. Its seconds are since the last such row: they hold the checkpoint after that one."""
+        """Return the values to log for an epoch that trained on `images` images, and begin the next one.
+
+        They are perf/img_s, perf/tflops, perf/mfu (percent of the peak) and perf/seconds_<phase>. The seconds count from the previous call,
+        so they include the checkpoint that was written after it.
+        """
         seconds = self.read()
         img_s = images / sum(seconds.get(phase, 0.0) for phase in TRAINING)
         flops = img_s * self.flops_per_image  # per second
@@ -61,7 +66,7 @@ class Meter:
 
 
 def total(history: list[dict[str, float]], rest: dict[str, float]) -> dict[str, float]:
-    """Seconds by phase over a run: those of its epochs' rows, and of what came after the last."""
+    """Return a run's seconds by phase: the sum over the rows of `history`, and `rest`, what came after the last row."""
     seconds = dict(rest)
     for row in history:
         for key, value in row.items():

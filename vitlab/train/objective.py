@@ -1,7 +1,7 @@
 """Losses as objects that return named terms: `{"loss": what is minimised, "ce": ..., "kd": ...}`.
 
-Called as `objective(images, heads, targets)`: images (B, 3, H, W) as the student saw them, heads (H, B, C) its logits,
-targets (B, C) probabilities.
+Each is called as `objective(images, heads, targets)`: images (B, 3, H, W) as the student saw them, heads (H, B, C) its logits, targets (B,
+C) probabilities.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 
 def smooth_one_hot(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """labels (B,) -> (B, C): 1 - s on the label and s / C everywhere (Szegedy et al. 2016), as torch's label_smoothing."""
+    """Return (B, C) targets for labels (B,): 1 - s on the label plus s / C everywhere (Szegedy et al. 2016), as torch's label_smoothing."""
     hot = labels[:, None] == torch.arange(classes, device=labels.device)  # F.one_hot asks the device whether the labels are in range
     return hot.float().mul_(1 - smoothing).add_(smoothing / classes)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the batch of -sum(targets * log_softmax(logits)); in float32 whatever the logits' type."""
+    """Return the mean over the batch of -sum(targets * log_softmax(logits)), both (B, C); computed in float32 whatever the logits' type."""
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(-1).mean()
 
 
 def distillation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of the softened distributions, mean over the batch (Hinton et al. 2015)."""
+    """Return T^2 * KL(teacher || student) of the softened distributions, mean over the batch (Hinton et al. 2015). Logits are (B, C)."""
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     log_q = F.log_softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
 class CrossEntropy:
-    """Every head learns the targets."""
+    """Cross-entropy to the targets, mean over the heads."""
 
     def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
         ce = torch.stack([soft_cross_entropy(logits, targets) for logits in heads]).mean()
@@ -38,10 +38,9 @@ class CrossEntropy:
 
 
 class Distillation:
-    """(1 - weight) * CE on the first head + weight * KL to the teacher on the last one (the same one where there is one).
+    """(1 - weight) * CE of the first head + weight * KL of the last head to the teacher. With one head it is both.
 
-    The teacher sees the very view the student sees, mixing included ("A good teacher is patient and consistent",
-    Beyer et al. 2022).
+    The teacher sees the same view as the student, mixing included ("A good teacher is patient and consistent", Beyer et al. 2022).
     """
 
     def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:

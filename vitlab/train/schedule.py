@@ -1,4 +1,4 @@
-"""Everything that depends on how far training has come, as pure functions of the step: units, phases, learning rate, EMA decay."""
+"""Everything that depends on the training step, as pure functions of it: units, phases, learning rate, EMA decay."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitlab.config import EMA, Experiment, Length, Phase
 
 
 def steps(length: Length | Phase | None, total: int, per_epoch: int) -> int:
-    """`length` in optimizer steps, of `total` steps with `per_epoch` in an epoch; rounded, 0 for None."""
+    """Return `length` in optimizer steps, rounded, given `total` steps in all and `per_epoch` in an epoch; 0 for None."""
     if length is None:
         return 0
     if length.epochs is not None:
@@ -21,7 +21,7 @@ def steps(length: Length | Phase | None, total: int, per_epoch: int) -> int:
 
 
 def phase_ends(phases: tuple[Phase, ...], total: int, per_epoch: int) -> list[int]:
-    """The step at which each phase ends (exclusive); the one phase without a length takes what the others leave."""
+    """Return the step at which each phase ends (exclusive). The one phase without a length takes what the others leave."""
     given = [steps(p, total, per_epoch) if p.epochs is not None or p.percent is not None else None for p in phases]
     rest = total - sum(n for n in given if n is not None)
     ends, end = [], 0
@@ -33,23 +33,24 @@ def phase_ends(phases: tuple[Phase, ...], total: int, per_epoch: int) -> list[in
 
 
 def whole_epochs(cfg: Experiment, images: int) -> list[int]:
-    """How many epochs are over when each phase ends, of a training on `images` images; one that the phase ends within is not."""
+    """Return, for each phase, how many whole epochs are over when it ends, in a training on `images` images."""
     per_epoch = images // min(cfg.train.batch_size, images)
     return [end // per_epoch for end in phase_ends(cfg.phases, cfg.train.epochs * per_epoch, per_epoch)]
 
 
 def phase_at(step: int, phases: tuple[Phase, ...], ends: list[int]) -> Phase:
+    """Return the phase that `step` is in; `ends` as from `phase_ends`."""
     return next(p for p, end in zip(phases, ends, strict=True) if step < end)
 
 
 def lr_factor(step: int, total: int, warmup: int) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine to 0 at `total` (Loshchilov & Hutter 2017, without restarts)."""
+    """Return the learning rate's factor: linear warm-up over `warmup` steps, then a cosine to 0 at `total` (Loshchilov & Hutter 2017)."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def ema_decay(step: int, total: int, ema: EMA) -> float:
-    """Linear from `start` at the first step to `end` at the last (distillation report, section 6)."""
+    """Return the EMA decay: linear from `start` at the first step to `end` at the last (distillation report, section 6)."""
     start = ema.end if ema.start is None else ema.start
     return start + (ema.end - start) * step / max(1, total - 1)

@@ -1,4 +1,4 @@
-"""One optimisation step. All that changes from one to the next comes in through tensors, so a GPU replays it as one CUDA graph."""
+"""One optimisation step. All that changes from step to step comes in through tensors, so a GPU can replay it as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ COMPILE_FROM = 5_000  # steps: compiling takes about a minute, and a step of a s
 
 
 class Step:
-    """Batch -> augmentation -> loss -> gradients -> update -> average, in place.
+    """One training step, in place: batch, augmentation, loss, gradients, update of the weights and of their average.
 
-    `sums` holds each named term, added up since it was last zeroed: of the loss, "top1" (percent) and "grad_norm".
+    `sums` adds up each named value over the steps since it was last zeroed: the loss terms, "top1" (percent) and "grad_norm".
     """
 
     def __init__(
@@ -57,7 +57,10 @@ class Step:
         self.forward = torch.compile(model.forward_heads) if pays else model.forward_heads
 
     def __call__(self, rows: Tensor, phase: Phase, seed: int, lr: float, decay: float) -> None:
-        """Train on the images `rows` (batch,), with the augmentation's draws from `seed`. Expects the model in training mode."""
+        """Train on the images `rows`, (batch,) indices of training images, at the learning rate `lr` and with the EMA decay `decay`.
+
+        `seed` decides the augmentation. Expects the model in training mode.
+        """
         self.rows.copy_(rows)
         self.draws.manual_seed(seed)
         self.lr.fill_(lr)
@@ -104,7 +107,7 @@ class Step:
             self.meter.lap(phase)
 
     def _replay(self, phase: Phase) -> None:
-        """Run the first steps of a phase as they are, on a stream of their own as capturing wants it; then one graph for all others."""
+        """Run the first WARM_UP steps of a phase on a stream of their own, as capturing demands; then replay one captured graph."""
         if phase not in self.graphs:
             self.warm[phase] = self.warm.get(phase, 0) + 1
             if self.warm[phase] <= WARM_UP:
