@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import re
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from vitlab.config import Claim
 from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
-from vitlab.report import publishing, rungs, tables
+from vitlab.report import publishing, rung_page, rungs, set_page, tables, words
+from vitlab.stats import mean_and_half
 from vitlab.track import read
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -184,20 +186,20 @@ def markdown_rows(path: Path) -> list[list[str]]:
 
 
 def test_interval_by_hand() -> None:
-    mean, half = stats.mean_and_half([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
+    mean, half = mean_and_half([1.0, 2.0, 3.0])  # deviation 1, t(2, 0.975) = 4.3027, so 4.3027 / sqrt(3)
     assert mean == 2.0
     assert half == pytest.approx(2.48414, abs=1e-5)
 
 
 def test_interval_is_scipys() -> None:
     values = np.random.default_rng(0).normal(90, 1, 5)
-    mean, half = stats.mean_and_half(values.tolist())
+    mean, half = mean_and_half(values.tolist())
     low, high = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
     assert (mean - half, mean + half) == pytest.approx((low, high))
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert stats.mean_and_half([81.5]) == (81.5, None)
+    assert mean_and_half([81.5]) == (81.5, None)
 
 
 @pytest.mark.parametrize(
@@ -208,13 +210,13 @@ def test_one_seed_has_no_interval() -> None:
         ("~80", 80, (80, 80), "~80"),
         ("95.69", 95.69, (95.69, 95.69), "95.69"),
         ("90-92 with tricks", 91, (91, 91), "91"),  # the text is shown, and nothing read from it
-        ("somewhat better", None, None, "–"),
+        ("somewhat better", None, None, ""),
     ],
 )
 def test_claimed_range(text: str, top1: float | tuple | None, expected: tuple[float, float] | None, shown: str) -> None:
     claim = make_claim(text, top1)
     assert rungs.claimed_range(claim) == expected
-    assert tables._claimed(claim) == shown
+    assert rungs.claimed_text(claim) == shown
 
 
 # ------------------------------------------------------------------------------------------------- which runs are shown
@@ -285,6 +287,55 @@ def test_tables_hold_the_records_numbers(tmp_path: Path, undrawn: None) -> None:
     assert heads[0][2:6] == ["Raw weights", "EMA weights", "Class head", "Distillation head"]
     assert heads[2][4] == f"{np.mean([r.metrics['test_cls_top1'] for r in student]):.2f}"
     assert heads[1][3:6] == ["–", "–", "–"]  # the baseline has neither EMA nor a second head
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_summary_csv_holds_the_numbers_unrounded(tmp_path: Path, undrawn: None) -> None:
+    runs = fake_set(3)
+    publishing.build(runs, tmp_path, {})
+    rows = csv_rows(tmp_path / "summary.csv")
+    assert [row["experiment"] for row in rows] == list(LADDER)
+    for row in rows:
+        same = [r for r in runs if r.experiment == row["experiment"]]
+        top1 = [r.metrics["test_top1"] for r in same]
+        assert (row["profile"], row["dataset"], row["seeds"], row["device"]) == ("full", "cifar10", "3", "NVIDIA H100 80GB HBM3")
+        assert float(row["top1"]) == np.mean(top1)  # to the last bit
+        assert float(row["ci95_half"]) == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(top1), rel=1e-12)
+        assert (int(row["params"]), float(row["gflops"])) == (same[0].params, same[0].flops / 1e9)
+        assert float(row["train_seconds"]) == np.mean([r.train_seconds for r in same])
+    claimed = {row["experiment"]: (row["claimed"], row["claimed_low"], row["claimed_high"]) for row in rows}
+    assert claimed["02_regularized_vit"] == ("82–83", "82.0", "83.0")
+    assert claimed["06_kd_r50_class_attention"] == ("95.69", "95.69", "95.69")
+    assert claimed["resnet18"] == ("", "", "")
+    publishing.build(fake_set(1, THREE), tmp_path, {})
+    assert [row["ci95_half"] for row in csv_rows(tmp_path / "summary.csv")] == ["", "", ""]  # one seed has no interval
+    publishing.build([fake_record(variant="model.patch_size=2", fingerprint="feedbeef0001")], tmp_path, {})
+    assert not (tmp_path / "summary.csv").exists()  # of a set without a ladder
+
+
+def test_a_line_in_the_summary_is_a_column_everywhere(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    column = tables.Column("Steps per second", {"speed": lambda rung: len(rung.runs) / 3}, "{:.1f} /s".format)
+    monkeypatch.setattr(set_page, "SUMMARY", (*set_page.SUMMARY, column))
+    publishing.build(fake_set(2, THREE), tmp_path, {})
+    cells = ["0.7 /s"] * 3
+    assert [row[-1] for row in Page(tmp_path / "report.html").table("Test top-1, mean")] == ["Steps per second", *cells]
+    assert [row[-1] for row in markdown_rows(tmp_path / "README.md") if len(row) == 11] == ["Steps per second", "---:", *cells]
+    assert [float(row["speed"]) for row in csv_rows(tmp_path / "summary.csv")] == [2 / 3] * 3
+
+
+def test_the_terminals_closing_table() -> None:
+    varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", params=1_234_567) for s in (0, 1)]
+    table = set_page.closing([*varied, *fake_set(2, ("resnet18", "01_baseline_vit"))])
+    assert table.caption == "full · cifar10 · NVIDIA H100 80GB HBM3"
+    rows = [[cell for _, cell in row] for row in table.rows]
+    assert [row[0] for row in rows] == ["01_baseline_vit", "resnet18", "01_baseline_vit model.patch_size=2"]
+    mean, half = mean_and_half([r.metrics["test_top1"] for r in varied])
+    assert rows[2][1:] == ["~80", f"{mean:.2f} ± {half:.2f}", "2", "1.23", "25.1 min"]
+    assert rows[1][1] == "–"
 
 
 def test_per_class_and_confusions(tmp_path: Path, undrawn: None) -> None:
@@ -544,6 +595,14 @@ def test_hostile_names(tmp_path: Path, undrawn: None) -> None:
     assert widths == {2, 3, 6, 8, 9, 10}  # facts, pairs, classes and weights, runs, variations, summary: no cell has split
     publishing.index(tmp_path)
     assert "<script" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    (row,) = csv_rows(tmp_path / "set" / "summary.csv")
+    assert row["device"] == row["claimed"] == " ".join(EVIL.split())
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1"])
+def test_a_spreadsheet_runs_no_text_of_a_csv(text: str) -> None:
+    table = tables.table("", [tables.Column("a", {"a": str}), tables.Column("b", {"b": lambda _: -1.5})], [text])
+    assert tables.csv(table.frame) == f"a,b\n'{text.strip()},-1.5\n"
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "..", "<script>", "a|b", "a\n", ""])
@@ -637,6 +696,6 @@ def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
     }
     runs = fake_set(2, ("01_baseline_vit",), perf=perf | {"seconds_checkpoint": 1.0})
     (rung,) = rungs.ladder(runs)
-    assert tables._speed(rung) == "2.00 TFLOP/s, 25 % of the machine's peak; forward and backward 98.0%, data 1.0%, checkpoint 1.0%"
+    assert rung_page.speed(rung) == "2.00 TFLOP/s, 25 % of the machine's peak; forward and backward 98.0%, data 1.0%, checkpoint 1.0%"
     (old,) = rungs.ladder(fake_set(1, ("01_baseline_vit",)))
-    assert tables._speed(old) == tables.NONE
+    assert rung_page.speed(old) == words.NONE

@@ -55,7 +55,8 @@ def rename(path: Path, old: str, new: str) -> None:
 def test_what_is_committed_follows_from_what_was_measured(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = verify(capsys)
     assert code == 0, out
-    for page in ("README.md", "results/README.md", "results/overnight-cifar10/README.md", "benchmarks/README.md", "benchmarks/GROWTH.md"):
+    set_pages = ("results/overnight-cifar10/README.md", "results/overnight-cifar10/summary.csv")
+    for page in ("README.md", "results/README.md", *set_pages, "benchmarks/README.md", "benchmarks/GROWTH.md"):
         assert f"{page}: as measured" in out.splitlines()
 
 
@@ -70,6 +71,7 @@ BASELINE = r"^\| 01 .*?\| (\d+\.\d\d) "
         ("README.md", r"Profile \w+: (\d+),"),
         ("results/README.md", BASELINE),
         ("results/overnight-cifar10/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
+        ("results/overnight-cifar10/summary.csv", r"^overnight,cifar10,01_baseline_vit,.*?,(\d+\.\d+),"),
         ("docs/robustness.md", r"^The last full run, .*? (\d+) kills"),
         ("benchmarks/README.md", r"against plain .*?\| (\d+\.\d\d)x"),
         ("benchmarks/GROWTH.md", r"in (\d+\.\d) minutes"),
@@ -95,6 +97,7 @@ def test_a_changed_record_is_found_on_every_page_that_shows_it(copy: Path, capsy
         "README.md",
         "results/README.md",
         "results/overnight-cifar10/README.md",
+        "results/overnight-cifar10/summary.csv",
         "results/overnight-cifar10/claims.json",
     }
 
@@ -109,12 +112,14 @@ def test_changed_measurements_of_the_benchmark_are_found(copy: Path, capsys: pyt
 def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "results" / "no-records").mkdir()
     (copy / "results" / "no-records" / "README.md").write_text("95.69 %\n")
+    (copy / "results" / "no-records" / "summary.csv").write_text("95.69\n")
     (copy / "results" / "README.md").unlink()
     rename(copy / "docs" / "robustness.md", "<!-- benchmark:", "<!--")
     rename(copy / "README.md", "<!-- findings:", "<!--")
     code, out = verify(capsys)
     assert code == 1
-    assert "results/no-records/README.md: follows from no record" in out
+    for page in ("README.md", "summary.csv"):
+        assert f"results/no-records/{page}: follows from no record" in out
     assert "results/README.md: missing; 'vitlab report --publish' writes it" in out
     for block in ("benchmark: chaos.json", "findings"):
         assert f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked" in out

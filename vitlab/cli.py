@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vitlab.claims.verdicts import Result
     from vitlab.data.sources import Source
     from vitlab.records import RunRecord
+    from vitlab.report.tables import Table
     from vitlab.run.plan import Run
 
 
@@ -232,32 +233,23 @@ def _print_result(console: Console, label: str, record: RunRecord) -> None:
     )
 
 
-def _print_summary(console: Console, done: list[RunRecord]) -> None:
-    from rich.table import Table
+def _print_table(console: Console, table: Table) -> None:
+    from rich import table as grids
 
-    from vitlab.run.progress import clock
+    grid = grids.Table(title=printable(table.caption), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        grid.add_column(column.heading, justify="left" if column.left else "right")
+    for row in table.rows:
+        grid.add_row(*(printable(cell) for _, cell in row))
+    console.print(grid)
+
+
+def _print_summary(console: Console, done: list[RunRecord]) -> None:
+    from vitlab.report import set_page
     from vitlab.track import store, views
 
     first = done[0]
-    table = Table(
-        title=printable(f"{first.profile} · {first.dataset.name} · {first.device}"),
-        title_justify="left",
-        box=None,
-        header_style="bold",
-        pad_edge=False,
-    )
-    for title in ("experiment", "claimed", "test top-1 %", "seeds", "params", "time"):
-        table.add_column(title, justify="left" if title in ("experiment", "claimed") else "right")
-    groups: dict[str, list[RunRecord]] = {}
-    for record in done:
-        groups.setdefault(f"{record.experiment} {record.variant}".strip(), []).append(record)
-    for name, group in groups.items():
-        mean = sum(r.metrics["test_top1"] for r in group) / len(group)
-        table.add_row(
-            printable(name), printable(group[0].claim.text) if group[0].claim else "-", f"{mean:.2f}", str(len(group)), f"{group[0].params / 1e6:.2f} M",
-            clock(sum(r.train_seconds for r in group)),
-        )  # fmt: skip
-    console.print(table)
+    _print_table(console, set_page.closing(done))
     where = REPORTS / f"{first.profile}-{first.dataset.name}"
     console.print(f"report: make report, then {_short(where)}/report.html")
     with contextlib.suppress(UserError):  # a server that is down: said before
@@ -328,24 +320,23 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _list_runs(args: argparse.Namespace) -> int:
-    from rich.table import Table
-
     from vitlab import records
+    from vitlab.report.tables import Column, table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("set", "experiment", "run", "state", "test top-1 %", "finished"):
-        table.add_column(title, justify="right" if "%" in title else "left")
-    for folder in sorted(p for p in RUNS.glob("*/*/*") if p.is_dir()):
-        place = (folder.parent.parent.name, folder.parent.name, folder.name)
-        if (folder / "record.json").exists():
-            record = records.read(folder / "record.json")
-            table.add_row(*place, "finished", f"{record.metrics['test_top1']:.2f}", printable(record.finished))
-        else:
-            table.add_row(*place, "unfinished", "", "")
-    if not table.row_count:
+    folders = sorted(p for p in RUNS.glob("*/*/*") if p.is_dir())
+    if not folders:
         print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
         return 0
-    _console().print(table)
+    found = [(f, records.read(f / "record.json") if (f / "record.json").exists() else None) for f in folders]
+    columns = (
+        Column("Set", {"set": lambda run: run[0].parent.parent.name}, left=True),
+        Column("Experiment", {"experiment": lambda run: run[0].parent.name}, left=True),
+        Column("Run", {"run": lambda run: run[0].name}, left=True),
+        Column("State", {"state": lambda run: "finished" if run[1] else "unfinished"}, left=True),
+        Column("Test top-1 (%)", {"test_top1": lambda run: run[1] and run[1].metrics["test_top1"]}, "{:.2f}".format),
+        Column("Finished (UTC)", {"finished": lambda run: run[1] and run[1].finished}, left=True),
+    )
+    _print_table(_console(), table("", columns, found))
     return 0
 
 

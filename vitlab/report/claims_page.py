@@ -9,8 +9,8 @@ from vitlab.claims import verdicts
 from vitlab.claims.ledger import Book, number, said, sign, used
 from vitlab.claims.verdicts import LOOKED, Result
 from vitlab.records import RunRecord
-from vitlab.report import tables
-from vitlab.report.tables import NONE, Link, Table
+from vitlab.report import tables, words
+from vitlab.report.tables import Column, Link, Table, table
 from vitlab.stats import Pair
 
 
@@ -44,19 +44,20 @@ def _caption(what: str, book: Book, runs: Sequence[RunRecord]) -> str:
 
 
 def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
-    rows = [
-        (
-            Link(r.statement, f"#claim-{r.id}"), r.source, _wanted(r), _effect(r), _seeds(r),
-            NONE if r.p_holm is None else _p(r.p_holm), _verdict(r, book),
-        )
-        for r in book.measured
-    ]  # fmt: skip
-    columns = ("Claim", "Where", "Wanted", "Effect", "Seeds", "p", "Verdict")
+    columns = (
+        Column("Claim", {"claim": lambda r: r.statement, "id": lambda r: r.id}, lambda text, id: Link(text, f"#claim-{id}"), left=True),
+        Column("Where", {"where": lambda r: r.source}, left=True),
+        Column("Wanted", {"wanted": _wanted}, left=True),
+        Column("Effect", {"effect": _effect}),
+        Column("Seeds", {"seeds": _seeds}),
+        Column("p", {"p": lambda r: r.p_holm}, _p),
+        Column("Verdict", {"verdict": lambda r: _verdict(r, book)}, left=True),
+    )
     what = (
         "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
         f"nearest bound of what is wanted, after Holm; more seeds: as many as it would take at the spread seen. Planned: {book.seeds} seeds"
     )
-    return Table(_caption(what, book, used(book.results, runs)), columns, "lllrrrl", rows)
+    return table(_caption(what, book, used(book.results, runs)), columns, book.measured)
 
 
 def _wanted(result: Result) -> str:
@@ -73,7 +74,7 @@ def _effect(result: Result) -> str:
 
 def _seeds(result: Result) -> str:
     n = len(result.seeds)
-    return "1 seed" if n == 1 else str(n or NONE)
+    return "1 seed" if n == 1 else str(n or words.NONE)
 
 
 def _p(p: float) -> str:
@@ -123,41 +124,49 @@ def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str,
 def _said_of_pair(pair: Pair, book: Book) -> str:
     return (
         f"only the first right on {pair.only_first:,} test images, only the second on {pair.only_second:,}; McNemar's exact p {_p(pair.p)}; "
-        f"difference [{tables.signed(pair.low)}, {tables.signed(pair.high)}] points ({100 * book.confidence:g} %, bootstrap over the test images). Of these two runs, not of the experiments"
+        f"difference [{words.signed(pair.low)}, {words.signed(pair.high)}] points ({100 * book.confidence:g} %, bootstrap over the test images). Of these two runs, not of the experiments"
     )
 
 
 def _by_seed(result: Result, book: Book, runs: Sequence[RunRecord]) -> Table:
     arms = {arm.label: arm for arm in result.arms}  # one, where a claim compares two numbers of the same run
-    rows = [
-        (str(seed), *(Link(arm.records[seed], f"records/{arm.records[seed]}") for arm in arms.values()), number(value, result))
-        for seed, value in zip(result.seeds, result.values, strict=True)
-    ]
-    columns = ("Seed", *arms, f"Effect ({result.unit})")
-    return Table(_caption("Each seed's effect, and its records", book, used([result], runs)), columns, "l" + "l" * len(arms) + "r", rows)
+
+    def record(label: str) -> Column:
+        of = {f"record of {label}": lambda item: arms[label].records[item[0]]}
+        return Column(label, of, lambda name: Link(name, f"records/{name}"), left=True)
+
+    columns = (
+        Column("Seed", {"seed": lambda item: item[0]}, left=True),
+        *(record(label) for label in arms),
+        Column(f"Effect ({result.unit})", {"effect": lambda item: item[1]}, lambda value: number(value, result)),
+    )
+    items = zip(result.seeds, result.values, strict=True)
+    return table(_caption("Each seed's effect, and its records", book, used([result], runs)), columns, items)
 
 
 def _exploratory(book: Book, runs: Sequence[RunRecord]) -> Table | None:
-    rows = [
-        (
-            Link(r.statement, f"#claim-{r.id}") if r.seeds else r.statement, _arms(r) + _changed(r),
-            NONE if r.effect is None else _effect(r), _seeds(r),
-        )
-        for r in book.exploratory
-    ]  # fmt: skip
+    columns = (
+        Column("Exploratory", {"claim": lambda r: r.statement, "id": lambda r: r.id if r.seeds else None},
+               lambda text, id: Link(text, f"#claim-{id}") if id else text, left=True),
+        Column("Arms", {"arms": lambda r: _arms(r) + _changed(r)}, left=True),
+        Column("Effect", {"effect": lambda r: None if r.effect is None else _effect(r)}),
+        Column("Seeds", {"seeds": _seeds}),
+    )  # fmt: skip
     what = (
         "What the reports do without claiming that it helps, measured all the same: the effect, mean over seeds and its interval (Student's t), "
         "of no test and in no family"
     )
     where = tables.caption(what, used(book.exploratory, runs) or used(book.results, runs))
-    return Table(where, ("Exploratory", "Arms", "Effect", "Seeds"), "llrr", rows) if rows else None
+    return table(where, columns, book.exploratory) if book.exploratory else None
 
 
 def _unmeasured(book: Book, runs: Sequence[RunRecord]) -> Table | None:
-    rows = [
-        (r.statement, r.source, _wanted(r), _arms(r), (r.note or "no seed with all its arms") + _changed(r))
-        for r in book.results
-        if r.verdict == "not measured"
-    ]
-    columns = ("Claim", "Where", "Wanted", "Arms", "Why not")
-    return Table(_caption("What has not been measured here", book, used(book.results, runs)), columns, "lllll", rows) if rows else None
+    columns = (
+        Column("Claim", {"claim": lambda r: r.statement}, left=True),
+        Column("Where", {"where": lambda r: r.source}, left=True),
+        Column("Wanted", {"wanted": _wanted}, left=True),
+        Column("Arms", {"arms": _arms}, left=True),
+        Column("Why not", {"why": lambda r: (r.note or "no seed with all its arms") + _changed(r)}, left=True),
+    )
+    items = [r for r in book.results if r.verdict == "not measured"]
+    return table(_caption("What has not been measured here", book, used(book.results, runs)), columns, items) if items else None

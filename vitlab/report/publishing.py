@@ -1,6 +1,6 @@
-"""From records to pages: records, charts, README.md and a self-contained report.html for each set, and an index of the sets.
+"""From records to pages: records, charts, summary.csv, README.md and a self-contained report.html for each set, and an index of the sets.
 
-A set is all runs of one profile on one data set. tables.py makes what its pages say, charts.py and forest.py draw. Everything but
+A set is all runs of one profile on one data set. set_page.py and claims_page.py make what its pages say, charts.py and forest.py draw. Everything but
 predictions.png, which needs the images, is made from the records alone, and the same records give the same bytes.
 """
 
@@ -25,12 +25,13 @@ from vitlab.claims import ledger
 from vitlab.errors import UserError
 from vitlab.figures.run import run_figures
 from vitlab.records import RunRecord
-from vitlab.report import blocks, charts, claims_page, forest, tables
+from vitlab.report import blocks, charts, claims_page, forest, set_page, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
 from vitlab.run import published
 from vitlab.track import read, shipping
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
+SUMMARY = "summary.csv"  # the ladder's numbers, unrounded
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
 
 Stored = dict[tuple[str, ...], read.FinishedRun]  # run -> where MLflow has it
@@ -46,7 +47,7 @@ def _nowhere(run: RunRecord) -> None:
 def build(
     runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path], predictions: ledger.Predictions = _nowhere
 ) -> ledger.Book | None:
-    """Write a set's records, claims.json, charts, README.md and report.html into `out_dir`; return the claims as judged.
+    """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
     `(experiment, seed)`, the folder with its predictions.png; `predictions` gives the path of a run's predictions.npz, if it is available.
@@ -100,10 +101,13 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
     if book is not None:
         forest.draw(book, drawn)
     left_out = _read_left_out(out_dir / LEFT_OUT)
-    page = tables.page(rungs, variants(runs), left_out, out_dir) | {
+    page = set_page.page(rungs, variants(runs), left_out, out_dir) | {
         "claims": claims_page.section(book, runs) if book is not None else None,
-        "weights": tables.weights(published.keep_current(out_dir, runs)),
+        "weights": set_page.weights(published.keep_current(out_dir, runs)),
     }
+    (out_dir / SUMMARY).unlink(missing_ok=True)
+    if page["summary"] is not None:
+        files.write(out_dir / SUMMARY, tables.csv(page["summary"].frame))
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
     inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
@@ -137,28 +141,16 @@ def index(results_dir: Path) -> None:
     if not sets:
         raise UserError(f"{results_dir}: no set with records in it; train and build a report first")
     order = sorted(sets, key=lambda name: records.rank(sets[name][0], name))
-    rows = []
-    for name in order:
-        rungs = ladder(sets[name])
-        best = max(rungs, key=lambda r: r.mean) if rungs else None
-        rows.append(
-            (
-                tables.Link(name, f"{quote(name)}/README.md"), sets[name][0].dataset.name, sets[name][0].profile, tables.devices(sets[name]),
-                str(len(rungs)), str(len(sets[name])), tables.NONE if best is None else tables.pm(best.mean, best.half),
-                max(r.finished for r in sets[name])[:10],
-            )
-        )  # fmt: skip
-    columns = ("Set", "Data set", "Profile", "Device", "Experiments", "Runs", "Best top-1 (%)", "Last finished")
-    table = tables.Table("Every set. Best top-1: mean ± 95 % CI over seeds; " + tables.RULE + ".", columns, "llllrrrl", rows)
     best_set = order[0]
-    page = _summary(sets[best_set], results_dir / best_set) | {"sets": table, "best": best_set, "best_href": quote(best_set)}
+    page = _summary(sets[best_set], results_dir / best_set)
+    page |= {"sets": set_page.every_set({name: sets[name] for name in order}), "best": best_set, "best_href": quote(best_set)}
     _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
 
 
 def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
     """What a page says of the set in `folder` without showing all of it."""
     book = folder / ledger.FILE
-    return tables.page(ladder(runs), variants(runs), [], folder) | {"claims": ledger.said(ledger.read(book)) if book.is_file() else ""}
+    return set_page.page(ladder(runs), variants(runs), [], folder) | {"claims": ledger.said(ledger.read(book)) if book.is_file() else ""}
 
 
 def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
@@ -228,7 +220,7 @@ def fill(text: str, results_dir: Path) -> str:
         return runs
 
     def table(name: str) -> str:
-        return _tidy(_markdown().get_template("table.md.j2").render(table=tables.opening(ladder(runs_of(name)))))
+        return _tidy(_markdown().get_template("table.md.j2").render(table=set_page.opening(ladder(runs_of(name)))))
 
     def findings(name: str) -> str:
         return _tidy(_markdown().get_template("findings.md.j2").render(_summary(runs_of(name), results_dir / name)))

@@ -37,6 +37,11 @@ class Rung:
         return head if head.isdigit() else style.short(self.runs[0].experiment, 16)
 
     @property
+    def difference(self) -> float | None:
+        """Points of measured over claimed top-1, of a claimed range its middle; None where nothing is claimed."""
+        return None if self.claimed is None else self.mean - sum(self.claimed) / 2
+
+    @property
     def seconds(self) -> float:
         """Return the mean training time in seconds."""
         return float(np.mean([r.train_seconds for r in self.runs]))
@@ -76,6 +81,17 @@ def claimed_range(claim: Claim | None) -> tuple[float, float] | None:
     return None if claim.top1 is None else (claim.top1, claim.top1)
 
 
+def claimed_text(claim: Claim | None) -> str:
+    """Return `82–83`, `~80` where the report's words hedge, `95.69`; "" where no number is claimed."""
+    span = claimed_range(claim)
+    if claim is None or span is None:
+        return ""
+    low, high = span
+    if low != high:
+        return f"{low:g}–{high:g}"
+    return ("~" if re.search(r"[~≈]|about|around", claim.text) else "") + f"{low:g}"
+
+
 def claim_on(runs: Sequence[RunRecord]) -> Claim | None:
     """Return the runs' claim; None on other data than CIFAR-10, which the claims are about."""
     return runs[0].claim if runs[0].dataset.name == "cifar10" else None
@@ -105,3 +121,9 @@ def picture_folder(run: RunRecord) -> str:
     numbers.
     """
     return f"{run.experiment}-s{run.seed}-{run.fingerprint}"
+
+
+def mean_of(runs: Sequence[RunRecord], key: str) -> float | None:
+    """Return a metric's mean over the runs; None where one of them lacks it."""
+    values = [r.metrics[key] for r in runs if key in r.metrics]
+    return float(np.mean(values)) if len(values) == len(runs) else None

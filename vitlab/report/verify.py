@@ -14,7 +14,7 @@ from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.report import blocks, publishing
 
-PAGES = ("README.md", "*/README.md", "*/claims.json")  # below results/
+PAGES = ("README.md", "*/README.md", "*/summary.csv", "*/claims.json")  # below results/
 KINDS = ("results", "findings", "benchmark")  # of blocks
 AROUND = 40  # characters shown before and after where two lines differ
 
@@ -47,7 +47,7 @@ def _results(results_dir: Path) -> dict[Path, str | None]:
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / "results"
         shutil.copytree(results_dir, copy)
-        for page in copy.glob("*/README.md"):
+        for page in (*copy.glob("*/README.md"), *copy.glob("*/summary.csv")):  # claims.json remembers what the records do not hold
             page.unlink()
         for folder in sorted(copy.glob("*/records")):
             publishing.rebuild(folder.parent)

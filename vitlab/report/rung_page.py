@@ -1,0 +1,237 @@
+"""What a set's pages say of one experiment. How it looks is the templates' and the figures' business; escaping is not done here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitlab import records
+from vitlab.records import ClassFacts, RunRecord
+from vitlab.report import words
+from vitlab.report.rungs import Rung, claim_on, claimed_text, mean_of, picture_folder
+from vitlab.report.tables import Column, Link, Table, caption, table
+from vitlab.stats import mean_and_half
+
+
+def section(rung: Rung, out_dir: Path) -> dict[str, Any]:
+    """Return all that the templates show of an experiment; pictures are named where `out_dir` has them."""
+    run = rung.runs[0]
+    folder = Path("figures") / picture_folder(run)
+    titles = {
+        "predictions.png": "Predictions on test images, with confidence; wrong ones framed and marked ✗",
+        "confusion_normalized.png": "Confusion matrix, percent of each true class",
+        "confusion_counts.png": "Confusion matrix, number of images",
+        "per_class_accuracy.png": "Accuracy per class",
+        "curves.png": "Loss terms, training and validation top-1, and learning rate by epoch",
+    }
+    return {
+        "id": run.experiment,
+        "label": rung.label,
+        "title": run.title,
+        "measured": words.pm(rung.mean, rung.half),
+        "seeds": words.seed_count(len(rung.runs)),
+        "claimed": claimed_text(run.claim),
+        "claim": run.claim,
+        "description": str(run.config.get("description") or ""),
+        "numbers": _numbers(rung),
+        "reported": _reported(rung),
+        "named_confusions": _named_confusions(rung),
+        "per_class": _per_class(rung),
+        "confused": _confused(rung),
+        "runs": _every_run(rung),
+        "versions": "; ".join(sorted({", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())) for r in rung.runs})),
+        "shown_seed": run.seed,
+        "pictures": [
+            (name.removesuffix(".png"), (folder / name).as_posix(), f"{title}; {run.title}, seed {run.seed}")
+            for name, title in titles.items()
+            if (out_dir / folder / name).is_file()
+        ],
+    }
+
+
+def _numbers(rung: Rung) -> list[tuple[str, str]]:
+    run = rung.runs[0]
+    model, optim, train = (run.config.get(key) or {} for key in ("model", "optim", "train"))
+    pairs = [
+        ("Top-1", f"{words.pm(rung.mean, rung.half)} %"),
+        ("Top-5", words.two(mean_of(rung.runs, "test_top5"))),
+        ("Difference to claimed", words.signed(rung.difference)),
+        ("Parameters", f"{run.params:,}"),
+        ("Forward cost", f"{words.sig(run.flops / 1e9)} GFLOPs per image"),
+        ("Training", f"{words.duration(rung.seconds)}, {np.mean([r.img_s for r in rung.runs]):,.0f} images/s"),
+        ("Speed", speed(rung)),
+        ("Device", f"{words.devices(rung.runs)}, {', '.join(sorted({r.precision for r in rung.runs}))}"),
+    ]
+    keys = ("stem", "encoder", "patch_size", "dim", "depth", "heads", "width", "class_attention")
+    shape = ", ".join(f"{k.replace('_', ' ')} {model[k]}" for k in keys if model.get(k) not in (None, 0))
+    if shape:
+        pairs.append(("Model", f"{model.get('name', '')}: {shape}"))
+    if train.get("epochs") is not None:
+        pairs.append(("Schedule", f"{train['epochs']} epochs, batch {train.get('batch_size')}, {optim.get('name')}, lr {optim.get('lr')}"))
+    return [(name, value) for name, value in pairs if value != words.NONE]
+
+
+def speed(rung: Rung) -> str:
+    """Return the speed beside that of the machine's own large matrix product, mean over the runs that measured it, and where the time went."""
+    perfs = [r.perf for r in rung.runs if r.perf]
+    if not perfs:
+        return words.NONE
+    tflops, mfu = (float(np.mean([p[key] for p in perfs])) for key in ("tflops", "mfu"))
+    spent = {key.removeprefix("seconds_"): sum(p.get(key, 0.0) for p in perfs) for p in perfs for key in p if key.startswith("seconds_")}
+    shares = sorted(((seconds / sum(spent.values()), phase.replace("_", " and ")) for phase, seconds in spent.items()), reverse=True)
+    return f"{words.sig(tflops)} TFLOP/s, {mfu:.0f} % of the machine's peak; " + ", ".join(
+        f"{phase} {share:.1%}" for share, phase in shares
+    )
+
+
+class _Said(NamedTuple):
+    metric: str
+    report: str
+    measured: str
+
+
+def _reported(rung: Rung) -> Table | None:
+    """Return what the report says of the experiment as a whole beside what was measured; None where it says nothing."""
+    claim, runs = claim_on(rung.runs), rung.runs
+    if claim is None:
+        return None
+    rows: list[_Said] = []
+    if rung.claimed is not None:
+        rows.append(_Said("Top-1 (%)", claimed_text(claim), words.pm(rung.mean, rung.half)))
+    if claim.top5 is not None:
+        rows.append(_Said("Top-5 (%)", f"{claim.top5:.2f}", words.pm(*mean_and_half([r.metrics["test_top5"] for r in runs]))))
+    if claim.train_loss is not None:
+        losses = [r.history[-1]["train/loss"] for r in runs if r.history]
+        rows.append(_Said("Training loss, last epoch", f"{claim.train_loss:g}", words.pm(*mean_and_half(losses)) if losses else words.NONE))
+    if claim.params is not None:
+        rows.append(_Said("Parameters (M)", f"{claim.params:g}", words.sig(runs[0].params / 1e6)))
+    if claim.train_minutes is not None:
+        reported = ", ".join(filter(None, [f"{claim.train_minutes:g} min", claim.device]))
+        rows.append(_Said("Training time", reported, f"{words.duration(rung.seconds)}, {words.devices(runs)}"))
+    if claim.per_class and runs[0].per_class:
+        said = {name: of.accuracy for name, of in claim.per_class.items()}
+        own = {same[0].name: float(np.mean([c.accuracy for c in same])) for same in zip(*(r.per_class for r in runs), strict=True)}
+        for row, extreme in (("Best class, accuracy (%)", max), ("Worst class, accuracy (%)", min)):
+            names = [extreme(of, key=lambda name: of[name]) for of in (said, own)]
+            rows.append(_Said(row, *(f"{name} {of[name]:.2f}" for name, of in zip(names, (said, own), strict=True))))
+    if claim.teacher_top1 is not None:
+        teachers = [r.teacher for r in runs if r.teacher is not None]
+        rows.append(
+            _Said(
+                "Teacher's top-1 (%)",
+                f"{claim.teacher_top1:.2f}",
+                words.pm(*mean_and_half([t.test_top1 for t in teachers])) if teachers else words.NONE,
+            )
+        )
+        if claim.top1 is not None:
+            gain = words.signed(*mean_and_half([t.gain for t in teachers])) if teachers else words.NONE
+            rows.append(_Said("Gain over the teacher (points)", words.signed(claim.top1 - claim.teacher_top1), gain))
+    if claim.ema_gain is not None:
+        reported = f"{words.signed(claim.ema_gain.low)} to {words.signed(claim.ema_gain.high)}"
+        rows.append(_Said("EMA's gain (points)", reported, _difference(runs, "test_ema_top1", "test_raw_top1")))
+    if claim.before_tail_top1 is not None and claim.top1 is not None:
+        # The test split is read at the end only: what the last phase adds within a run is seen on the validation split.
+        before = f"validation_top1_phase_{len(runs[0].config.get('phases') or ()) - 2}"
+        measured = (words.two(mean_of(runs, before)), _difference(runs, "validation_top1", before))
+        on_validation = [text if text == words.NONE else f"{text}, validation" for text in measured]
+        rise = words.signed(claim.top1 - claim.before_tail_top1)
+        rows.append(_Said("Before the clean tail (%)", f"{claim.before_tail_top1:.2f}, test", on_validation[0]))
+        rows.append(_Said("Rise from there to the end (points)", f"{rise}, test", on_validation[1]))
+    if claim.confidence is not None:
+        rows.append(_Said("Mean confidence (%)", f"above {claim.confidence:g}", words.two(mean_of(runs, "test_confidence"))))
+        rows.append(_Said("Images with confidence above 90 % (%)", words.NONE, words.two(mean_of(runs, "test_confidence_above_90"))))
+        rows.append(_Said("Of these right (%)", words.NONE, words.two(mean_of(runs, "test_confidence_above_90_accuracy"))))
+    what = "What the report says, and what was measured: mean ± 95 % CI over seeds"
+    columns = (
+        Column("Metric", {"metric": lambda said: said.metric}, left=True),
+        Column("Report", {"report": lambda said: said.report}),
+        Column("Measured", {"measured": lambda said: said.measured}),
+    )
+    return table(caption(what, runs), columns, rows)
+
+
+def _difference(runs: Sequence[RunRecord], first: str, second: str) -> str:
+    """Return the first metric less the second, of the same runs, in points."""
+    if not all({first, second} <= r.metrics.keys() for r in runs):
+        return words.NONE
+    return words.signed(*mean_and_half([r.metrics[first] - r.metrics[second] for r in runs]))
+
+
+def _per_class(rung: Rung) -> Table:
+    claim = claim_on(rung.runs)
+    reported = claim.per_class if claim is not None else {}
+
+    def measure(heading: str, key: str) -> Column:
+        measured = {key: lambda same: np.mean([getattr(c, key) for c in same])}
+        if not reported:
+            return Column(heading, measured, words.two)
+        said = {f"{key}_reported": lambda same: getattr(reported.get(same[0].name), key, None)}
+        return Column(heading, said | measured, lambda theirs, ours: f"{words.two(theirs)} / {words.two(ours)}")
+
+    columns = (
+        Column("Class", {"class": lambda same: same[0].name}, left=True),
+        *(measure(key.capitalize(), key) for key in ("precision", "recall", "f1", "accuracy")),
+        Column("Test images", {"images": lambda same: same[0].support}, lambda n: f"{n:,}"),
+    )
+    what = "Per class, in percent, " + ("report / measured, " if reported else "") + "mean over seeds"
+    by_class: list[tuple[ClassFacts, ...]] = list(zip(*(r.per_class for r in rung.runs), strict=True))  # of each class, all seeds' facts
+    return table(caption(f"{what}; accuracy is of this class's images, hence equal to recall", rung.runs), columns, by_class)
+
+
+def _named_confusions(rung: Rung) -> Table | None:
+    """Return the confusions that the report counts, beside what was measured; None where it counts none."""
+    claim, names = claim_on(rung.runs), rung.runs[0].dataset.classes
+    counted = [(n, true, predicted) for true, of in (claim.confusions if claim else {}).items() for predicted, n in of.items()]
+    known = [pair for pair in sorted(counted, key=lambda c: (-c[0], c[1:])) if set(pair[1:]) <= set(names)]
+
+    def measured(pair: tuple[int, str, str]) -> float | None:
+        _, true, predicted = pair
+        of = [r.confusion[names.index(true)] for r in rung.runs]
+        shares = [1000 * row[names.index(predicted)] / sum(row) for row in of if sum(row)]
+        return np.mean(shares) if shares else None
+
+    columns = (
+        Column("Pair", {"true": lambda pair: pair[1], "predicted": lambda pair: pair[2]}, _arrow, left=True),
+        Column("Report", {"report": lambda pair: pair[0]}),
+        Column("Measured", {"measured": measured}, _one),
+    )
+    what = "Confusions that the report counts, true → predicted: images of 1,000 of the true class, mean over seeds"
+    return table(caption(what, rung.runs), columns, known) if known else None
+
+
+def _confused(rung: Rung, most: int = 5) -> Table | None:
+    total = np.sum([r.confusion for r in rung.runs], axis=0)  # (C, C): [true][predicted]
+    names = rung.runs[0].dataset.classes
+    pairs = [(int(total[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and total[i, j]]
+    columns = (
+        Column("Pair", {"true": lambda pair: names[pair[1]], "predicted": lambda pair: names[pair[2]]}, _arrow, left=True),
+        Column("Images", {"images": lambda pair: pair[0] / len(rung.runs)}, _one),
+        Column("Share (%)", {"share": lambda pair: 100 * pair[0] / total[pair[1]].sum()}, _one),
+    )
+    what = "Most confused pairs, true → predicted: images per seed, and their share of the true class, all seeds together"
+    return table(caption(what, rung.runs), columns, sorted(pairs, key=lambda p: (-p[0], p[1], p[2]))[:most]) if pairs else None
+
+
+def _arrow(true: str, predicted: str) -> str:
+    return f"{true} → {predicted}"
+
+
+def _one(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def _every_run(rung: Rung) -> Table:
+    columns = (
+        Column("Record", {"seed": lambda r: r.seed, "record": records.file_name}, lambda seed, name: Link(f"seed {seed}", f"records/{name}"), left=True),
+        Column("Fingerprint", {"fingerprint": lambda r: r.fingerprint}, left=True),
+        Column("Commit", {"commit": lambda r: words.commit(r, 10)}, left=True),
+        Column("Finished (UTC)", {"finished": lambda r: r.finished[:16].replace("T", " ")}, left=True),
+        Column("Device", {"device": lambda r: r.device, "threads": lambda r: r.threads}, lambda device, n: f"{device}, {n} threads", left=True),
+        Column("Test top-1 (%)", {"test_top1": lambda r: r.metrics["test_top1"]}, words.two),
+        Column("Validation top-1 (%)", {"validation_top1": lambda r: r.metrics["validation_top1"]}, words.two),
+        Column("Training time", {"train_seconds": lambda r: r.train_seconds}, words.duration),
+    )  # fmt: skip
+    return table(caption("Every run", rung.runs), columns, rung.runs)

@@ -1,0 +1,74 @@
+"""Numbers, and what is said of runs, as pages and the terminal write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vitlab.records import RunRecord
+
+NONE = "–"
+
+
+def pm(mean: float, half: float | None) -> str:
+    """Return `81.50 ± 0.30`, or the mean alone where there is no interval."""
+    return f"{mean:.2f}" if half is None else f"{mean:.2f} ± {half:.2f}"
+
+
+def two(value: float | None) -> str:
+    """Return the number with two decimals; `NONE` for None."""
+    return NONE if value is None else f"{value:.2f}"
+
+
+def signed(value: float | None, half: float | None = None) -> str:
+    """Return `+0.61 ± 0.20`, with a true minus and no sign for what rounds to nothing; `NONE` for None."""
+    if value is None:
+        return NONE
+    shown = f"{value:+.2f}".replace("-", "−")
+    return (shown if shown[1:] != "0.00" else "0.00") + ("" if half is None else f" ± {half:.2f}")
+
+
+def seed_count(n: int) -> str:
+    """Return the number of seeds; a single one is said in words, since it has no interval."""
+    return "1 seed" if n == 1 else str(n)
+
+
+def sig(value: float) -> str:
+    """Return the number with three significant digits, or without decimals from a thousand on."""
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}"
+
+
+def millions(value: float) -> str:
+    """Return a count in millions, without the word."""
+    return sig(value / 1e6)
+
+
+def duration(seconds: float) -> str:
+    """Return `7.3 min`: in seconds below two minutes, in hours from two hours on."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def span(values: Sequence[float]) -> str:
+    """Return `3 to 8`, or the one number that all are; "" for no values."""
+    if not values:
+        return ""
+    low, high = min(values), max(values)
+    return f"{low:,g}" if low == high else f"{low:,g} to {high:,g}"
+
+
+def seeds(runs: Iterable[RunRecord]) -> str:
+    """Return `seeds 0, 1, 2`."""
+    found = sorted({r.seed for r in runs})
+    return ("seed " if len(found) == 1 else "seeds ") + ", ".join(map(str, found))
+
+
+def devices(runs: Iterable[RunRecord]) -> str:
+    """Return the devices that the runs were trained on."""
+    return " and ".join(sorted({r.device for r in runs}))
+
+
+def commit(run: RunRecord, digits: int) -> str:
+    """Return the first digits of the code's commit, and what was changed since."""
+    dirty = f" + changes {run.git['dirty'][:8]}" if run.git.get("dirty") else ""
+    return (run.git.get("commit") or "unknown")[:digits] + dirty
