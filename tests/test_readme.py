@@ -7,10 +7,11 @@ import subprocess
 import tomllib
 
 import pytest
+import yaml
 from bad_input.cases import all_cases
 
 from docs import make_terminal
-from vitlab import records
+from vitlab import config, records
 from vitlab.paths import REPOSITORY
 from vitlab.report.rungs import ladder
 
@@ -102,6 +103,19 @@ def test_the_command_reference_is_complete() -> None:
 def test_every_experiment_and_profile_is_described() -> None:
     for path in (REPOSITORY / "experiments").rglob("*.yaml"):
         assert path.name == "claims.yaml" or f"(../{path.relative_to(REPOSITORY).as_posix()})" in PAGES["docs/profiles.md"], path
+
+
+def test_the_table_of_profiles_is_what_they_say() -> None:
+    baseline = config.load(REPOSITORY / "experiments" / "01_baseline_vit.yaml")
+    table = {row[0].strip("`"): row[2:] for row in rows(PAGES["docs/profiles.md"]) if row[0].strip("`") in config.PROFILES}
+    assert list(table) == list(config.PROFILES)
+    for profile, cells in table.items():
+        vit = config.load(baseline.path, profile).config
+        resnet = config.load(REPOSITORY / "experiments" / "teachers" / "resnet18.yaml", profile).config
+        factor = yaml.safe_load((REPOSITORY / "experiments" / "profiles" / f"{profile}.yaml").read_text(encoding="utf-8"))["regularisation"]
+        images = f"{vit.data.train_limit:,}" if vit.data.train_limit else "all"
+        epochs = f"{100 * vit.train.epochs / baseline.config.train.epochs:g}"
+        assert cells == [images, epochs, f"{vit.model.dim} x {vit.model.depth}", str(resnet.model.width), f"{factor:g}"], profile
 
 
 def test_the_corpus_has_as_many_cases_as_it_says() -> None:
