@@ -199,7 +199,7 @@ def test_every_arm_has_what_its_claim_measures() -> None:
 
 def test_fingerprints_are_the_plans(tmp_path: Path) -> None:
     """What the ledger looks for is what a run of the same experiment and settings leaves, its teacher's fingerprint included."""
-    source = Source("cifar10", "cifar10", None, DIGEST, CIFAR10_CLASSES, mirror=True)
+    source = Source("cifar10", "cifar10", None, DIGEST, CIFAR10_CLASSES, mirror=True, train=50_000)
     taught = 0
     for arm in ARMS:
         (*before, planned) = plan.make([arm.path], "ledger", source, [0], arm.set, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import struct
@@ -9,6 +10,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+import cifars
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
 needs_cifar10 = pytest.mark.skipif(
-    not (DATA_DIR / sources.CIFAR10_FOLDER / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
+    not (DATA_DIR / sources.CIFARS["cifar10"].folder / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
 )
 FIELDS = ("train", "validation", "test")
 
@@ -158,6 +160,23 @@ def test_digits_are_scikit_learns(digits: dataset.Dataset) -> None:
     assert digits.mirror is False
 
 
+def test_digits_stay_bit_for_bit(digits: dataset.Dataset) -> None:
+    """Pinned: other pixels, labels or splits would be another data set under the same digest."""
+    found = hashlib.sha256()
+    for name in FIELDS:
+        for part in split(digits, name):
+            found.update(part.numpy().tobytes())
+    assert found.hexdigest() == "fe26d89eead953793594aa824b2555f0d144eb7e4598e2756e79eea12b67abde"
+
+
+def test_other_digits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    pixels[0, 0] += 1
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda return_X_y: (pixels, labels))
+    with pytest.raises(UserError, match=r"digits have the digest [0-9a-f]{32}, expected 0fbe54eb00f1b730f06afc8d66f9aa71; reinstall"):
+        dataset.load(sources.resolve("digits", Path("none"), "quick"), config.Data(), "cpu")
+
+
 def test_digits_split_is_stratified(digits: dataset.Dataset) -> None:
     exact = np.bincount(load_digits().target) * 359 / 1797
     assert np.abs(digits.test_labels.bincount().numpy() - exact).max() < 1
@@ -210,55 +229,42 @@ def test_mean_std_are_numpys() -> None:
 
 
 @needs_cifar10
-def test_cifar10_is_torchvisions() -> None:
-    from torchvision.datasets import CIFAR10
-
+def test_cifar10_is_what_its_batches_hold() -> None:
     loaded = dataset.load(sources.resolve("cifar10", DATA_DIR, "full", download=False), config.Data(), "cpu")
-    theirs, test = CIFAR10(DATA_DIR, train=True), CIFAR10(DATA_DIR, train=False)
-    assert np.array_equal(loaded.test_images.permute(0, 2, 3, 1).numpy(), test.data)
-    assert loaded.test_labels.tolist() == test.targets
-    aside, rest = dataset.stratified_split(torch.tensor(theirs.targets), 2500, "validation")
+    folder = DATA_DIR / sources.CIFARS["cifar10"].folder
+    batches = [pickle.loads((folder / n).read_bytes(), encoding="bytes") for n in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")]
+    assert np.array_equal(loaded.test_images.flatten(1).numpy(), batches[5][b"data"])
+    assert loaded.test_labels.tolist() == batches[5][b"labels"]
+    pixels, labels = np.concatenate([b[b"data"] for b in batches[:5]]), [label for b in batches[:5] for label in b[b"labels"]]
+    aside, rest = dataset.stratified_split(torch.tensor(labels), 2500, "validation")
     for rows, name in ((rest, "train"), (aside, "validation")):
-        images, labels = split(loaded, name)
-        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), theirs.data[rows.numpy()])
-        assert labels.tolist() == [theirs.targets[i] for i in rows.tolist()]
+        images, targets = split(loaded, name)
+        assert np.array_equal(images.flatten(1).numpy(), pixels[rows.numpy()])
+        assert targets.tolist() == [labels[i] for i in rows.tolist()]
     assert loaded.validation_labels.bincount().tolist() == [250] * 10
     np.testing.assert_allclose(loaded.mean.numpy(), (0.49139968, 0.48215841, 0.44653091), atol=1e-7)  # as commonly quoted
     np.testing.assert_allclose(loaded.std.numpy(), (0.24703223, 0.24348513, 0.26158784), atol=1e-7)
 
 
-def cifar10_of(contents: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> sources.Source:
-    """A source whose verified files are `contents`."""
-    monkeypatch.setattr(sources, "read_cifar10", lambda folder: dict(contents))
-    return sources.Source("cifar10", "cifar10", Path("none"), "0" * 32, sources.CIFAR10_CLASSES, True)
-
-
-def test_cifar10_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, 3072), dtype=np.uint8)
-    labels = [[(i + b) % 10 for i in range(20)] for b in range(6)]
-    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
-    contents = {
-        name: pickle.dumps({b"data": p, b"labels": y}, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-        for name, p, y in zip(names, pixels, labels, strict=True)
-    }
-    loaded = dataset.load(cifar10_of(contents, monkeypatch), config.Data(), "cpu")
-    assert loaded.test_labels.tolist() == labels[5]
-    for channel, row, column in ((0, 0, 0), (1, 2, 3), (2, 31, 31)):  # planes of rows: R, then G, then B
-        assert np.array_equal(loaded.test_images[:, channel, row, column].numpy(), pixels[5, :, 1024 * channel + 32 * row + column])
-    train = torch.from_numpy(pixels[:5].reshape(100, 3, 32, 32)), torch.tensor(labels[:5]).flatten()
-    assert bag(split(loaded, "train"), split(loaded, "validation")) == bag(train)
-    with pytest.raises(UserError, match=r"data.test_limit: 9 is less than the data set's 10 classes"):
-        dataset.load(cifar10_of(contents, monkeypatch), config.Data.model_construct(validation=0.05, train_limit=None, test_limit=9), "cpu")
-
-
-class Payload:
-    def __reduce__(self):
-        return (os.putenv, ("VITLAB_TEST_RAN", "1"))
-
-
-def test_pickles_cannot_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(pickle.UnpicklingError, match=r"putenv has no place in an array's pickle"):
-        dataset.load(cifar10_of({"data_batch_1": pickle.dumps(Payload())}, monkeypatch), config.Data(), "cpu")
+@pytest.mark.parametrize("name", cifars.NAMES)
+def test_cifar_layout(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rows of pickled batches become images, R, G and B planes of rows, with their labels; CIFAR-100's are the fine ones."""
+    images = {"cifar10": 40, "cifar100": 300}[name]
+    files = cifars.small(monkeypatch, name, images)
+    cifars.place(name, files, tmp_path)
+    loaded = dataset.load(sources.resolve(name, tmp_path, "full"), config.Data(), "cpu")
+    *train, test = [pickle.loads(content) for file, content in files.items() if "meta" not in file]
+    key = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
+    assert loaded.test_labels.tolist() == test[key]
+    for channel, row, column in ((0, 0, 0), (1, 2, 3), (2, 31, 31)):
+        assert np.array_equal(loaded.test_images[:, channel, row, column].numpy(), test["data"][:, 1024 * channel + 32 * row + column])
+    expected = torch.from_numpy(np.concatenate([b["data"] for b in train]).reshape(-1, 3, 32, 32)), torch.tensor([b[key] for b in train])
+    assert bag(split(loaded, "train"), split(loaded, "validation")) == bag((expected[0], expected[1].flatten()))
+    assert loaded.classes == sources.CIFARS[name].classes
+    source, classes = sources.resolve(name, tmp_path, "full"), len(loaded.classes)
+    too_few = config.Data.model_construct(validation=0.05, train_limit=None, test_limit=classes - 1)
+    with pytest.raises(UserError, match=rf"data.test_limit: {classes - 1} is less than the data set's {classes} classes"):
+        dataset.load(source, too_few, "cpu")
 
 
 # ----------------------------------------------------------------------------------------------------------- folder

@@ -5,20 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
-import io
 import os
 import pickle
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 from pathlib import Path
 
-import numpy as np
+import cifars
 import pytest
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from vitlab import config
 from vitlab.data import dataset, sources
@@ -26,53 +24,28 @@ from vitlab.errors import UserError
 
 DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
 needs_cifar10 = pytest.mark.skipif(
-    not (DATA_DIR / sources.CIFAR10_FOLDER / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
+    not (DATA_DIR / sources.CIFARS["cifar10"].folder / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
 )
 
 
-def batch(first: int, n: int = 40) -> bytes:
-    """A CIFAR batch as its authors pickled theirs: images numbered in their first pixel, labels 0..9 in turn."""
-    pixels = np.random.default_rng(first).integers(0, 256, (n, 3072), dtype=np.uint8)
-    pixels[:, 0] = np.arange(first, first + n)
-    content = pickle.dumps({b"data": pixels, b"labels": [i % 10 for i in range(n)]}, protocol=3)
-    return content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+@pytest.fixture(params=cifars.NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """CIFAR-10 in six small batches, whose sizes and md5s stand in for the real ones, here and in torchvision."""
-    files = {name: batch(40 * i) for i, name in enumerate(sources.CIFAR10_FILES)}
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    monkeypatch.setattr(sources, "CIFAR10_FILES", {name: (len(content), md5[name]) for name, content in files.items()})
-    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name in files if name != "test_batch"])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    # torchvision reads str keys and a metadata file; what it makes of the files is not the question here
-    monkeypatch.setattr(CIFAR10, "__init__", lambda self, root, download: (setattr(self, "root", root), self.download())[0])
-    return files
-
-
-def place(files: dict[str, bytes], data_dir: Path) -> Path:
-    folder = data_dir / sources.CIFAR10_FOLDER
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
+def tiny(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    return cifars.small(monkeypatch, name)
 
 
 @pytest.fixture
-def archive(tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The tiny CIFAR-10 as cifar-10-python.tar.gz, alone in a folder."""
-    path = tmp_path / "site" / sources.CIFAR10_ARCHIVE[0]
-    path.parent.mkdir()
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in tiny.items():
-            info = tarfile.TarInfo(f"{sources.CIFAR10_FOLDER}/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(sources, "CIFAR10_ARCHIVE", (path.name, path.stat().st_size, md5))
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
-    return path
+def archive(name: str, tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny CIFAR as an archive, alone in a folder."""
+    return cifars.archive(monkeypatch, name, tiny, tmp_path / "site")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +53,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A site that refuses connections, and no proxy on the way to it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{s.getsockname()[1]}/cifar-10-python.tar.gz")
+        for theirs in (CIFAR10, CIFAR100):
+            monkeypatch.setattr(theirs, "url", f"http://127.0.0.1:{s.getsockname()[1]}/{theirs.filename}")
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -102,16 +76,21 @@ def folder_of(root: Path, n: int = 2, halves: tuple[str, ...] = ("train", "test"
 # --------------------------------------------------------------------------------------------------------- CIFAR-10
 
 
-def test_constants_are_torchvisions() -> None:
-    assert {name: md5 for name, (_, md5) in sources.CIFAR10_FILES.items()} == dict(CIFAR10.train_list + CIFAR10.test_list)
-    assert (sources.CIFAR10_ARCHIVE[0], sources.CIFAR10_ARCHIVE[2]) == (CIFAR10.filename, CIFAR10.tgz_md5)
-    assert CIFAR10.base_folder == sources.CIFAR10_FOLDER
+@pytest.mark.parametrize(("name", "theirs"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_constants_are_torchvisions(name: str, theirs: type[CIFAR10]) -> None:
+    cifar = sources.CIFARS[name]
+    meta = theirs.meta["filename"], theirs.meta["md5"]
+    assert {file: md5 for file, (_, md5) in cifar.files.items()} == dict([*theirs.train_list, *theirs.test_list, meta])
+    assert (cifar.archive[0], cifar.archive[2]) == (theirs.filename, theirs.tgz_md5)
+    assert (cifar.folder, cifar.torchvision) == (theirs.base_folder, theirs.__name__)
+    assert list(cifar.classes) == sorted(set(cifar.classes)), "in the order of their names, as the authors numbered them"
+    assert len(cifar.classes) == {"cifar10": 10, "cifar100": 100}[name]
 
 
 @needs_cifar10
 def test_real_cifar10() -> None:
     source = sources.resolve("cifar10", DATA_DIR, "full", download=False)
-    meta = pickle.loads((DATA_DIR / sources.CIFAR10_FOLDER / "batches.meta").read_bytes(), encoding="latin1")
+    meta = pickle.loads((DATA_DIR / sources.CIFARS["cifar10"].folder / "batches.meta").read_bytes(), encoding="latin1")
     assert source.classes == tuple(meta["label_names"])
     assert sources.resolve("auto", DATA_DIR, "quick", download=False) == source
     assert "all checksums right" in sources.prepare(DATA_DIR)[0]
@@ -123,44 +102,64 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_cifar10_in_place(tiny: dict[str, bytes], tmp_path: Path) -> None:
-    place(tiny, tmp_path)
-    source = sources.resolve("cifar10", tmp_path, "full")
-    assert (source.kind, source.name, source.mirror, source.note) == ("cifar10", "cifar10", True, "")
-    assert source.digest == "c58f30108f718f92721af3b95e74349a"
-    assert sources.read_cifar10(tmp_path / sources.CIFAR10_FOLDER) == tiny
+def test_in_place(name: str, tiny: dict[str, bytes], tmp_path: Path) -> None:
+    folder = cifars.place(name, tiny, tmp_path)
+    source = sources.resolve(name, tmp_path, "full")
+    assert (source.kind, source.name, source.path, source.mirror, source.train, source.note) == (name, name, folder, True, 50_000, "")
+    assert source.digest == {"cifar10": "c58f30108f718f92721af3b95e74349a", "cifar100": "eb9058c3a382ffc7106e4002c42a8d85"}[name]
+    sources.verify(source)
 
 
-def test_cut_file_is_named(tiny: dict[str, bytes], tmp_path: Path) -> None:
-    path = place(tiny, tmp_path) / "data_batch_3"
+def test_cut_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny = cifars.small(monkeypatch, "cifar10")
+    path = cifars.place("cifar10", tiny, tmp_path) / "data_batch_3"
     path.write_bytes(tiny["data_batch_3"][:1000])
-    for name in ("cifar10", "auto"):  # auto does not hide it behind the digits
-        with pytest.raises(UserError, match=r"data_batch_3: damaged: 1,000 bytes, expected 12\d,\d+.*Delete .*vitlab data"):
-            sources.resolve(name, tmp_path, "quick")
+    for data in ("cifar10", "auto"):  # auto does not hide it behind the digits
+        with pytest.raises(UserError, match=r"data_batch_3: damaged: 1,000 bytes, expected 1\d\d,\d+.*Delete .*fetches it anew"):
+            sources.resolve(data, tmp_path, "quick")
 
 
-def test_changed_byte_is_found_before_any_unpickling(tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place(tiny, tmp_path)
-    content = bytearray(tiny["test_batch"])  # the last one, so that the others could have been unpickled before it
-    content[5000] ^= 1
-    (folder / "test_batch").write_bytes(content)
-    source = sources.resolve("cifar10", tmp_path, "full")
-    monkeypatch.setattr(dataset, "_ArrayUnpickler", None)  # whoever calls it fails with a TypeError
-    md5 = hashlib.md5(content).hexdigest()
-    with pytest.raises(UserError, match=rf"test_batch: damaged: md5 {md5}, expected {sources.CIFAR10_FILES['test_batch'][1]}"):
-        dataset.load(source, config.Data(), "cpu")
+class Payload:
+    """Unpickled, it leaves a mark."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(Payload.mark),))
+
+    mark = Path("ran")
 
 
-def test_archive_in_place_is_extracted(archive: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_md5_is_found_before_any_unpickling(name: str, tiny: dict[str, bytes], tmp_path: Path) -> None:
+    folder = cifars.place(name, tiny, tmp_path)
+    last = {"cifar10": "test_batch", "cifar100": "test"}[name]  # so that the others could have been unpickled before it
+    first = next(iter(tiny))
+    Payload.mark = tmp_path / "ran"
+    code = pickle.dumps(Payload())
+    for file in (last, first):
+        content = code.ljust(len(tiny[file]))
+        (folder / file).write_bytes(content)
+        source = sources.resolve(name, tmp_path, "full")
+        md5 = hashlib.md5(content).hexdigest()
+        with pytest.raises(UserError, match=rf"{file}: damaged: md5 {md5}, expected {sources.CIFARS[name].files[file][1]}. Delete"):
+            dataset.load(source, config.Data(), "cpu")
+        assert not Payload.mark.exists()
+    pickle.loads(code)
+    assert Payload.mark.exists(), "the test can fail"
+
+
+def test_archive_in_place_is_extracted(name: str, archive: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_unreachable", None)  # no network is asked
-    planned = sources.resolve("auto", archive.parent, "full", download=False)
+    planned = sources.resolve(name, archive.parent, "full", download=False)
     assert [p.name for p in archive.parent.iterdir()] == [archive.name]  # a dry run writes nothing
-    assert sources.resolve("auto", archive.parent, "full") == planned
-    assert sources.read_cifar10(archive.parent / sources.CIFAR10_FOLDER) == tiny
+    assert sources.resolve(name, archive.parent, "full") == planned
+    assert contents(archive.parent / sources.CIFARS[name].folder) == tiny
+    if name == "cifar10":
+        assert sources.resolve("auto", archive.parent, "full") == planned
 
 
 @pytest.mark.parametrize("left_over", [b"", b"half a download"])
-def test_download(archive: Path, tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_over: bytes) -> None:
+def test_download(
+    name: str, archive: Path, tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_over: bytes
+) -> None:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
 
@@ -169,29 +168,33 @@ def test_download(archive: Path, tiny: dict[str, bytes], tmp_path: Path, monkeyp
         data_dir.mkdir()
         (data_dir / archive.name).write_bytes(left_over)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=archive.parent)) as server:
-        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        theirs = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+        monkeypatch.setattr(theirs, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        lines = sources.prepare(data_dir)
+        source = sources.resolve(name, data_dir, "full")
         server.shutdown()
-    assert [line.split(":")[0] for line in lines] == ["cifar10", "digits"]
-    assert sources.read_cifar10(data_dir / sources.CIFAR10_FOLDER) == tiny
+    assert source.path is not None
+    assert contents(source.path) == tiny
+    if name == "cifar10":
+        assert [line.split(":")[0] for line in sources.prepare(data_dir)] == ["cifar10", "digits"]
     assert socket.getdefaulttimeout() is None
 
 
 def test_unreachable_site(tmp_path: Path) -> None:
-    for name, profile in (("cifar10", "quick"), ("auto", "overnight"), ("auto", "full")):
+    for data, profile in (("cifar10", "quick"), ("auto", "overnight"), ("auto", "full"), ("cifar100", "quick")):
+        archive = "cifar-100" if data == "cifar100" else "cifar-10"
         with pytest.raises(
-            UserError, match=r"cannot be downloaded: 127\.0\.0\.1: .*refused.*cifar-10-python\.tar\.gz.*VITLAB_DATA_DIR.*--data digits"
+            UserError, match=rf"cannot be downloaded: 127\.0\.0\.1: .*refused.*{archive}-python\.tar\.gz.*VITLAB_DATA_DIR.*--data digits"
         ):
-            sources.resolve(name, tmp_path, profile)
+            sources.resolve(data, tmp_path, profile)
     with pytest.raises(UserError, match="cannot be downloaded"):
         sources.prepare(tmp_path)
 
 
-def test_damaged_archive_without_a_network(archive: Path) -> None:
+def test_damaged_archive_without_a_network(name: str, archive: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-10])
-    with pytest.raises(UserError, match=rf"{archive.name} is damaged: md5 .*, expected {sources.CIFAR10_ARCHIVE[2]}"):
-        sources.resolve("cifar10", archive.parent, "full")
+    with pytest.raises(UserError, match=rf"{archive.name} is damaged: md5 .*, expected {sources.CIFARS[name].archive[2]}"):
+        sources.resolve(name, archive.parent, "full")
 
 
 def test_name_lookup_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +223,9 @@ def test_without_download_no_network_is_asked(tmp_path: Path, monkeypatch: pytes
     source = sources.resolve("auto", tmp_path, "quick", download=False)
     assert source.kind == "digits"
     assert "a run would first download it" in source.note
-    for name in ("auto", "cifar10"):  # the digest is known without the data, so that a plan can be made
-        planned = sources.resolve(name, tmp_path, "full", download=False)
-        assert (planned.kind, planned.digest) == ("cifar10", sources.CIFAR10_ARCHIVE[2])
+    for data, kind in (("auto", "cifar10"), ("cifar10", "cifar10"), ("cifar100", "cifar100")):  # the digest is known without the data
+        planned = sources.resolve(data, tmp_path, "full", download=False)
+        assert (planned.kind, planned.digest) == (kind, sources.CIFARS[kind].archive[2])
         assert "a run would first download it" in planned.note
     assert not list(tmp_path.iterdir())
 
@@ -279,7 +282,10 @@ def test_one_folder_of_classes(tmp_path: Path) -> None:
     assert len(found.train) == 4
 
 
-@pytest.mark.parametrize(("folder", "name"), [("cifar10", "cifar10-folder"), ("digits", "digits-folder"), ("é", "folder"), ("a b/", "a-b")])
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("cifar10", "cifar10-folder"), ("digits", "digits-folder"), ("cifar100", "cifar100-folder"), ("é", "folder"), ("a b/", "a-b")],
+)
 def test_name(tmp_path: Path, folder: str, name: str) -> None:
     assert sources.resolve(str(folder_of(tmp_path / folder)), tmp_path, "full").name == name
 
@@ -392,5 +398,5 @@ def test_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cifar1O: no such folder; expected auto, cifar10, digits, or a folder"):
+    with pytest.raises(UserError, match=r"cifar1O: no such folder; expected auto, cifar10, cifar100, digits, or a folder"):
         sources.resolve(str(tmp_path / "cifar1O"), tmp_path, "full")

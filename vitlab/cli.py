@@ -84,7 +84,7 @@ def _budget(text: str) -> float:
 
 
 def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None:
-    parser.add_argument("--data", default=data, metavar="auto|cifar10|digits|PATH", help="data set (default: %(default)s)")
+    parser.add_argument("--data", default=data, metavar="auto|cifar10|cifar100|digits|PATH", help="data set (default: %(default)s)")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     model = predict.add_mutually_exclusive_group()
     model.add_argument(
-        "--data", default="cifar10", metavar="cifar10|digits|PATH",
+        "--data", default="cifar10", metavar="cifar10|cifar100|digits|PATH",
         help="the data set whose best model answers: students first, then by validation top-1 (default: %(default)s)",
     )  # fmt: skip
     model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="this finished run answers")

@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
 class DatasetFacts(_Frozen):
     """The data set that a run used."""
 
-    name: Name  # cifar10, digits, or the folder's name
+    name: Name  # cifar10, cifar100, digits, or the folder's name
     digest: str
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     train: int  # images trained on, the validation split taken off

@@ -11,7 +11,7 @@ import signal
 import struct
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +109,25 @@ class World:
         path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
 
     def cifar10(self) -> Path:
-        """A data folder with CIFAR-10 in six batches of a few bytes, whose sizes and md5s stand in for the real ones."""
-        folder = self.root / "data" / sources.CIFAR10_FOLDER
-        files = {name: f"{name} of ten images".encode() for name in sources.CIFAR10_FILES}
+        """A data folder with CIFAR-10 in files of a few bytes, whose sizes and md5s stand in for the real ones."""
+        cifar = sources.CIFARS["cifar10"]
+        folder = self.root / "data" / cifar.folder
+        files = {name: f"{name} of ten images".encode() for name in cifar.files}
         sums = {name: (len(content), hashlib.md5(content).hexdigest()) for name, content in files.items()}
-        self.patch.setattr(sources, "CIFAR10_FILES", sums)
+        self.patch.setitem(sources.CIFARS, "cifar10", replace(cifar, files=sums))
         for name, content in files.items():
             self.write(folder / name, content)
         return folder.parent
 
     def archive(self) -> Path:
         """A data folder with CIFAR-10's archive, for which a few bytes stand in."""
-        path = self.root / "data" / sources.CIFAR10_ARCHIVE[0]
+        cifar = sources.CIFARS["cifar10"]
+        path = self.root / "data" / cifar.archive[0]
         path.parent.mkdir()
         with tarfile.open(path, "w:gz") as tar:
             tar.addfile(tarfile.TarInfo("batches.meta"), io.BytesIO())
         md5 = hashlib.md5(path.read_bytes()).hexdigest()
-        self.patch.setattr(sources, "CIFAR10_ARCHIVE", (path.name, path.stat().st_size, md5))
+        self.patch.setitem(sources.CIFARS, "cifar10", replace(cifar, archive=(path.name, path.stat().st_size, md5)))
         return path.parent
 
 

@@ -160,7 +160,10 @@ FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
     "a seed too large": (("--seeds", "4294967296"), "seeds are between 0 and 2^32 - 1"),
     "an unknown profile": (("--profile", "huge"), "invalid choice: 'huge' (choose from 'auto', 'quick', 'ledger', 'overnight', 'full')"),
     "an unknown flag": (("--epochs", "3"), "unrecognized arguments: --epochs 3"),
-    "no such data": (("--data", "/nowhere"), "--data /nowhere: no such folder; expected auto, cifar10, digits, or a folder of images"),
+    "no such data": (
+        ("--data", "/nowhere"),
+        "--data /nowhere: no such folder; expected auto, cifar10, cifar100, digits, or a folder of images",
+    ),
     "data of an unknown user": (("--data", "~nobody-of-this-name/x"), "~nobody-of-this-name/x: no such folder"),
     "data that is a file": (("--data", "tiny.yaml"), "--data tiny.yaml: no such folder"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import http.client
 import importlib.util
@@ -12,161 +11,303 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from vitlab.config.places import read_yaml
 from vitlab.errors import UserError
 from vitlab.files import printable
 
-CIFAR10_FOLDER = "cifar-10-batches-py"
-CIFAR10_ARCHIVE = ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a")  # name, bytes, md5
-CIFAR10_FILES = {  # the files that are read: (bytes, md5); the md5s are torchvision's
-    "data_batch_1": (31_035_704, "c99cafc152244af753f735de768cd75f"),
-    "data_batch_2": (31_035_320, "d4bba439e000b95fd0a9bffe97cbabec"),
-    "data_batch_3": (31_035_999, "54ebc095f3ab1f0389bbae665268c751"),
-    "data_batch_4": (31_035_696, "634d18415352ddfa80567beed471001a"),
-    "data_batch_5": (31_035_623, "482c414d41f54cd18b22e5b47cb7c3cb"),
-    "test_batch": (31_035_526, "40351d587109b95175f43aff81a1287e"),
-}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_CLASSES = tuple(
+    [
+        "apple",
+        "aquarium_fish",
+        "baby",
+        "bear",
+        "beaver",
+        "bed",
+        "bee",
+        "beetle",
+        "bicycle",
+        "bottle",
+        "bowl",
+        "boy",
+        "bridge",
+        "bus",
+        "butterfly",
+        "camel",
+        "can",
+        "castle",
+        "caterpillar",
+        "cattle",
+        "chair",
+        "chimpanzee",
+        "clock",
+        "cloud",
+        "cockroach",
+        "couch",
+        "crab",
+        "crocodile",
+        "cup",
+        "dinosaur",
+        "dolphin",
+        "elephant",
+        "flatfish",
+        "forest",
+        "fox",
+        "girl",
+        "hamster",
+        "house",
+        "kangaroo",
+        "keyboard",
+        "lamp",
+        "lawn_mower",
+        "leopard",
+        "lion",
+        "lizard",
+        "lobster",
+        "man",
+        "maple_tree",
+        "motorcycle",
+        "mountain",
+        "mouse",
+        "mushroom",
+        "oak_tree",
+        "orange",
+        "orchid",
+        "otter",
+        "palm_tree",
+        "pear",
+        "pickup_truck",
+        "pine_tree",
+        "plain",
+        "plate",
+        "poppy",
+        "porcupine",
+        "possum",
+        "rabbit",
+        "raccoon",
+        "ray",
+        "road",
+        "rocket",
+        "rose",
+        "sea",
+        "seal",
+        "shark",
+        "shrew",
+        "skunk",
+        "skyscraper",
+        "snail",
+        "snake",
+        "spider",
+        "squirrel",
+        "streetcar",
+        "sunflower",
+        "sweet_pepper",
+        "table",
+        "tank",
+        "telephone",
+        "television",
+        "tiger",
+        "tractor",
+        "train",
+        "trout",
+        "tulip",
+        "turtle",
+        "wardrobe",
+        "whale",
+        "willow_tree",
+        "wolf",
+        "woman",
+        "worm",
+    ]
+)
+DIGITS_DIGEST = "0fbe54eb00f1b730f06afc8d66f9aa71"  # what `dataset` finds in scikit-learn's digits
 REACH_SECONDS = 10  # for the first answer of the data set's site, name look-up included
 STALL_SECONDS = 60  # a download in which nothing arrives for so long has failed
 
 
 class Unavailable(UserError):
-    """CIFAR-10 is not here and cannot be fetched."""
+    """A data set is not here and cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Source:
     """One data set, before any pixel is read."""
 
-    kind: Literal["cifar10", "digits", "folder"]
-    name: str  # cifar10, digits, or the folder's name in [A-Za-z0-9._-]
+    kind: str  # a name in SOURCES, or folder
+    name: str  # the same, or the folder's name in [A-Za-z0-9._-]
     path: Path | None  # the folder with the files; None for the digits, which scikit-learn brings
-    digest: str  # 32 hex digits
+    digest: str  # hex digits that change with the images or their labels: part of every run's fingerprint
     classes: tuple[str, ...]
     mirror: bool  # whether an image flipped left-right is still of its class
+    train: int  # images to train on, the validation split among them
     note: str = ""  # a banner for the user
     cache: Path | None = None  # where decoded images of a folder are kept
 
 
 def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> Source:
-    """The data set that `data` (auto, cifar10, digits, or a folder's path) names.
+    """The data set that `data` (auto, a name in SOURCES, or a folder's path) names.
 
     `auto` is CIFAR-10; in the profile `quick` alone, where that is not to be had, it is the digits, and `note` says so.
     `download=False` touches no network and writes nothing: what it returns may be planned with, and `note` says what is not here
     yet. Raises UserError: what is missing or damaged, and the remedy.
     """
-    if data == "cifar10":
-        return _cifar10(data_dir, download)
-    if data == "digits":
-        return _digits()
+    if data in SOURCES:
+        return SOURCES[data](data_dir, download)
     if data != "auto":
         return _folder(Path(os.path.expanduser(data)), data_dir)
     try:
-        source = _cifar10(data_dir, download)
+        source = SOURCES["cifar10"](data_dir, download)
     except Unavailable as e:
         if profile != "quick":
             raise
-        return _digits(f"scikit-learn's digits stand in for CIFAR-10: these numbers say nothing about CIFAR-10.\n{e}")
+        note = f"scikit-learn's digits stand in for CIFAR-10: these numbers say nothing about CIFAR-10.\n{e}"
+        return replace(SOURCES["digits"](data_dir, download), note=note)
     if source.note and profile == "quick":
-        return _digits(f"{source.note} Where it cannot be downloaded, scikit-learn's digits stand in for it, as in this plan.")
+        note = f"{source.note} Where it cannot be downloaded, scikit-learn's digits stand in for it, as in this plan."
+        return replace(SOURCES["digits"](data_dir, download), note=note)
     return source
 
 
 def name_of(data: str | Path) -> str:
-    """The data set's name in records: cifar10, digits, or one made of the folder's. Nothing is read, and the folder need not exist."""
-    if data in ("cifar10", "digits"):
+    """The data set's name in records: as in SOURCES, or one made of the folder's. Nothing is read, and the folder need not exist."""
+    if data in SOURCES:
         return str(data)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(os.path.expanduser(data)).resolve().name).strip("-.")[:80] or "folder"
-    return f"{name}-folder" if name in ("cifar10", "digits") else name  # those names are taken, and reports tell data sets apart by name
+    return f"{name}-folder" if name in SOURCES else name  # those names are taken, and reports tell data sets apart by name
 
 
 def prepare(data_dir: Path) -> tuple[str, ...]:
-    """Make CIFAR-10 available and verify every checksum; returns one line on each known data set.
+    """Make CIFAR-10 available and verify every checksum; returns one line on each data set that a run may use unasked.
 
-    Raises UserError as `resolve` and `read_cifar10` do.
+    Raises UserError as `resolve` and `verify` do.
     """
-    cifar10, digits = _cifar10(data_dir, download=True), _digits()
-    assert cifar10.path is not None
-    read_cifar10(cifar10.path)
+    cifar10, digits = SOURCES["cifar10"](data_dir, True), SOURCES["digits"](data_dir, True)
+    verify(cifar10)
     return (
-        f"cifar10: {cifar10.path}, {len(CIFAR10_FILES)} files, all checksums right, digest {cifar10.digest}",
+        f"cifar10: {cifar10.path}, {len(CIFARS['cifar10'].files)} files, all checksums right, digest {cifar10.digest}",
         f"digits: bundled with scikit-learn, digest {digits.digest}",
     )
 
 
-# --------------------------------------------------------------------------------------------------------- CIFAR-10
+# -------------------------------------------------------------------------------------------- CIFAR-10 and CIFAR-100
 
 
-def _cifar10(data_dir: Path, download: bool) -> Source:
-    folder = data_dir / CIFAR10_FOLDER
+@dataclass(frozen=True)
+class Cifar:
+    """What torchvision knows of the data set, and what it does not: sizes, and classes before anything is read."""
+
+    title: str
+    torchvision: str  # the class in torchvision.datasets that fetches and reads it
+    folder: str
+    archive: tuple[str, int, str]  # name, bytes, md5
+    files: dict[str, tuple[int | None, str]]  # every file that is read: (bytes where they are known, md5)
+    classes: tuple[str, ...]
+
+
+CIFARS = {
+    "cifar10": Cifar(
+        "CIFAR-10",
+        "CIFAR10",
+        "cifar-10-batches-py",
+        ("cifar-10-python.tar.gz", 170_498_071, "c58f30108f718f92721af3b95e74349a"),
+        {
+            "data_batch_1": (31_035_704, "c99cafc152244af753f735de768cd75f"),
+            "data_batch_2": (31_035_320, "d4bba439e000b95fd0a9bffe97cbabec"),
+            "data_batch_3": (31_035_999, "54ebc095f3ab1f0389bbae665268c751"),
+            "data_batch_4": (31_035_696, "634d18415352ddfa80567beed471001a"),
+            "data_batch_5": (31_035_623, "482c414d41f54cd18b22e5b47cb7c3cb"),
+            "test_batch": (31_035_526, "40351d587109b95175f43aff81a1287e"),
+            "batches.meta": (158, "5ff9c542aee3614f3951f8cda6e48888"),
+        },
+        CIFAR10_CLASSES,
+    ),
+    "cifar100": Cifar(
+        "CIFAR-100",
+        "CIFAR100",
+        "cifar-100-python",
+        ("cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
+        {
+            "train": (None, "16019d7e3df5f24257cddd939b257f8d"),
+            "test": (None, "f0ef6b0ae62326f3e7ffdfab6717acfc"),
+            "meta": (None, "7973b15100ade9c7d40fb424638fde48"),
+        },
+        CIFAR100_CLASSES,
+    ),
+}
+
+
+def _cifar(name: str, data_dir: Path, download: bool) -> Source:
+    cifar = CIFARS[name]
+    archive, size, digest = cifar.archive
+    folder = data_dir / cifar.folder
     note = ""
-    if not _cifar10_complete(folder):
+    if not _complete(cifar, folder):
         if download:
-            _fetch_cifar10(data_dir)
-        elif not _has_size(data_dir / CIFAR10_ARCHIVE[0], CIFAR10_ARCHIVE[1]):
-            note = f"CIFAR-10 is not in {data_dir}: a run would first download it."
-    return Source("cifar10", "cifar10", folder, CIFAR10_ARCHIVE[2], CIFAR10_CLASSES, mirror=True, note=note)
+            _fetch(cifar, data_dir)
+        elif not _has_size(data_dir / archive, size):
+            note = f"{cifar.title} is not in {data_dir}: a run would first download it."
+    return Source(name, name, folder, digest, cifar.classes, mirror=True, train=50_000, note=note)
 
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _cifar10_complete(folder: Path) -> bool:
+def _complete(cifar: Cifar, folder: Path) -> bool:
     """Whether every file is there, with its right size. Raises UserError for a file of another size; looks into none."""
     complete = True
-    for name, (size, _) in CIFAR10_FILES.items():
+    for name, (size, _) in cifar.files.items():
         path = folder / name
         if not path.is_file():
             complete = False
-        elif path.stat().st_size != size:
+        elif size is not None and path.stat().st_size != size:
             raise UserError(f"{path}: damaged: {path.stat().st_size:,} bytes, expected {size:,}. {_replace(folder)}")
     return complete
 
 
-def read_cifar10(folder: Path) -> dict[str, bytes]:
-    """Every file's content, by name, all of them checked before any is handed out: these are pickles, which can run code.
-
-    Raises UserError for a file that is missing, unreadable or whose md5 is not torchvision's.
-    """
-    contents = {}
-    for name, (_, md5) in CIFAR10_FILES.items():
+def verify(source: Source) -> None:
+    """Raise UserError for a file of CIFAR-10 or CIFAR-100 that is missing, unreadable or whose md5 is not torchvision's."""
+    assert source.path is not None
+    for name, (_, md5) in CIFARS[source.kind].files.items():
+        path = source.path / name
         try:
-            content = (folder / name).read_bytes()
+            found = _md5(path)
         except OSError as e:
-            raise UserError(f"{folder / name}: cannot be read ({e.strerror}). {_replace(folder)}") from None
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            raise UserError(f"{path}: cannot be read ({e.strerror}). {_replace(source.path)}") from None
         if found != md5:
-            raise UserError(f"{folder / name}: damaged: md5 {found}, expected {md5}. {_replace(folder)}")
-        contents[name] = content
-    return contents
+            raise UserError(f"{path}: damaged: md5 {found}, expected {md5}. {_replace(source.path)}")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def _replace(folder: Path) -> str:
-    return f"Delete {folder} and fetch it anew with 'vitlab data'."
+    return f"Delete {folder}: the same command, or 'vitlab data' for CIFAR-10, fetches it anew."
 
 
-def _remedy(data_dir: Path) -> str:
+def _remedy(cifar: Cifar, data_dir: Path) -> str:
     return (
-        f"Place {CIFAR10_ARCHIVE[0]} or the folder {CIFAR10_FOLDER} in {data_dir}, "
+        f"Place {cifar.archive[0]} or the folder {cifar.folder} in {data_dir}, "
         "or name the folder that holds it with VITLAB_DATA_DIR (make: DATA_DIR=...), or use --data digits."
     )
 
 
-def _fetch_cifar10(data_dir: Path) -> None:
+def _fetch(cifar: Cifar, data_dir: Path) -> None:
     """Extract the archive where it lies in `data_dir`, else download it first; torchvision checks its md5 before it opens it."""
-    from torchvision.datasets import CIFAR10  # late: it imports torch
+    import torchvision.datasets  # late: it imports torch
 
-    archive, _, md5 = CIFAR10_ARCHIVE
+    theirs = getattr(torchvision.datasets, cifar.torchvision)
+    archive, _, md5 = cifar.archive
     damaged = ""
     try:
-        with (data_dir / archive).open("rb") as f:
-            found = hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        found = _md5(data_dir / archive)
         here = found == md5
         if not here:  # most likely an interrupted download; torchvision overwrites it
             damaged = f" {data_dir / archive} is damaged: md5 {found}, expected {md5}."
@@ -174,16 +315,18 @@ def _fetch_cifar10(data_dir: Path) -> None:
         here = False
     except OSError as e:
         raise UserError(f"{data_dir / archive}: cannot be read ({e.strerror}); check the path and its permissions") from None
-    reason = "" if here else _unreachable(CIFAR10.url)
+    reason = "" if here else _unreachable(theirs.url)
     if reason:
-        host = urllib.parse.urlsplit(CIFAR10.url).hostname
-        raise Unavailable(f"CIFAR-10 is not in {data_dir} and cannot be downloaded: {host}: {reason}.{damaged} {_remedy(data_dir)}")
+        host = urllib.parse.urlsplit(theirs.url).hostname
+        raise Unavailable(
+            f"{cifar.title} is not in {data_dir} and cannot be downloaded: {host}: {reason}.{damaged} {_remedy(cifar, data_dir)}"
+        )
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: a stalled download would hang for ever
     try:
-        CIFAR10(data_dir, download=True)
+        theirs(data_dir, train=False, download=True)
     except (OSError, EOFError, RuntimeError) as e:
-        raise Unavailable(f"CIFAR-10 could not be fetched into {data_dir}: {e}. {_remedy(data_dir)}") from e
+        raise Unavailable(f"{cifar.title} could not be fetched into {data_dir}: {e}. {_remedy(cifar, data_dir)}") from e
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -212,24 +355,10 @@ def _unreachable(url: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- digits
 
 
-def _digits(note: str = "") -> Source:
-    digest = hashlib.sha256(b"vitlab digits 1\0" + digits_csv()).hexdigest()[:32]
-    return Source("digits", "digits", None, digest, tuple("0123456789"), mirror=False, note=note)
-
-
-def digits_csv() -> bytes:
-    """scikit-learn's bundled digits: 1,797 lines of 64 pixels (0..16) and the class.
-
-    Found without importing scikit-learn, which is slow. Raises UserError where it is not installed or damaged.
-    """
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
+def _digits(data_dir: Path, download: bool) -> Source:
+    if importlib.util.find_spec("sklearn") is None:  # not imported, which is slow
         raise UserError("digits: scikit-learn, which brings them, is not installed; install it or use --data cifar10")
-    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as e:
-        raise UserError(f"{path}: cannot be read ({e}); reinstall scikit-learn or use --data cifar10") from None
+    return Source("digits", "digits", None, DIGITS_DIGEST, tuple("0123456789"), mirror=False, train=1_438)
 
 
 # ------------------------------------------------------------------------------------------------ a folder of images
@@ -317,11 +446,12 @@ def folder_digest(folder: Path, found: Scan, mirror: bool) -> str:
 
 def _folder(folder: Path, data_dir: Path) -> Source:
     if not folder.is_dir():
-        raise UserError(f"--data {folder}: no such folder; expected auto, cifar10, digits, or a folder of images")
+        raise UserError(f"--data {folder}: no such folder; expected auto, {', '.join(SOURCES)}, or a folder of images")
     folder = folder.resolve()
     found, mirror = scan(folder), _mirror(folder / "dataset.yaml")
     digest = folder_digest(folder, found, mirror)
-    return Source("folder", name_of(folder), folder, digest, found.classes, mirror, cache=data_dir / ".cache" / f"{digest}.pixels")
+    train = len(found.train) if found.test is not None else round(0.8 * len(found.train))
+    return Source("folder", name_of(folder), folder, digest, found.classes, mirror, train, cache=data_dir / ".cache" / f"{digest}.pixels")
 
 
 def _mirror(path: Path) -> bool:
@@ -335,3 +465,12 @@ def _mirror(path: Path) -> bool:
     if mirror is not True and mirror is not False:
         raise UserError(f"{places[('mirror',)]}: mirror: expected true or false")
     return mirror
+
+
+SOURCES: dict[
+    str, Callable[[Path, bool], Source]
+] = {  # by name: (data_dir, download) -> Source; READERS of vitlab/data/dataset.py read them
+    "cifar10": partial(_cifar, "cifar10"),
+    "cifar100": partial(_cifar, "cifar100"),
+    "digits": _digits,
+}

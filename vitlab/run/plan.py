@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vitlab import config, records
 from vitlab.config.places import MAX_DEPTH, shown
-from vitlab.data import sources
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 from vitlab.models import cost
@@ -75,14 +74,8 @@ class Run:
 
 
 def train_images(source: Source, data: config.Data) -> int:
-    """Return how many images an epoch has, without reading one. Raises UserError for a folder that is no data set."""
-    if source.kind == "folder":
-        assert source.path is not None
-        found = sources.scan(source.path)
-        total = len(found.train) if found.test is not None else round(0.8 * len(found.train))
-    else:
-        total = {"cifar10": 50_000, "digits": 1_438}[source.kind]
-    total = min(total, data.train_limit or total)
+    """Return how many images an epoch has, without reading one."""
+    total = min(source.train, data.train_limit or source.train)
     return total - max(1, round(data.validation * total))
 
 
