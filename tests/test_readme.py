@@ -10,6 +10,7 @@ import pytest
 import yaml
 from bad_input.cases import all_cases
 
+import vitlab
 from docs import make_terminal
 from vitlab import config, records
 from vitlab.paths import REPOSITORY
@@ -123,12 +124,14 @@ def test_the_corpus_has_as_many_cases_as_it_says() -> None:
     assert said == {str(len(all_cases()))}
 
 
-def test_the_badges_are_true() -> None:
+def test_the_badges_and_the_citation_are_true() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     badge = {path.stem: path.read_text(encoding="utf-8") for path in (REPOSITORY / "docs" / "badges").glob("*.svg")}
     assert f"<title>python: {project['requires-python'].removeprefix('>=')} or newer</title>" in badge["python"]
     assert f"<title>licence: {project['license']}</title>" in badge["licence"]
     assert "<title>tests: make test</title>" in badge["tests"]
+    cited = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["version"], cited["license"]) == (vitlab.__version__, project["license"])
 
 
 def test_the_terminal_shows_what_the_commands_print() -> None:
