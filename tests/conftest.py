@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: pytes
 
 import pytest
 import torch
+from PIL import Image
 
 from vitlab import config
 from vitlab.data import rng
@@ -66,14 +67,17 @@ def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report's pages without the cost of drawing: each picture is a word."""
+    """A report's pages without the cost of drawing: each picture is a pixel."""
     from vitlab.figures import run  # late: they import matplotlib
     from vitlab.report import charts, forest, publishing
 
     def draw(out_dir: Path, names: Sequence[str]) -> list[Path]:
         out_dir.mkdir(parents=True, exist_ok=True)
         for name in names:
-            (out_dir / name).write_bytes(b"picture")
+            if name.endswith(".svg"):
+                (out_dir / name).write_text("<svg></svg>")
+            else:
+                Image.new("RGB", (1, 1)).save(out_dir / name)
         return [out_dir / name for name in names]
 
     drawn = [f"{name}-{theme}.svg" for name in charts.SET_PICTURES for theme in ("light", "dark")]

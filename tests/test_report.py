@@ -8,11 +8,14 @@ import hashlib
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from vitlab import config, records
@@ -20,7 +23,7 @@ from vitlab.config import Claim
 from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord, TeacherFacts
-from vitlab.report import publishing, rung_page, rungs, set_page, tables, words
+from vitlab.report import charts, publishing, rung_page, rungs, set_page, tables, words
 from vitlab.stats import mean_and_half
 from vitlab.track import read
 
@@ -551,7 +554,7 @@ def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
     publishing.build(fake_set(2, THREE), tmp_path, {})
     page = Page(tmp_path / "report.html")
     sources = [attrs[key] for tag, attrs in page.tags for key in ("src", "srcset") if key in attrs]
-    assert len(sources) == 3 * 2 + 3 * 4  # light and dark charts, four pictures an experiment
+    assert len(sources) == 3 + 3 * 4  # charts, and four pictures an experiment
     assert all(source.startswith("data:image/") for source in sources)
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -559,6 +562,29 @@ def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
     ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     assert all(h[1:] in ids if h.startswith("#") else (tmp_path / h).is_file() for h in hrefs)
     assert "url(" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_html_holds_each_picture_once_and_whole(tmp_path: Path) -> None:
+    """Its pixels are the PNG's; a chart in light colours, or in dark ones, is the SVG of that theme."""
+    publishing.build([fake_record()], tmp_path, {})
+    sources = [attrs["src"] for tag, attrs in Page(tmp_path / "report.html").tags if tag == "img"]
+    svgs = [unquote(s.partition(",")[2]) for s in sources if s.startswith("data:image/svg+xml,")]
+    webps = [base64.b64decode(s.partition(",")[2]) for s in sources if s.startswith("data:image/webp;base64,")]
+    assert len(svgs) + len(webps) == len(sources) == 3 + 4
+    shown = {Image.open(BytesIO(webp)).tobytes() for webp in webps}
+    assert shown == {Image.open(png).convert("RGB").tobytes() for png in tmp_path.rglob("*.png")}
+    for name, svg in zip(charts.SET_PICTURES, svgs, strict=True):
+        drawing, style = re.fullmatch(r"(.*)<style>(.*)</style></svg>", svg).groups()
+        light, dark = (dict(re.findall(r"(--c\d+):(#\w+)", part)) for part in style.split("@media(prefers-color-scheme:dark)"))
+        for theme, colors in (("light", light), ("dark", dark)):
+            drawn = (tmp_path / "figures" / f"{name}-{theme}.svg").read_text(encoding="utf-8")
+            seen = re.sub(r"var\((--c\d+)\)", lambda found, colors=colors: colors[found[1]], drawing) + "</svg>"
+            assert without_ids(seen) == without_ids(" ".join(drawn.split()))
+
+
+def without_ids(svg: str) -> str:
+    """Matplotlib makes a marker's name from its looks."""
+    return re.sub(r"\b[mCp][0-9a-f_]{8,}\b", "", svg)
 
 
 def test_markdown_links_and_pictures_exist(tmp_path: Path, undrawn: None) -> None:

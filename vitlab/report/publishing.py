@@ -13,12 +13,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 from vitlab import files, records
 from vitlab.claims import ledger
@@ -32,6 +34,8 @@ from vitlab.track import read, shipping
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 SUMMARY = "summary.csv"  # the ladder's numbers, unrounded
+COLOR = re.compile(r"#[0-9a-f]{6}\b")  # in a chart's styles
+UNQUOTED = " !()*,-./:;=@_~"  # what stands for itself in an address within an HTML attribute, letters and digits aside
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
 
 Stored = dict[tuple[str, ...], read.FinishedRun]  # run -> where MLflow has it
@@ -109,7 +113,8 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
     if page["summary"] is not None:
         files.write(out_dir / SUMMARY, tables.csv(page["summary"].frame))
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
-    inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "inline": lambda p: _data_uri(out_dir / p)}
+    inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "picture": lambda p: _picture(out_dir / p)}
+    inline["drawing"] = lambda name: _chart(drawn / f"{name}-light.svg", drawn / f"{name}-dark.svg")
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
     return book
 
@@ -302,9 +307,27 @@ def _markdown() -> Environment:
     return env
 
 
-def _data_uri(path: Path) -> str:
-    kind = "image/svg+xml" if path.suffix == ".svg" else "image/png"
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def _picture(path: Path) -> str:
+    """Return a PNG as an address that holds it; one that was drawn here as lossless WebP, which is a quarter smaller."""
+    if path.name == "predictions.png":  # it may come from another machine, and is not decoded
+        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    buffer = BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").save(buffer, "WEBP", lossless=True, method=1)  # more effort saves a hundredth more
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _chart(light: Path, dark: Path) -> str:
+    """Return a chart as an address that holds it, drawn once: in the light colours, or in the dark ones where the reader prefers these."""
+    drawn, other = (path.read_text(encoding="utf-8") for path in (light, dark))
+    pairs = list(zip(COLOR.findall(drawn), COLOR.findall(other), strict=True))  # the two differ in nothing else
+    names = {pair: f"--c{i}" for i, pair in enumerate(dict.fromkeys(pairs))}
+    next_pair = iter(pairs)
+    drawn = COLOR.sub(lambda _: f"var({names[next(next_pair)]})", drawn)
+    in_light, in_dark = (";".join(f"{name}:{pair[i]}" for pair, name in names.items()) for i in (0, 1))
+    style = f"<style>:root{{{in_light}}}@media(prefers-color-scheme:dark){{:root{{{in_dark}}}}}</style></svg>"
+    drawn = " ".join(drawn.replace("</svg>", style).split())  # base64 would be longer by a third
+    return f"data:image/svg+xml,{quote(drawn, safe=UNQUOTED)}"
 
 
 def _write(path: Path, text: str) -> None:
