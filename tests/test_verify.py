@@ -13,6 +13,8 @@ from vitlab import cli
 from vitlab.paths import REPOSITORY
 from vitlab.report import blocks, publishing
 
+SET = re.search(r"<!-- results: ([\w.-]+) -->", (REPOSITORY / "README.md").read_text(encoding="utf-8"))[1]  # the set that README opens with
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
@@ -55,7 +57,7 @@ def rename(path: Path, old: str, new: str) -> None:
 def test_what_is_committed_follows_from_what_was_measured(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = verify(capsys)
     assert code == 0, out
-    set_pages = ("results/overnight-cifar10/README.md", "results/overnight-cifar10/summary.csv")
+    set_pages = (f"results/{SET}/README.md", f"results/{SET}/summary.csv")
     for page in ("README.md", "results/README.md", *set_pages, "benchmarks/README.md", "benchmarks/GROWTH.md"):
         assert f"{page}: as measured" in out.splitlines()
 
@@ -70,8 +72,8 @@ BASELINE = r"^\| 01 .*?\| (\d+\.\d\d) "
         ("docs/speed.md", r"trains (\d+\.\d\d) times"),
         ("README.md", r"Profile \w+: (\d+),"),
         ("results/README.md", BASELINE),
-        ("results/overnight-cifar10/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
-        ("results/overnight-cifar10/summary.csv", r"^overnight,cifar10,01_baseline_vit,.*?,(\d+\.\d+),"),
+        (f"results/{SET}/README.md", r"^\| Top-5 \| (\d+\.\d\d) "),
+        (f"results/{SET}/summary.csv", r"^\w+,cifar10,01_baseline_vit,.*?,(\d+\.\d+),"),
         ("docs/robustness.md", r"^The last full run, .*? (\d+) kills"),
         ("benchmarks/README.md", r"against plain .*?\| (\d+\.\d\d)x"),
         ("benchmarks/GROWTH.md", r"in (\d+\.\d) minutes"),
@@ -89,16 +91,16 @@ def test_a_changed_digit_is_found(page: str, pattern: str, copy: Path, capsys: p
 
 
 def test_a_changed_record_is_found_on_every_page_that_shows_it(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = copy / "results" / "overnight-cifar10" / "records" / "01_baseline_vit-s0.json"
+    record = copy / "results" / SET / "records" / "01_baseline_vit-s0.json"
     change(record, r'"test_top1": (\d+\.\d)')
     code, out = verify(capsys)
     assert code == 1
     assert {said.partition(":")[0] for said in out.splitlines()[:-1]} == {
         "README.md",
         "results/README.md",
-        "results/overnight-cifar10/README.md",
-        "results/overnight-cifar10/summary.csv",
-        "results/overnight-cifar10/claims.json",
+        f"results/{SET}/README.md",
+        f"results/{SET}/summary.csv",
+        f"results/{SET}/claims.json",
     }
 
 
@@ -126,7 +128,7 @@ def test_pages_without_records_and_numbers_without_marks_are_found(copy: Path, c
 
 
 def test_a_readme_that_names_an_unknown_set_is_a_mistake(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rename(copy / "README.md", "<!-- results: overnight-cifar10 -->", "<!-- results: no-such -->")
+    rename(copy / "README.md", f"<!-- results: {SET} -->", "<!-- results: no-such -->")
     code, _, err = run(capsys, "verify", main=cli.main)
     assert (code, "no-such: no finished runs to report" in err) == (2, True)
 

@@ -105,7 +105,7 @@ def test_the_addresses_lead_to_the_views(
     found = views.addresses(root)
     assert found == {
         "": start,
-        "laptop-cifar10": f"{start}&viewStateShareKey=runs:laptop-cifar10",
+        "overnight-cifar10": f"{start}&viewStateShareKey=runs:overnight-cifar10",
         "quick-it-s": f"{start}&viewStateShareKey=runs:quick-it-s",
     }
     keys = {view["key"] for view in shared(client).values()}
