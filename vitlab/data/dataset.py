@@ -19,8 +19,8 @@ from torch import Tensor
 from vitlab import config
 from vitlab.data import sources
 from vitlab.data.rng import generator
-from vitlab.errors import UserError
 from vitlab.data.sources import Source
+from vitlab.errors import UserError
 
 SIZE = 32  # height and width of every image, in pixels
 MAX_PIXELS = 50_000_000  # of one image file; more is taken for a decompression bomb

@@ -16,19 +16,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from vitlab.config.places import read_yaml
 from vitlab.errors import UserError
 from vitlab.files import printable
-from vitlab.config.places import read_yaml
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR100_CLASSES = tuple(
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar cattle "
-    "chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
-    "kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid "
-    "otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark "
-    "shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor "
-    "train trout tulip turtle wardrobe whale willow_tree wolf woman worm".split()
-)
+CIFAR100_CLASSES = (  # of the fine labels, in torchvision's order
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy", "bridge", "bus",
+    "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch",
+    "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo",
+    "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse",
+    "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy",
+    "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper",
+    "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television",
+    "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
 DIGITS_DIGEST = "0fbe54eb00f1b730f06afc8d66f9aa71"  # what `dataset` finds in scikit-learn's digits
 REACH_SECONDS = 10  # for the first answer of the data set's site, name look-up included
 STALL_SECONDS = 60  # a download in which nothing arrives for so long has failed
@@ -371,7 +373,7 @@ def _mirror(path: Path) -> bool:
     return mirror
 
 
-SOURCES: dict[str, Callable[[Path, bool], Source]] = {  # by name: (data_dir, download) -> Source; READERS of vitlab/data/dataset.py read them
+SOURCES: dict[str, Callable[[Path, bool], Source]] = {  # by name: (data_dir, download) -> Source, for dataset.READERS to read
     "cifar10": partial(_cifar, "cifar10"),
     "cifar100": partial(_cifar, "cifar100"),
     "digits": _digits,
