@@ -12,11 +12,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.metrics import brier_score_loss
+
+from vitlab import config
+from vitlab.data import dataset, ops, sources
+from vitlab.models import registry
+from vitlab.train import optim
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -135,6 +141,17 @@ def test_every_recipe_is_short_and_carried_out() -> None:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("```")]
         assert len(lines) <= 15, f"{name}: {len(lines)} lines"
         assert f'tree.follow("{name}")' in here
+
+
+def test_what_has_a_name_can_be_made() -> None:
+    assert set(config.MODELS) == set(registry.BUILDERS)
+    assert set(config.OPTIMS) == set(optim.BUILDERS)
+    assert {*sources.SOURCES, "folder"} == set(dataset.READERS)
+    for sections in (config.MODELS, config.OPTIMS):
+        assert {name: get_args(section.model_fields["name"].annotation) for name, section in sections.items()} == {
+            n: (n,) for n in sections
+        }
+    assert set(ops.TRANSFORMS) <= set(config.Augment.model_fields)
 
 
 @pytest.mark.slow

@@ -373,9 +373,7 @@ def _mirror(path: Path) -> bool:
     return mirror
 
 
-SOURCES: dict[
-    str, Callable[[Path, bool], Source]
-] = {  # by name: (data_dir, download) -> Source; READERS of vitlab/data/dataset.py read them
+SOURCES: dict[str, Callable[[Path, bool], Source]] = {  # by name: (data_dir, download) -> Source, for dataset.READERS to read
     "cifar10": partial(_cifar, "cifar10"),
     "cifar100": partial(_cifar, "cifar100"),
     "digits": _digits,
