@@ -76,7 +76,9 @@ def render(runs: list[RunRecord]) -> str:
     console = Console(
         record=True, width=COLUMNS, file=io.StringIO(), markup=False, highlight=False, force_terminal=True, color_system="truecolor", _environ={}
     )  # fmt: skip
-    source = Source("cifar10", first.dataset.name, None, first.dataset.digest, first.dataset.classes, mirror=True, train=first.dataset.train)
+    source = Source(
+        "cifar10", first.dataset.name, None, first.dataset.digest, first.dataset.classes, mirror=True, train=first.dataset.train
+    )
     with new_store(views.set_name(first.profile, first.dataset.name)):
         console.print(f"$ python runner.py experiments --profile {first.profile} --data {first.dataset.name}", style="bold green")
         cli._announce(console, first.profile, source, [first.seed], runs, math.inf)

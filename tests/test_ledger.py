@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
@@ -388,7 +389,7 @@ def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn:
     gain = result(tmp_path / "results" / "overnight-cifar10", GAIN)
     assert (rows["claim/gain/effect"], rows["claim/gain/effect_low"], rows["claim/gain/effect_high"]) == (gain.effect, gain.low, gain.high)
     assert rows["claim/smaller/effect"] < 0
-    shipped = shipping._local(uri) / "claims.json"
+    shipped = Path(unquote(urlparse(uri).path)) / "claims.json"
     assert shipped.read_bytes() == (tmp_path / "results" / "overnight-cifar10" / "claims.json").read_bytes()
     assert real(tmp_path) == []  # it is no finished run
 
