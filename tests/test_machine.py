@@ -44,6 +44,7 @@ def test_the_peak_is_a_matrix_products_rate(monkeypatch: pytest.MonkeyPatch) -> 
     assert machine._matrix_product(CPU, torch.float32) == 2 * 2048**3 / 2
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept() -> None:
     """After a few steps, steps with large activations pay for few new pages or none; in fresh processes, since the setting is the process's."""
     if sys.platform != "linux" or machine.platform.libc_ver()[0] != "glibc":

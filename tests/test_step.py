@@ -84,6 +84,7 @@ def test_muon_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> N
         pytest.fail(f"{name} waits for the device:\n{seen.names[name]}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["03_hybrid_r18", "06_kd_r50_class_attention", "teachers/resnet18"])
 def test_the_forward_compiles_whole(name: str, as_on_a_gpu: None) -> None:
     """Without a break in the graph, and to the same numbers: PyTorch's encoder, ours with all it has, a ResNet."""
