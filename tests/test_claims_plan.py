@@ -59,9 +59,9 @@ def settled(planned: needed.Plan) -> list[list[str]]:
 
 def test_every_arm_has_a_run_a_seed_its_teacher_first_and_none_twice(planned: Callable[..., needed.Plan]) -> None:
     found = planned(
-        ledger({"id": "kd", "arms": [TAUGHT, PLAIN]}, {"id": "again", "arms": [PLAIN, arm("02_regularized_vit", "train.batch_size=128")]})
+        ledger({"id": "kd", "arms": [TAUGHT, PLAIN]}, {"id": "again", "arms": [PLAIN, arm("02_regularized_vit", "train.batch_size=64")]})
     )
-    # `again` costs less and comes first; its two arms are one run, the profile's batch size being 128 already
+    # `again` costs less and comes first; its two arms are one run, the profile's batch size being 64 already
     assert names(found) == [
         ("02_regularized_vit", 0), ("02_regularized_vit", 1), ("resnet18", 0), ("05_kd_r18", 0), ("resnet18", 1), ("05_kd_r18", 1),
     ]  # fmt: skip
@@ -148,8 +148,8 @@ def test_under_a_budget_students_and_their_teachers_come_first(tmp_path: Path) -
     from vitlab.paths import EXPERIMENTS
 
     runs = plan.students_first(plan.make([EXPERIMENTS], "quick", CIFAR10, [0, 1], (), tmp_path))
-    order = ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "01_baseline_vit", "02_regularized_vit"]
-    order += ["03_hybrid_r18", "04_explicit_transformer"]
+    order = ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "07_conv_stem_kd", "01_baseline_vit"]
+    order += ["02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer"]
     assert [(r.seed, r.resolved.id) for r in runs] == [(seed, name) for seed in (0, 1) for name in order]
 
 

@@ -295,7 +295,8 @@ def test_a_budget_has_a_unit(text: str, seconds: float) -> None:
 def test_a_budget_puts_students_and_their_teachers_first(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = (EXPERIMENTS, "--profile", "quick", "--data", "digits", "--dry-run")
     rows = [line.split() for line in run(capsys, *argv, "--budget", "25m")[1].splitlines()[2:-1]]
-    assert [row[1] for row in rows[:5]] == ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "01_baseline_vit"]
+    first = ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "07_conv_stem_kd", "01_baseline_vit"]
+    assert [row[1] for row in rows[:6]] == first
     rows = [line.split() for line in run(capsys, *argv)[1].splitlines()[2:-1]]
     assert rows[0][1] == "01_baseline_vit"
 

@@ -197,7 +197,7 @@ def test_an_exception_is_told(tmp_path: Path) -> None:
 
 def test_only_those_named() -> None:
     runs = plan.make([EXPERIMENTS], "quick", DIGITS, [0], (), Path("runs"))
-    assert len(shakeout.chosen(runs, "")) == 8
+    assert len(shakeout.chosen(runs, "")) == 9
     assert [run.resolved.id for run in shakeout.chosen(runs, "06,resnet50")] == ["resnet50", "06_kd_r50_class_attention"]
     with pytest.raises(UserError, match="begins with 'nothing'; there are 01_baseline_vit"):
         shakeout.chosen(runs, "01,nothing")

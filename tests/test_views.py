@@ -80,7 +80,7 @@ def table(client: MlflowClient, view: dict) -> list[dict[str, str]]:
 
 
 def test_the_view_shows_the_runs_of_its_set_best_first(client: MlflowClient) -> None:
-    rows = table(client, shared(client)["laptop · cifar10"])
+    rows = table(client, shared(client)["overnight · cifar10"])
     keys = ("metrics.`final/test_top1`", "tags.`vitlab.experiment`", "tags.`vitlab.seed`")
     assert [tuple(row[key] for key in keys) for row in rows] == [(80, "b", "0"), (73, "a", "1"), (71, "a", "0"), (None, "b", "1")]
     for row in rows[:3]:
@@ -90,7 +90,7 @@ def test_the_view_shows_the_runs_of_its_set_best_first(client: MlflowClient) -> 
 
 
 def test_the_other_view_shows_the_means_over_seeds(client: MlflowClient) -> None:
-    rows = table(client, shared(client)["laptop · cifar10 · means over seeds"])
+    rows = table(client, shared(client)["overnight · cifar10 · means over seeds"])
     keys = ("metrics.`final/test_top1`", "tags.`vitlab.experiment`", "tags.`vitlab.seeds`")
     assert [tuple(row[key] for key in keys) for row in rows] == [(80, "b", "0"), (72, "a", "0,1")]
     assert rows[1]["metrics.`final/test_top1_sd`"] == pytest.approx(2**0.5)
