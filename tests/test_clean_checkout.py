@@ -89,7 +89,13 @@ def test_measurements_leave_the_checkout_clean(checkout: Path) -> None:
     assert changed(checkout) == ""
     python(checkout, "-c", MEASURED, "--publish")
     published = {line[3:] for line in changed(checkout).splitlines()}
-    assert published >= {"docs/speed.md", "benchmarks/latest.json", "benchmarks/README.md", "benchmarks/growth.json", "benchmarks/GROWTH.md"}
+    assert published >= {
+        "docs/speed.md",
+        "benchmarks/latest.json",
+        "benchmarks/README.md",
+        "benchmarks/growth.json",
+        "benchmarks/GROWTH.md",
+    }
 
 
 @pytest.mark.parametrize("target", ["reproduce-all", "report", "bench", "bench-growth", "chaos"])
