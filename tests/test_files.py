@@ -101,3 +101,21 @@ def test_killed_at_any_of_its_steps_one_of_the_two_is_whole(call: str, nth: int,
         assert not (tmp_path / "new").exists()
     else:
         assert (tmp_path / "new").read_text() == left
+
+
+def test_two_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "a") as one, files.replacing(tmp_path / "a") as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert (tmp_path / "a").read_bytes() == b"one", "the last to be finished"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_kills_have_left_is_removed(tmp_path: Path) -> None:
+    for name in ("checkpoint.pt", "figures/curves.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("whole")
+        files.temporary(path).write_text("ha")
+    files.remove_temporaries(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["checkpoint.pt", "curves.png"]

@@ -57,7 +57,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     trained = contents(here / "runs")
     assert {"mlflow.json", "journal.jsonl", "run.json", "predictions.npz"} <= {p.name for p in student.iterdir()}
 
-    for name in ("checkpoint.pt", "checkpoint.previous.pt", "mlflow.lock", "record.json.tmp", "figures/curves.png.tmp"):
+    for name in ("checkpoint.pt", "checkpoint.previous.pt", "mlflow.lock", "record.json.01234567.tmp", "figures/curves.png.89abcdef.tmp"):
         (student / name).write_bytes(b"of no use elsewhere")
     unfinished = student.parent / "0123456789ab-s7"
     shutil.copytree(student, unfinished)
@@ -146,7 +146,7 @@ def test_the_same_runs_give_the_same_bytes(world: World) -> None:
 def test_parts_of_a_longer_archive_of_that_name_go(world: World) -> None:
     to = world.root / "to"
     to.mkdir()
-    stale = {"full-digits.tar.000", "full-digits.tar.007", "full-digits.tar.100", "full-digits.tar.003.tmp"}
+    stale = {"full-digits.tar.000", "full-digits.tar.007", "full-digits.tar.100", "full-digits.tar.003.01234567.tmp"}
     others = {"runs.tar.001", "full-digits.tar.old", "other-full-digits.tar.001"}
     for name in stale | others:
         (to / name).write_text("earlier")

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -72,8 +73,14 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def temporary(path: Path) -> Path:
-    """Return the path that `path` is first written to. A kill may leave that file behind."""
-    return path.with_name(path.name + ".tmp")
+    """Return a path beside `path` to write it to first. No other process or thread gets the same. A kill may leave that file behind."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete, in `folder` and below, what kills have left half written. Nobody else may be writing there."""
+    for path in folder.rglob("*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write(path: Path, content: bytes | str) -> None:

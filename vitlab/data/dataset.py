@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitlab import config
+from vitlab import config, files
 from vitlab.data import sources
 from vitlab.data.rng import generator
 from vitlab.data.sources import Source
@@ -181,10 +179,10 @@ def _read_folder(source: Source) -> tuple[Images, Images]:
     assert source.path is not None
     assert source.cache is not None
     found = sources.scan(source.path)
-    files, labels = zip(*found.train, *(found.test or ()), strict=True)
-    pixels = _read_cache(source.cache, len(files))
+    paths, labels = zip(*found.train, *(found.test or ()), strict=True)
+    pixels = _read_cache(source.cache, len(paths))
     if pixels is None:
-        pixels = np.stack([decode(path) for path in files])
+        pixels = np.stack([decode(path) for path in paths])
         if sources.folder_digest(source.path, found, source.mirror) != source.digest:
             raise UserError(f"{source.path}: its images changed while they were read; run again")
         _write_cache(source.cache, pixels)
@@ -250,15 +248,11 @@ def _write_cache(path: Path, images: np.ndarray) -> None:
     """Atomic, so that another run sees a whole file or none. A cache that cannot be written is done without."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError:
+        with files.replacing(path) as f:
+            f.write(hashlib.sha256(images).digest())
+            f.write(images.tobytes())
+    except (OSError, files.DiskFull):
         return
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(hashlib.sha256(images).digest() + images.tobytes())
-        os.replace(name, path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
 
 
 READERS: dict[str, Callable[[Source], tuple[Images, Images]]] = {  # by a source's kind: all images to train on, all to test on

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import re
 import shutil
@@ -186,8 +187,10 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
 def _compile(
     root: Path, results_dir: Path, before: dict[str, list[RunRecord]], tell: Callable[[str], None], with_weights: bool
 ) -> list[Path]:
+    busy = functools.cache(lambda holder: tell(f"{results_dir} is being written by {files.printable(holder)}; waiting"))  # told once
     pages = []
-    with tempfile.TemporaryDirectory() as tmp:
+    with files.held(results_dir / ".lock", busy), tempfile.TemporaryDirectory() as tmp:
+        files.remove_temporaries(results_dir)
         sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
         for run in read.finished_runs(root):

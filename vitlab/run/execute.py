@@ -100,6 +100,7 @@ def execute(
         run.teacher.record()
         predicted(run.teacher)
     run.folder.mkdir(parents=True, exist_ok=True)
+    files.remove_temporaries(run.folder)
     classes = len(data.classes)
     model = build_model(cfg, classes, run.seed, where)
     assert cost.parameters(cfg.model, classes) == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -44,7 +44,7 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
         raise UserError(f"{folder}: no finished run to pack; expected one with a {RECORD}: train it to its end first")
     to.mkdir(parents=True, exist_ok=True)
     for path in to.iterdir():  # those of a longer archive would be taken for the end of this one
-        if re.fullmatch(re.escape(folder.name) + r"\.tar\.\d+(\.tmp)?", path.name):
+        if re.fullmatch(re.escape(folder.name) + r"\.tar\.\d+(\..*\.tmp)?", path.name):
             path.unlink()
     parts = _Parts(to / f"{folder.name}.tar")
     try:

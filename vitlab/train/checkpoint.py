@@ -119,7 +119,6 @@ def parse_model(content: bytes, cfg: config.Schema, classes: int) -> nn.Module:
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoints in `folder`, and what a kill may have left of one being written."""
-    for path in (folder / name for name in NAMES):
-        path.unlink(missing_ok=True)
-        files.temporary(path).unlink(missing_ok=True)
+    """Delete the checkpoints in `folder`."""
+    for name in NAMES:
+        (folder / name).unlink(missing_ok=True)
