@@ -36,8 +36,9 @@ reproduce-all: setup ## run the whole ladder, teachers first, and compile the re
 claims: setup ## train what the declared claims take, profile ledger unless another is named, and say what came of it
 	$(BIN)/vitlab claims --run $(FLAGS) $(if $(ONLY),--only $(ONLY))
 
-verify: setup ## check that every published number follows from the published records
+verify: setup ## check that every published number follows from the published records and measurements
 	$(BIN)/vitlab verify
+	$(BIN)/python -m benchmarks.verify
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 

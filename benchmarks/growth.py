@@ -72,7 +72,7 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        return (cost.IMAGE_SIZE // self.patch) ** 2
+        return (config.IMAGE_SIZE // self.patch) ** 2
 
     def load(self) -> config.Experiment:
         sets = (

@@ -14,6 +14,7 @@ from vitlab.config.places import shown
 from vitlab.errors import UserError
 from vitlab.paths import REPORTS, REPOSITORY
 from vitlab.report import blocks
+from vitlab.report.verify import difference, unchecked
 
 HERE = Path(__file__).parent
 PAGES = {
@@ -60,6 +61,16 @@ def add_out_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--publish", action="store_const", dest="out", const=HERE, help="into benchmarks/, and the blocks of README.md and docs/"
     )
+
+
+def verify() -> tuple[list[Path], list[str]]:
+    """Return the pages of this repository that were compared with its measurements, and what is wrong with them, a line each."""
+    folder = REPOSITORY / "benchmarks"
+    texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(REPOSITORY)}
+    expected = all_pages(folder) | {path: fill(text, folder) for path, text in texts.items() if blocks.names(text, "benchmark")}
+    wrong = list(filter(None, (difference(path, page) for path, page in expected.items())))
+    named = {name for text in texts.values() for name in blocks.names(text, "benchmark")}
+    return list(expected), wrong + [unchecked(f"benchmark: {name}") for name in PARAGRAPHS if name not in named]
 
 
 def write_blocks() -> None:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitlab import config
-
-IMAGE_SIZE = 32
+from vitlab.config import IMAGE_SIZE
 
 
 class LayerScale(nn.Module):

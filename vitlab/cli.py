@@ -419,10 +419,7 @@ def _verify(args: argparse.Namespace) -> int:
     for line in wrong:
         print(printable(line))
     if wrong:
-        print(
-            "'vitlab report --publish', and 'python -m benchmarks.bench --page --publish' or '... benchmarks.growth --page --publish', write "
-            "these pages anew from what was measured"
-        )
+        print("'vitlab report --publish' writes these pages anew from the records")
         return 1
     for path in checked:
         print(f"{_short(path)}: as measured")

@@ -3,6 +3,7 @@
 from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, load
 from vitlab.config.schema import (
     EMA,
+    IMAGE_SIZE,
     MODELS,
     OPTIMS,
     SGD,
@@ -34,6 +35,7 @@ from vitlab.config.schema import (
 
 __all__ = [
     "EMA",
+    "IMAGE_SIZE",
     "MODELS",
     "OPTIMS",
     "PROFILES",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+IMAGE_SIZE = 32  # height and width of every image, in pixels
 SCHEMA_VERSION = 2  # raised when a default changes, or what a key means: it is part of every fingerprint
 
 

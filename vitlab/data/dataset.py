@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitlab import config, files
+from vitlab.config import IMAGE_SIZE
 from vitlab.data import sources
 from vitlab.data.rng import generator
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 
-SIZE = 32  # height and width of every image, in pixels
 MAX_PIXELS = 50_000_000  # of one image file; more is taken for a decompression bomb
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS, which Pillow hands to Ghostscript
 TEST_SHARE = 0.2  # of the images, where a data set has no test split of its own
@@ -168,7 +168,7 @@ def _read_digits(source: Source) -> tuple[Images, Images]:
     if digest != source.digest:
         raise UserError(f"scikit-learn's digits have the digest {digest}, expected {source.digest}; reinstall it or use --data cifar10")
     grey = torch.from_numpy(pixels).float().reshape(-1, 1, 8, 8)
-    grey = F.interpolate(grey, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+    grey = F.interpolate(grey, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
     return _split_test(((grey * 255 / 16).round().to(torch.uint8).repeat(1, 3, 1, 1), torch.from_numpy(labels)))
 
 
@@ -211,7 +211,7 @@ def decode(path: Path) -> np.ndarray:
     except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
         reason = "no image in a format that is read here" if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
         raise UserError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None
-    pixels = np.asarray(rgb.resize((SIZE, SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
+    pixels = np.asarray(rgb.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -239,9 +239,9 @@ def _read_cache(path: Path, n: int) -> np.ndarray | None:
     except OSError:
         return None
     checksum, pixels = content[:32], content[32:]
-    if pixels.size != n * 3 * SIZE * SIZE or hashlib.sha256(pixels).digest() != checksum.tobytes():
+    if pixels.size != n * 3 * IMAGE_SIZE * IMAGE_SIZE or hashlib.sha256(pixels).digest() != checksum.tobytes():
         return None
-    return pixels.reshape(n, 3, SIZE, SIZE)
+    return pixels.reshape(n, 3, IMAGE_SIZE, IMAGE_SIZE)
 
 
 def _write_cache(path: Path, images: np.ndarray) -> None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vitlab import config
-
-IMAGE_SIZE = 32  # height and width, in pixels
+from vitlab.config import IMAGE_SIZE
 
 
 @dataclass(frozen=True)

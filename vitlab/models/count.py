@@ -17,7 +17,7 @@ def count(cfg: config.Schema, classes: int) -> tuple[int, int, int]:
     """
     with torch.device("meta"):
         model = registry.build(cfg, classes)
-        images = torch.zeros(2, 3, 32, 32)  # two, as batch norm cannot train on one
+        images = torch.zeros(2, 3, config.IMAGE_SIZE, config.IMAGE_SIZE)  # two, as batch norm cannot train on one
     # the counter does not know every fused attention
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward, torch.no_grad():

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from vitlab import config
-from vitlab.models.cost import IMAGE_SIZE
+from vitlab.config import IMAGE_SIZE
 from vitlab.models.layers import (
     Attention,
     Block,

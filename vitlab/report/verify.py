@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 
 from vitlab.config.places import shown
 from vitlab.errors import UserError
-from vitlab.paths import REPOSITORY
 from vitlab.report import blocks, publishing
 
 PAGES = ("README.md", "*/README.md", "*/summary.csv", "*/claims.json")  # below results/
-KINDS = ("results", "findings", "benchmark")  # of blocks
+KINDS = ("results", "findings")  # of blocks
 AROUND = 40  # characters shown before and after where two lines differ
 
 
 def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     """Return the pages that were compared, and what is wrong with them: `file:line: expected ..., found ...`.
 
-    `root` has README.md and docs/, where numbers stand in blocks (see blocks.py), and benchmarks/. Raises UserError where `root` has
-    no README.md or there is no `results_dir`.
+    `root` has README.md and docs/, where numbers stand in blocks (see blocks.py). Raises UserError where `root` has no README.md or there
+    is no `results_dir`.
     """
-    readme, benchmarks, pages = root / "README.md", root / "benchmarks", _pages()
-    if not readme.is_file() or not results_dir.is_dir():
+    if not (root / "README.md").is_file() or not results_dir.is_dir():
         raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
     texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(root)}
-    expected = _results(results_dir) | pages.all_pages(benchmarks)
+    expected = _results(results_dir)
     for path, text in texts.items():
-        if path == readme or any(blocks.names(text, kind) for kind in KINDS):
-            expected[path] = publishing.fill(pages.fill(text, benchmarks), results_dir)
-    wrong = [difference(path, page) for path, page in expected.items()]
-    unmarked = [kind for kind in ("results", "findings") if not any(blocks.names(text, kind) for text in texts.values())]
-    unmarked += [
-        f"benchmark: {name}" for name in pages.PARAGRAPHS if not any(name in blocks.names(text, "benchmark") for text in texts.values())
-    ]
-    wrong += [f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked" for block in unmarked]
-    return list(expected), list(filter(None, wrong))
+        if any(blocks.names(text, kind) for kind in KINDS):
+            expected[path] = publishing.fill(text, results_dir)
+    wrong = list(filter(None, (difference(path, page) for path, page in expected.items())))
+    return list(expected), wrong + [unchecked(kind) for kind in KINDS if not any(blocks.names(text, kind) for text in texts.values())]
+
+
+def unchecked(block: str) -> str:
+    """Return the line that says that no page has this block."""
+    return f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked"
 
 
 def _results(results_dir: Path) -> dict[Path, str | None]:
@@ -64,7 +60,7 @@ def difference(path: Path, expected: str | None) -> str | None:
     if expected is None:
         return f"{shown(path)}: follows from no record"
     if not path.is_file():
-        return f"{shown(path)}: missing; 'vitlab report --publish' writes it"
+        return f"{shown(path)}: missing; publishing writes it"
     lines = zip_longest(expected.split("\n"), path.read_bytes().decode().split("\n"), fillvalue="")
     for number, (should, does) in enumerate(lines, 1):
         if should != does:
@@ -72,12 +68,3 @@ def difference(path: Path, expected: str | None) -> str | None:
             part = slice(max(0, at - AROUND), at + AROUND)
             return f"{shown(path)}:{number}: expected {should[part]!r}, found {does[part]!r}"
     return None
-
-
-def _pages() -> ModuleType:
-    sys.path.insert(0, str(REPOSITORY))  # benchmarks/ is no part of the installed package
-    try:
-        from benchmarks import pages
-    finally:
-        sys.path.remove(str(REPOSITORY))
-    return pages
