@@ -4,6 +4,7 @@ DATA     ?= auto
 DATA_DIR ?= $(or $(VITLAB_DATA_DIR),data)
 SEEDS    ?=
 BUDGET   ?=
+JOBS     ?=
 PUBLISH  ?=
 ONLY     ?=
 PYTHON   ?= python3
@@ -11,14 +12,14 @@ PORT     ?= 5000
 
 BIN   := .venv/bin
 RUN   := $(BIN)/python runner.py
-FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET))
+FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth shakeout bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: PROFILE=auto|quick|ledger|overnight|full  DATA=auto|cifar10|cifar100|digits|PATH  DATA_DIR=data  SEEDS=0,1,2  BUDGET=90m  ONLY=claim,claim"
+	@echo "  variables: PROFILE=auto|quick|ledger|overnight|full  DATA=auto|cifar10|cifar100|digits|PATH  DATA_DIR=data  SEEDS=0,1,2  BUDGET=90m  JOBS=2  ONLY=claim,claim"
 	@echo "  Reports and measurements go to reports/. With PUBLISH=1 report, bench and bench-growth write results/, benchmarks/ and README.md, chaos README.md."
 
 setup: .venv/installed ## make .venv and install exact versions into it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import json
 import math
@@ -83,6 +84,12 @@ def _budget(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 1 on")
+    return int(text)
+
+
 def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None:
     parser.add_argument("--data", default=data, metavar="auto|cifar10|cifar100|digits|PATH", help="data set (default: %(default)s)")
     parser.add_argument(
@@ -102,6 +109,9 @@ def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, def
     parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"default: {default}")
     parser.add_argument(
         "--budget", type=_budget, default=math.inf, metavar="90m", help="stop after so much time (s, m, h), saved to go on from there"
+    )
+    parser.add_argument(
+        "--jobs", type=_jobs, metavar="N", help="train so many runs side by side (default: on a CPU what is soonest done, on a GPU 1)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
 
@@ -141,14 +151,15 @@ def _run(args: argparse.Namespace) -> int:
     named = {p.resolve() for p in plan.expand(args.experiments)}
     _announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
-        return _print_plan(console, runs)
-    return _train(console, runs, named if args.force else set(), source, deadline)
+        return _print_plan(console, runs, args.jobs)
+    return _train(console, runs, named if args.force else set(), source, deadline, args.jobs)
 
 
-def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float) -> int:
+def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, jobs: int | None) -> int:
     from vitlab.run import queue
 
-    code, done = queue.train(console, runs, forced, source, deadline, ROOT, lambda label, record: _print_result(console, label, record))
+    show = functools.partial(_print_result, console)
+    code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, jobs)
     if code == 0 and all(run.finished for run in runs):
         _print_summary(console, done)
     return code
@@ -180,10 +191,11 @@ def _profile(asked: str) -> str:
     return "quick"
 
 
-def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[str]] | None = None) -> int:
+def _print_plan(console: Console, runs: list[Run], jobs: int | None, settles: Mapping[Path, list[str]] | None = None) -> int:
     """`settles`: the claims that have all their runs with the run in this folder."""
     from rich.table import Table
 
+    from vitlab.run import jobs as order
     from vitlab.run import plan
     from vitlab.run.progress import clock
 
@@ -208,7 +220,12 @@ def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[s
             *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
         )  # fmt: skip
     console.print(table)
-    console.print(f"about {clock(left)} to go, by {basis}")
+    unfinished, threads = [run for run in runs if not run.finished], os.cpu_count() or 1
+    jobs = jobs or order.best(unfinished, threads)
+    beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""
+    if beside:
+        left *= order.makespan(unfinished, jobs, threads) / order.makespan(unfinished, 1, threads)
+    console.print(f"about {clock(left)} to go{beside}, by {basis}")
     return 0
 
 
@@ -347,7 +364,13 @@ def _claims(args: argparse.Namespace) -> int:
     ledger = declarations.load()
     if args.train:
         return _run_claims(args, ledger)
-    idle = {"--seeds": args.seeds, "--budget": math.isfinite(args.budget), "--only": args.only, "--dry-run": args.dry_run}
+    idle = {
+        "--seeds": args.seeds,
+        "--budget": math.isfinite(args.budget),
+        "--only": args.only,
+        "--jobs": args.jobs,
+        "--dry-run": args.dry_run,
+    }
     if given := [flag for flag, value in idle.items() if value]:
         raise UserError(f"{', '.join(given)}: about training; add --run")
     with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
@@ -374,8 +397,8 @@ def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
     planned = needed.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
     _announce(console, profile, source, seeds, planned.runs, args.budget)
     if args.dry_run:
-        return _print_plan(console, planned.runs, planned.settles)
-    code = _train(console, planned.runs, set(), source, deadline) if planned.runs else 0  # all of them may be published
+        return _print_plan(console, planned.runs, args.jobs, planned.settles)
+    code = _train(console, planned.runs, set(), source, deadline, args.jobs) if planned.runs else 0  # all of them may be published
     if code == 0:
         results = _results(ledger, profile, source.name)
         _print_ledger(console, ledger, f"{profile} · {source.name}", results)

@@ -25,14 +25,6 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 class DiskFull(Exception):
     """A file could not be written for want of space. The message says which, how much is free there, and what to do."""
 
-    def __init__(self, path: Path, reason: OSError) -> None:
-        folder = next(p for p in path.absolute().parents if p.is_dir())
-        free = shutil.disk_usage(folder).free / 1e6
-        super().__init__(
-            f"{path}: cannot be written ({os.strerror(reason.errno)}; {free:,.0f} MB free in {folder}); what was there before is kept. "
-            "Make room, then the same command goes on from the last checkpoint"
-        )
-
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -43,9 +35,18 @@ def writing(path: Path) -> Iterator[None]:
         inner: BaseException | None = e
         while inner is not None and not isinstance(e, DiskFull):
             if isinstance(inner, OSError) and inner.errno in FULL:
-                raise DiskFull(path, inner) from e
+                raise DiskFull(_full(path, inner)) from e
             inner = inner.__cause__ or inner.__context__
         raise
+
+
+def _full(path: Path, reason: OSError) -> str:
+    folder = next(p for p in path.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(folder).free / 1e6
+    return (
+        f"{path}: cannot be written ({os.strerror(reason.errno)}; {free:,.0f} MB free in {folder}); what was there before is kept. "
+        "Make room, then the same command goes on from the last checkpoint"
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is shown while a run trains: on a terminal a live bar, elsewhere a line per epoch."""
+"""What is shown while runs train: on a terminal one live display with a bar for each, elsewhere a line per epoch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
-class RunBar:
-    """The progress display of one run, used as a context manager; the training loop calls step() and epoch()."""
+class Display:
+    """The live display of all runs that train at the moment, used as a context manager."""
 
-    def __init__(self, console: Console, label: str, epochs: int, images_per_epoch: int) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.label = label
-        self.epochs = epochs
-        self.images_per_epoch = images_per_epoch
-        self.validation = ""
-        self.started: tuple[float, int] | None = None  # time and steps done at the first call, for the time left
         columns = (
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
@@ -32,14 +27,36 @@ class RunBar:
             TextColumn("[dim]{task.fields[rate]} img/s  {task.fields[left]} left"),
         )
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True, expand=True)
-        self.task = self.progress.add_task(label, total=1, epoch="-", loss="-", top1="-", validation="", rate="-", left="?")
 
-    def __enter__(self) -> RunBar:
+    def __enter__(self) -> Display:
         self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+
+    def bar(self, label: str, epochs: int, images_per_epoch: int) -> RunBar:
+        """Return the bar of one run, to be used as a context manager: it is shown meanwhile."""
+        return RunBar(self, label, epochs, images_per_epoch)
+
+
+class RunBar:
+    """The bar of one run, used as a context manager; step() and epoch() bring it up to date."""
+
+    def __init__(self, display: Display, label: str, epochs: int, images_per_epoch: int) -> None:
+        self.console, self.progress = display.console, display.progress
+        self.label = label
+        self.epochs = epochs
+        self.images_per_epoch = images_per_epoch
+        self.validation = ""
+        self.started: tuple[float, int] | None = None  # time and steps done at the first call, for the time left
+
+    def __enter__(self) -> RunBar:
+        self.task = self.progress.add_task(self.label, total=1, epoch="-", loss="-", top1="-", validation="", rate="-", left="?")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.remove_task(self.task)
 
     def step(self, done: int, total: int, loss: float, top1: float) -> None:
         """Show that `done` of `total` steps are done, with the epoch's mean loss and top-1 (percent)."""

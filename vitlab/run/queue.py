@@ -1,25 +1,23 @@
-"""Many runs, one after the other: finished ones are skipped, those of other processes waited for, signals and the budget heeded."""
+"""Many runs: finished ones are skipped, those of other processes waited for, signals and the budget heeded."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from vitlab import files
 from vitlab.data import dataset
-from vitlab.data.dataset import Dataset
 from vitlab.data.sources import Source
-from vitlab.files import printable
 from vitlab.records import RunRecord
-from vitlab.run import execute, predict
+from vitlab.run import jobs as order
+from vitlab.run import local, predict
 from vitlab.run.plan import Run
-from vitlab.run.progress import RunBar
-from vitlab.run.signals import on_signals, stop_after_step
+from vitlab.run.progress import Display
+from vitlab.run.task import Died, Stopped, Task
 from vitlab.track import shipping, store
 from vitlab.train import checkpoint, loop, machine
 from vitlab.train.loop import Stop
@@ -33,8 +31,9 @@ def train(
     deadline: float,
     root: Path,
     show: Callable[[str, RunRecord], None],
+    jobs: int | None,
 ) -> tuple[int, list[RunRecord]]:
-    """Train those of `runs` that are not finished, or whose experiment's file is in `forced`, in their order.
+    """Train those of `runs` that are not finished, or whose experiment's file is in `forced`: `jobs` at a time, or as many as are soonest done.
 
     Stops at a signal, and at `deadline`, on the clock of time.monotonic(). `show(label, record)` is called for each finished run. Returns
     the exit code and the finished runs' records. Raises UserError for damaged records and data, before anything is trained.
@@ -48,32 +47,39 @@ def train(
     if reason := store.prepare_store(root):
         console.print(f"MLflow cannot be reached ({reason}); training goes on, and its journals keep everything", style="yellow")
     done: list[RunRecord] = []
-    stop = loop.Stop(deadline=deadline)
+    tasks: list[Task] = []
     for i, run in enumerate(runs, 1):
-        if asked := stop.asked():
-            return _stopped(console, asked, f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished"), done
         label = f"{i}/{len(runs)} {run.label}"
-        if run.folder in before:
-            checkpoint.remove(run.folder)  # of a process that was killed between the record and this
-            done.append(before[run.folder])
-            show(f"{label}  finished before, skipped:", done[-1])
+        if run.folder not in before:
+            tasks.append(Task(run, label, force=run.resolved.path in forced))
             continue
-        try:
-            with files.held(run.lock, _waiting(console, label, stop)):
-                if run.finished and run.resolved.path not in forced:
-                    done.append(run.record())
-                    show(f"{label}  finished meanwhile, skipped:", done[-1])
-                    continue
-                if run.resolved.path in forced:
-                    shutil.rmtree(run.folder, ignore_errors=True)
-                with on_signals(stop_after_step(stop)):
-                    done.append(_execute(console, label, run, loaded[run.resolved.config.data], stop))
-        except loop.Interrupted as e:
-            return _stopped(console, e.args[0], f"all that is done is saved, the last of it in {os.path.relpath(run.folder)}"), done
-        except loop.Diverged as e:
-            console.print(f"failed {run.label}: {e}", style="red")
-            return 1, done
-        show(label, done[-1])
+        checkpoint.remove(run.folder)  # of a process that was killed between the record and this
+        done.append(before[run.folder])
+        show(f"{label}  finished before, skipped:", done[-1])
+    stop = Stop(deadline=deadline)
+    if jobs is None:
+        jobs = order.best([task.run for task in tasks], torch.get_num_threads()) if where.type == "cpu" else 1
+    if jobs > 1 and tasks:
+        console.print(f"{jobs} runs side by side, each with {local.share(jobs)} of {torch.get_num_threads()} threads")
+    try:
+        with Display(console) as display:
+            if jobs == 1:
+                finished = local.in_turn(tasks, loaded, display, stop)
+            else:
+                loaded.clear()  # each process loads its own
+                finished = local.side_by_side(tasks, jobs, display, stop)
+            for task, record, here in finished:
+                done.append(record)
+                show(task.label if here else f"{task.label}  finished meanwhile, skipped:", record)
+    except Stopped as e:
+        number, folders = e.args
+        state = f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished"
+        if folders:
+            state = f"all that is done is saved, the last of it in {', '.join(map(os.path.relpath, folders))}"
+        return _stopped(console, number, state), done
+    except (loop.Diverged, Died) as e:
+        console.print(f"failed {e}", style="red")
+        return 1, done
     if stop.signal is not None:
         return _stopped(console, stop.signal, "all runs are finished"), done
     _ship_outstanding(console, runs, root)
@@ -90,27 +96,6 @@ def _stopped(console: Console, number: int, state: str) -> int:
     spent = number == signal.SIGALRM
     console.print(f"{'the budget is spent' if spent else 'stopped'}: {state}; the same command goes on from there")
     return 0 if spent else 128 + number
-
-
-def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop) -> RunRecord:
-    def bar(images: int) -> RunBar:
-        return RunBar(console, label, run.resolved.config.train.epochs, images)
-
-    return execute.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
-
-
-def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
-    """Return a function that says once who trains the run, and gives up when the runs are asked to stop."""
-    named: set[str] = set()
-
-    def busy(holder: str) -> None:
-        if holder not in named:
-            console.print(f"{label}  is being trained by {printable(holder)}; waiting")
-        named.add(holder)
-        if asked := stop.asked():
-            raise loop.Interrupted(asked)
-
-    return busy
 
 
 def _ship_outstanding(console: Console, runs: list[Run], root: Path) -> None:

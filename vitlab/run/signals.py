@@ -36,16 +36,19 @@ def stop_at_once(number: int, _frame: object) -> None:
     os._exit(128 + number)
 
 
-def stop_after_step(stop: Stop) -> Callable[[int, object], None]:
-    """Return a handler: the first signal lets the current step finish and be saved; a second one, or one after the deadline, stops at once."""
+def stop_after_step(stop: Stop, aloud: bool = True) -> Callable[[int, object], None]:
+    """Return a handler: the first signal lets the current step finish and be saved; a second one, or one after the deadline, stops at once.
+
+    It says so, if `aloud`.
+    """
     first = 0.0
 
     def handle(number: int, frame: object) -> None:
         nonlocal first
         if stop.asked() is None:
             stop.signal, first = number, time.monotonic()
-            # Not through the console: the signal may have come amid its own printing.
-            os.write(2, b"stopping: the step in hand is finished and saved; once more stops at once\n")
+            if aloud:  # not through the console: the signal may have come amid its own printing
+                os.write(2, b"stopping: the step in hand is finished and saved; once more stops at once\n")
         elif time.monotonic() - first > SAME_SIGNAL:
             stop_at_once(number, frame)
 

@@ -132,19 +132,25 @@ def _open(uri: str, root: Path) -> Store:
     return Store(uri, root)
 
 
+def import_mlflow() -> None:
+    """Import MLflow, with no telemetry, no progress bars, and requests that give up soon, unless the environment says otherwise."""
+    for key, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # at the end of each run, amid the progress
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; the defaults, 120 and 7, keep one waiting for a quarter of an hour
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    }.items():
+        os.environ.setdefault(key, value)
+    import mlflow  # noqa: F401 late: it takes seconds
+
+
 class Store:
     """The experiment `vitlab` in a tracking store. Uses MlflowClient alone, since the fluent interface would end a run of its own at exit."""
 
     def __init__(self, uri: str, root: Path) -> None:
-        for key, value in {
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "DO_NOT_TRACK": "true",
-            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # at the end of each run, amid the progress
-            "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; the defaults, 120 and 7, keep one waiting for a quarter of an hour
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        }.items():
-            os.environ.setdefault(key, value)
+        import_mlflow()
         from mlflow import MlflowClient
 
         for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
