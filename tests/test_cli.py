@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,8 +16,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from test_files import no_file_above
 
+from tests.support.cli import run
+from tests.support.disk import no_file_above
 from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 from vitlab.run import execute, queue, signals
@@ -32,13 +32,6 @@ LADDER = {
     "01_baseline_vit", "02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer", "05_kd_r18", "06_kd_r50_class_attention",
     "07_conv_stem_kd", "resnet18", "resnet50",
 }  # fmt: skip
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: str, main: object = cli.run_main) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as e:
-        main([str(a) for a in argv])
-    out, err = capsys.readouterr()
-    return e.value.code, out, err
 
 
 @pytest.mark.parametrize(
@@ -96,24 +89,6 @@ def test_schema_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 # ---------------------------------------------------------------------------------------------- the ladder, end to end
-
-
-@pytest.fixture
-def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
-    for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
-        value = tmp_path if name == "ROOT" else tmp_path / name.lower()
-        monkeypatch.setattr(cli, name, value)
-    monkeypatch.setattr(execute, "ROOT", tmp_path)
-    profiles = tmp_path / "profiles"
-    profiles.mkdir()
-    quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
-    quick = re.sub(r"epochs_percent: \d+", "epochs_percent: 0.5", quick)
-    quick = re.sub(r"train_limit: \d+", "train_limit: 150", quick)
-    (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
-    monkeypatch.setattr("vitlab.config.resolve.PROFILE_DIR", profiles)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
 
 
 def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import accuracy, bench, contenders, page, recipe
 from benchmarks.plain import PlainViT
+from tests.support.measurements import comparison, experiment, row
 from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY
 
@@ -119,47 +120,6 @@ def test_a_contender_that_dies_between_epochs_is_named(images: Path, tmp_path: P
 # ---------------------------------------------------------------------------------------------------------- numbers
 
 
-def row(img_s: float, loss: float = 2.0, rss: float = 500.0) -> dict[str, float]:
-    return {"seconds": 384 / img_s, "img_s": img_s, "loss": loss, "peak_rss_mb": rss}
-
-
-def experiment(ours: tuple[float, ...] = (60.0, 70.0, 80.0)) -> dict:
-    """Peers at 20 images per second, timm-amp absent from the last round."""
-    names = ("vitlab", *page.PEERS)
-    facts = {"ready": True, "parameters": 9_500_000, "threads": 2, "flops": 1_200_000_000}
-    ready = {name: facts | row(20.0, loss=2.3) for name in names}
-    ready["timm"] = ready["timm"] | {"flops": 1_800_000_000}
-    rounds = [{name: row(mine if name == "vitlab" else 20.0) for name in names} for mine in ours]
-    del rounds[-1]["timm-amp"]
-    return {"ready": ready, "rounds": rounds}
-
-
-def results() -> dict:
-    """Every target reached."""
-    return {
-        "date": "2026-01-01",
-        "seconds": 600.0,
-        "machine": {"cpu": "A Processor", "cores": 2, "memory_gb": 16.0, "bf16": False},
-        "versions": {"torch": "2.11"},
-        "dataset": "cifar10",
-        "images": 384,
-        "batch": 192,
-        "sets": [],
-        "experiments": {"01": experiment(), "06": experiment()},
-        "input": {n: {"vitlab": [30_000.0, 40_000.0], "torchvision": [2_000.0, 2_000.0]} for n in recipe.RECIPES},
-        "startup": {"help": [0.2] * 5, "plan": [1.0] * 5},
-        "bookkeeping": {
-            "training": 99.5,
-            "checkpoint": 0.3,
-            "tracking": 0.2,
-            "closing": 1.5,
-            "images": 9950.0,
-            "profile": "overnight",
-            "epochs": 3,
-        },
-    }
-
-
 def test_ratios_are_taken_within_rounds() -> None:
     rounds = [{"vitlab": row(30), "a": row(10)}, {"vitlab": row(20), "a": row(10)}, {"vitlab": row(40), "a": row(8), "b": row(16)}]
     assert page.ratio(rounds, "a") == page.Spread(3.0, 2.0, 5.0)
@@ -167,7 +127,7 @@ def test_ratios_are_taken_within_rounds() -> None:
 
 
 def test_page_when_all_is_reached() -> None:
-    text = page.page(results())
+    text = page.page(comparison())
     assert "All targets are reached." in text
     assert "not reached" not in text
     assert "| training, 01: images per second against plain | ≥ 2.5x | 3.50x (3.00–4.00) | reached |" in text
@@ -180,7 +140,7 @@ def test_page_when_all_is_reached() -> None:
 
 
 def test_page_says_what_is_missed() -> None:
-    missed = results()
+    missed = comparison()
     missed["experiments"]["06"] = experiment(ours=(40.0, 50.0, 40.0))  # 2.0x
     for r in missed["experiments"]["01"]["rounds"]:
         r["vitlab"]["peak_rss_mb"] = 501.0
@@ -196,7 +156,7 @@ def test_page_says_what_is_missed() -> None:
 
 
 def test_a_contender_that_does_not_learn_is_a_fault() -> None:
-    broken = results()
+    broken = comparison()
     assert page.faults(broken) == []
     broken["experiments"]["01"]["rounds"][-1]["timm"]["loss"] = 2.4
     assert page.faults(broken) == ["01: the loss of timm does not go down"]
@@ -206,9 +166,9 @@ def test_a_contender_that_does_not_learn_is_a_fault() -> None:
 
 
 def test_page_is_rendered_from_latest_json_alone(tmp_path: Path) -> None:
-    (tmp_path / "latest.json").write_text(json.dumps(results()))
+    (tmp_path / "latest.json").write_text(json.dumps(comparison()))
     subprocess.run([sys.executable, "-m", "benchmarks.bench", "--page", "--out", str(tmp_path)], cwd=REPOSITORY, check=True)
-    assert (tmp_path / "README.md").read_text() == page.page(results())
+    assert (tmp_path / "README.md").read_text() == page.page(comparison())
 
 
 def test_accuracy_is_compared_seed_by_seed() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import growth, growth_page
+from tests.support.measurements import growth as made_up
 from vitlab.models import cost
 from vitlab.track import read
 
@@ -22,19 +23,8 @@ def test_excess_is_growth_of_time_over_growth_of_work() -> None:
     assert [p["at"] for p in points] == [8, 16, 32]
 
 
-def results(report: float = 9.0) -> dict:
-    """Nothing grows faster than its work; the report over 1,000 runs takes `report` seconds."""
-    training = growth_page.series([(1, 10**9, [0.010, 0.011, 0.012]), (2, 2 * 10**9, [0.022])])
-    runs = growth_page.series([(10, 10, [2.0]), (100, 100, [3.0]), (1000, 1000, [report, report + 1.0, report - 1.0])])
-    ship = growth_page.series([(10, 1, [0.4]), (100, 1, [0.4]), (1000, 1, [0.5])])
-    return {
-        "date": "2026-01-01", "device": "A Processor, 2 cores", "precision": "fp32", "threads": 2, "versions": {"torch": "2.11"}, "seconds": 90.0, "load": 0.1,
-        "series": dict.fromkeys(growth_page.TRAINING, training) | dict.fromkeys(growth_page.RUNS, runs) | {"ship": ship},
-    }  # fmt: skip
-
-
 def test_page_when_all_is_reached() -> None:
-    text = growth_page.page(results())
+    text = growth_page.page(made_up())
     assert "not reached" not in text
     assert "idle" not in text
     assert "Faster than its work" not in text
@@ -46,7 +36,7 @@ def test_page_when_all_is_reached() -> None:
 
 
 def test_page_says_what_is_missed() -> None:
-    missed = results(report=10.5) | {"load": 3.25}
+    missed = made_up(report=10.5) | {"load": 3.25}
     missed["series"]["ship"] = growth_page.series([(10, 1, [0.4]), (100, 1, [0.4]), (1000, 1, [0.52])])
     text = growth_page.page(missed)
     assert "| report: `vitlab report`, again, 1,000 runs | ≤ 10 s | 10.5 s (9.5–11.5) | **not reached** |" in text
@@ -60,11 +50,11 @@ def test_plots_are_drawn_the_same_each_time(tmp_path: Path) -> None:
     drawn = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        growth_page.plots(copy.deepcopy(results()), tmp_path / name)
+        growth_page.plots(copy.deepcopy(made_up()), tmp_path / name)
         drawn.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert drawn[0].keys() == {"growth-training.png", "growth-runs.png"}
     assert drawn[0] == drawn[1]
-    assert all(f"({name})" in growth_page.page(results()) for name in drawn[0])
+    assert all(f"({name})" in growth_page.page(made_up()) for name in drawn[0])
 
 
 def test_training_of_two_sizes_for_real() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
 
 from benchmarks import first_epochs, shakeout
+from tests.support.experiments import TINY
+from tests.support.measurements import SHAKEOUT_ROW
 from vitlab.data import sources
 from vitlab.data.dataset import Dataset
 from vitlab.errors import UserError
@@ -152,16 +153,11 @@ def test_two_experiments_for_real(tmp_path: Path) -> None:
 
 
 FACTS = {"device": "A Processor, 2 cores", "precision": "fp32", "threads": 2, "torch": "2.11", "cuda": None}
-ROW = {
-    "experiment": "04_explicit_transformer", "first_steps": [{"phase": "all", "steps": 4, "seconds": 2.5}], "img_s": 1234.0, "mfu": 41.0,
-    "evaluation_seconds": 0.5, "memory_mb": {"allocated": 1500.0, "reserved": 2500.0}, "loss": [2.3, 2.4], "falling": False,
-    "seconds": {"step": 9.0, "evaluation": 1.0, "checkpoint": 0.001}, "projected_seconds": 3725.0,
-}  # fmt: skip
 CODES = {  # what a process does instead
     "01": "import json, sys; print(json.dumps({'machine': " + repr(FACTS) + "})); print(json.dumps({'error': 'OutOfMemoryError: too large'})); sys.exit(1)",
     "02": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     "03": "import not_installed",
-    "04": "import json; print(json.dumps({'machine': " + repr(FACTS) + ", 'row': " + repr(ROW) + "}))",
+    "04": "import json; print(json.dumps({'machine': " + repr(FACTS) + ", 'row': " + repr(SHAKEOUT_ROW) + "}))",
 }  # fmt: skip
 
 

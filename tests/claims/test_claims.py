@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from declared import COUNTS, DIGEST, A, B, claim, judge, ledger, run, three
 
+from tests.support.claims import COUNTS, DIGEST, A, B, claim, judge, ledger, run, three
 from vitlab import config
 from vitlab.claims import declarations
 from vitlab.claims.declarations import Arm
@@ -132,7 +132,10 @@ def test_exact_metrics_by_hand() -> None:
         "patch-2-cost": ("supported", 100 * (flops[2] / flops[4] - 1)),
         "relative-position-params": ("supported", (RELATIVE - 66 * 256) / 1e6),
         "student-params": ("refuted", STUDENT / 1e6),
-        "student-half-the-params": ("supported", 100 * (STUDENT / 23_520_842 - 1)),  # torchvision's ResNet-50, see test_cost.py
+        "student-half-the-params": (
+            "supported",
+            100 * (STUDENT / 23_520_842 - 1),
+        ),  # torchvision's ResNet-50, see tests/models/test_cost.py
     }
     for name, (verdict, effect) in by_formula.items():
         assert (got[name].verdict, got[name].effect) == (verdict, pytest.approx(effect, abs=1e-8)), name

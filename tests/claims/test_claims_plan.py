@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import run, small_world  # noqa: F401 a fixture
-from test_report import fake_record
 
+from tests.support.cli import run
+from tests.support.records import fake_record
 from vitlab import cli, records
 from vitlab.claims import declarations, needed, verdicts
 from vitlab.data.sources import Source, resolve
@@ -228,7 +228,7 @@ def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> declarations.Ledger:  # noqa: F811
+def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> declarations.Ledger:
     two = {"id": "two", "statement": "Two epochs are better than one.", "arms": [arm("01_baseline_vit", "train.epochs=2"), SMALL]}
     found = ledger(two, {"id": "exact", "arms": [BASE], "metric": "params"}, {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"})
     monkeypatch.setattr(declarations, "load", lambda: found)

@@ -11,8 +11,9 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
-from test_report import EVIL, Page, digits, fake_record, files, markdown_rows
 
+from tests.support.pages import EVIL, Page, files, markdown_rows
+from tests.support.records import digits, fake_record
 from vitlab import records, stats
 from vitlab.claims import declarations, ledger, verdicts
 from vitlab.claims.declarations import Arm, Claim

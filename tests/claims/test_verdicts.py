@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from declared import A, B, claim, judge, ledger, run, three
 from scipy import stats as scipy_stats
 
+from tests.support.claims import A, B, claim, judge, ledger, run, three
 from vitlab import config, stats
 from vitlab.claims import declarations, verdicts
 from vitlab.claims.declarations import Arm, Claim

@@ -12,13 +12,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.experiments import LADDER
 from vitlab import config
 from vitlab.config import places
 from vitlab.data.sources import CIFAR10_CLASSES
 from vitlab.errors import UserError
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
-LADDER = [*sorted(p for p in EXPERIMENTS.glob("*.yaml") if p.name != "claims.yaml"), *sorted((EXPERIMENTS / "teachers").glob("*.yaml"))]
 MINIMAL = """\
 title: T
 model: {name: vit, dim: 32, depth: 2, heads: 2}

@@ -10,7 +10,6 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import cifars
 import numpy as np
 import pytest
 import torch
@@ -19,11 +18,13 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from tests.support import cifars
 from vitlab import config
 from vitlab.data import dataset, rng, sources
 from vitlab.errors import UserError
+from vitlab.paths import REPOSITORY
 
-DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
+DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or REPOSITORY / "data")
 needs_cifar10 = pytest.mark.skipif(
     not (DATA_DIR / sources.CIFARS["cifar10"].folder / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
 )

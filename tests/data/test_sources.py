@@ -13,16 +13,17 @@ import sys
 import threading
 from pathlib import Path
 
-import cifars
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from tests.support import cifars
 from vitlab import config
 from vitlab.data import dataset, sources
 from vitlab.errors import UserError
+from vitlab.paths import REPOSITORY
 
-DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or Path(__file__).resolve().parent.parent / "data")
+DATA_DIR = Path(os.environ.get("VITLAB_DATA_DIR") or REPOSITORY / "data")
 needs_cifar10 = pytest.mark.skipif(
     not (DATA_DIR / sources.CIFARS["cifar10"].folder / "test_batch").is_file(), reason="no CIFAR-10 under VITLAB_DATA_DIR"
 )
@@ -98,7 +99,7 @@ def test_real_cifar10() -> None:
 
 def test_import_is_light() -> None:
     code = "import sys, vitlab.data.sources; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy', 'PIL') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 from PIL import Image
-from test_report import LADDER, fake_record, fake_set
 
+from tests.support.records import LADDER, fake_record, fake_set
 from vitlab.figures import run, style
 from vitlab.report import charts, rungs
 

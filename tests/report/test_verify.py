@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_cli import run
 
+from tests.support.cli import run
 from vitlab import cli
 from vitlab.paths import REPOSITORY
 from vitlab.report import blocks, publishing

@@ -1,6 +1,6 @@
 """Kills: small real runs are killed at random and at chosen moments, resumed, and compared with runs that nothing happened to.
 
-    python -m tests.chaos [--kills N] [--minutes M] [--seed S] [--record]        (`make chaos`)
+    python -m tests.robustness.chaos [--kills N] [--minutes M] [--seed S] [--record]        (`make chaos`)
 
 Each victim is a fork of this process, which has imported all that takes seconds and done nothing with it. The last line counts:
 `chaos: N kills, M runs, 0 lost, 0 duplicated, 0 different`. Exit code 0 only where it does so with zeros. With --record it writes

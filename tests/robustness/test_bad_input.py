@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_input.build import EXPERIMENTS, GOOD, World, checkpoint_of, cut, flip
-from bad_input.cases import Case, all_cases, plan_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.robustness.bad_input.build import EXPERIMENTS, GOOD, checkpoint_of, cut, flip
+from tests.robustness.bad_input.cases import Case, all_cases, plan_of
+from tests.support.world import World
 from vitlab import cli, config, records
 from vitlab.data import dataset
 from vitlab.errors import UserError
@@ -75,7 +76,7 @@ def test_case(case: Case, world: World, capsys: pytest.CaptureFixture[str], reco
 def test_the_corpus_is_as_large_as_it_says() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names))
-    files = {p.stem for p in (Path(__file__).parent / "bad_input" / "experiments").glob("*.yaml")}
+    files = {p.stem for p in EXPERIMENTS.glob("*.yaml")}
     helpers = {"good", "circular_b", "taught_in_a_circle_too"}  # what the others extend, or learn from
     assert {name.removeprefix("experiment ") for name in names} >= files - helpers
 
@@ -185,7 +186,7 @@ def test_any_file_as_an_experiment(tmp_path: Path, content: bytes) -> None:
 @given(damages)
 @MADE_UP
 def test_any_damage_to_an_experiment(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    reads_or_names(config.load, tmp_path / "x.yaml", damage((EXPERIMENTS.parents[2] / "experiments" / "01_baseline_vit.yaml").read_bytes()))
+    reads_or_names(config.load, tmp_path / "x.yaml", damage((REPOSITORY / "experiments" / "01_baseline_vit.yaml").read_bytes()))
 
 
 @given(

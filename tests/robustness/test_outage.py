@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_input.build import TINY
 from mlflow import MlflowClient
-from test_files import no_file_above
 
+from tests.support.disk import no_file_above
+from tests.support.world import TINY
 from vitlab import cli, records
 from vitlab.run import execute
 from vitlab.track import store

@@ -20,10 +20,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from bad_input.build import World
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.world import World
 from vitlab import cli
 from vitlab.config import places
 from vitlab.paths import REPOSITORY
@@ -82,7 +82,7 @@ def test_the_ui_answers_on_loopback_and_to_its_own_name_alone(tmp_path: Path) ->
 
 
 def test_yaml_makes_no_objects() -> None:
-    """Tags are refused before this (tests/bad_input); were they not, the loader would still know none that makes an object."""
+    """Tags are refused before this (bad_input/); were they not, the loader would still know none that makes an object."""
     assert issubclass(places._Loader, yaml.SafeLoader)
     with pytest.raises(yaml.constructor.ConstructorError):
         yaml.load("!!python/object/apply:os.getcwd []", places._Loader)

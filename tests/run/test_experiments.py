@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_config import LADDER
 
+from tests.support.experiments import LADDER
 from vitlab import config
 from vitlab.data import dataset
 from vitlab.data.dataset import Dataset

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input.build import TAUGHT, TINY, World
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_cli import run
 
+from tests.support.cli import run
+from tests.support.world import TAUGHT, TINY, World
 from vitlab import cli, files, records
 from vitlab.errors import UserError
 from vitlab.run import execute, pack, published

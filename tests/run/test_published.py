@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bad_input.build import CLASSES, World
 from safetensors.torch import load_file, save_file
-from test_cli import run
-from test_report import THREE, Page, digits, fake_record, fake_set
-from test_report import files as contents
 
+from tests.support.cli import run
+from tests.support.pages import Page
+from tests.support.pages import files as contents
+from tests.support.records import THREE, digits, fake_record, fake_set
+from tests.support.world import CLASSES, World
 from vitlab import cli, config, records
 from vitlab.errors import UserError
 from vitlab.models import registry

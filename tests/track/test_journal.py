@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_tracking import info
 
+from tests.support.journals import info
 from vitlab.errors import UserError
 from vitlab.track.journal import Journal, RunInfo, read_journal
 from vitlab.train import machine

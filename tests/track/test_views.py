@@ -10,8 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from test_tracking import finish, info, start
 
+from tests.support.journals import finish, info, start
 from vitlab import cli
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_input.build import NoShipper, Silent
 
+from tests.support.world import NoShipper, Silent
 from vitlab.claims import verdicts
 from vitlab.claims.declarations import Arm, Claim
 from vitlab.data import dataset, sources

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +12,12 @@ from vitlab import config
 from vitlab.data import ops
 from vitlab.data.dataset import Dataset
 from vitlab.models import layers, registry
+from vitlab.paths import EXPERIMENTS
 from vitlab.train import optim
 from vitlab.train.meter import Meter
 from vitlab.train.objective import Distillation
 from vitlab.train.step import Step
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 # each of these tells the host a value or a size that only the device knows
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "repeat_interleave", "equal"}
 

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 
-from bad_input.build import EXPERIMENTS, GOOD, Payload, World, checkpoint_of, cut, flip, hostile_pickle, png_of
+from tests.robustness.bad_input.build import EXPERIMENTS, GOOD, Payload, checkpoint_of, cut, flip, hostile_pickle, png_of
+from tests.support.world import World
 from vitlab import records
 from vitlab.run import published as weights
 
