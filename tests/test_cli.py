@@ -16,12 +16,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from rich.console import Console
 
 from tests.support.cli import run
 from tests.support.disk import no_file_above
 from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
-from vitlab.run import execute, queue, signals
+from vitlab.run import execute, progress, queue, signals
 from vitlab.track import read, shipping
 from vitlab.train import checkpoint, evaluate, loop
 from vitlab.train.objective import CrossEntropy
@@ -259,12 +260,12 @@ def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monk
     signals.stop_after_step(spent)(signal.SIGINT, None)
     assert (stopped, spent.asked()) == ([signal.SIGINT], signal.SIGALRM)
     with pytest.raises(loop.Interrupted):
-        queue._waiting(cli._console(), "1/1 a run", spent)("process 1")
+        queue.waiting(Console(), "1/1 a run", spent)("process 1")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3600s", 3600), ("90m", 5400), ("2h", 7200), ("0.5h", 1800)])
-def test_a_budget_has_a_unit(text: str, seconds: float) -> None:
-    assert cli._budget(text) == seconds
+def test_a_budget_has_a_unit(text: str, seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f" · budget {progress.clock(seconds)}\n" in run(capsys, *ONE, "--budget", text, "--dry-run")[1]
 
 
 def test_a_budget_puts_students_and_their_teachers_first(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,15 +176,15 @@ def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
         "test_dist_top1": [0, 1, 1],
     }
     for metric, hits in expected.items():
-        assert verdicts._right(path, metric)[1].tolist() == [bool(h) for h in hits], metric
+        assert verdicts.correct(path, metric)[1].tolist() == [bool(h) for h in hits], metric
     for metric in ("test_top5", "teacher_gain", "train_loss", "test_other_top1", "confusion.a.b"):
-        assert verdicts._right(path, metric) is None
-    assert verdicts._right(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
-    assert verdicts._right(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
-    assert verdicts._right(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
+        assert verdicts.correct(path, metric) is None
+    assert verdicts.correct(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
+    assert verdicts.correct(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
+    assert verdicts.correct(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"predictions.npz: no readable predictions .*--force"):
-        verdicts._right(path, "test_top1")
+        verdicts.correct(path, "test_top1")
 
 
 def test_of_equal_logits_a_run_has_predicted_the_first_class(tmp_path: Path) -> None:

@@ -328,14 +328,14 @@ def test_forest_is_drawn_the_same_each_time_in_both_themes(tmp_path: Path) -> No
         assert "date" not in svg.lower()
         assert theme.surface in svg
         assert other.ink not in svg
-        assert all(forest._color(verdict, theme) in svg for verdict in forest.MARKERS)
+        assert all(forest.verdict_color(verdict, theme) in svg for verdict in forest.MARKERS)
 
 
 def test_each_unit_has_its_own_axis() -> None:
-    panels = forest._panels(book(*MADE_UP).measured)
+    panels = forest.group_by_axis(book(*MADE_UP).measured)
     assert [[r.unit for r in panel] for panel in panels] == [["points"] * 3, ["%"], ["images"]]
     with style.style(style.LIGHT):
-        points, *others = forest._forest(book(*MADE_UP), style.LIGHT).axes[:3]
+        points, *others = forest.forest(book(*MADE_UP), style.LIGHT).axes[:3]
     low, high = points.get_xlim()
     assert low < -3
     assert 2.5 < high < 5
@@ -344,7 +344,7 @@ def test_each_unit_has_its_own_axis() -> None:
 
 def test_interval_and_region_stand_where_the_numbers_are() -> None:
     with style.style(style.LIGHT):
-        ax = forest._forest(book(made_up(high_bound=1.0)), style.LIGHT).axes[0]
+        ax = forest.forest(book(made_up(high_bound=1.0)), style.LIGHT).axes[0]
     (region,) = ax.patches
     assert (region.get_x(), region.get_width()) == (0.0, 1.0)
     (bar,) = ax.containers

@@ -23,7 +23,7 @@ from vitlab.data.rng import seed_for
 
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 OPS = list(ops.TRIVIAL_AUGMENT)
-THEIRS = v2.TrivialAugmentWide()
+THEIRS = v2.TrivialAugmentWide()  # its operations by name and magnitude are private, and the only ones of torchvision's to compare with
 ALL = config.Augment(
     crop=4,
     flip=True,
@@ -81,7 +81,7 @@ def test_trivial_augment_is_torchvisions(k, name, size):
     magnitudes = magnitudes(31, *size)
     values = [0.0] if magnitudes is None else [float(m) * sign for m in magnitudes for sign in ((1, -1) if signed else (1,))]
     for value in values:
-        assert value in ops._magnitudes(torch.device("cpu"))[k]
+        assert value in ops.signed_magnitudes(torch.device("cpu"))[k]
         ours = ops.trivial_augment(images, torch.full((7,), k), torch.full((7,), value, dtype=torch.float64))
         theirs = one_by_one(
             lambda x, v=value: THEIRS._apply_image_or_video_transform(x, name, v, THEIRS.interpolation, THEIRS._fill), images
@@ -348,6 +348,7 @@ def test_cutmix_is_torchvisions(height, width):
     images, targets = torch.randn(3, 3, height, width, generator=generator()), torch.eye(3)
     transform = v2.CutMix(num_classes=3)
     for seed, lam in enumerate(torch.rand(100, generator=generator()).tolist()):
+        # make_params takes no share: it is drawn from this distribution
         transform._dist.sample = lambda _, lam=lam: torch.tensor(lam, dtype=torch.float64)
         torch.manual_seed(seed)
         params = {"labels": targets, "batch_size": 3, **transform.make_params([images])}
@@ -491,21 +492,21 @@ def test_by_mask_is_by_group(monkeypatch):
     """What a GPU does gives what a CPU does."""
     images = noise(64)
     by_group = augment.augment(images, ALL, MEAN, STD, generator(), mirror=True)
-    monkeypatch.setattr(ops, "_each", ops._each_by_mask)
+    monkeypatch.setattr(ops, "apply_each", ops.apply_by_mask)
     same_bits(augment.augment(images, ALL, MEAN, STD, generator(), mirror=True), by_group)
 
 
 def test_nothing_reads_back_from_a_gpu(monkeypatch):
     """Fake tensors have no data: `.item()`, a condition on a value, a shape that depends on values, all raise."""
-    fake = pytest.importorskip("torch._subclasses.fake_tensor")
-    ops._magnitudes(torch.device("cpu"))  # a fake one must not stay in the cache
+    fake = pytest.importorskip("torch._subclasses.fake_tensor")  # torch has it nowhere else
+    ops.signed_magnitudes(torch.device("cpu"))  # a fake one must not stay in the cache
     images, targets, which = noise(4), torch.eye(10)[:4], torch.zeros(4, dtype=torch.long)
     with fake.FakeTensorMode() as mode:
         images, targets, which, mean, std = (mode.from_tensor(t) for t in (images, targets, which, MEAN, STD))
         mode.allow_non_fake_inputs = True
         with pytest.raises(fake.DynamicOutputShapeException):
-            ops._each(images, which, ((ops._same, which),))  # what a CPU does would read back: the test can fail
-        monkeypatch.setattr(ops, "_each", ops._each_by_mask)
+            ops.apply_each(images, which, ((ops.posterize, which),))  # what a CPU does would read back: the test can fail
+        monkeypatch.setattr(ops, "apply_each", ops.apply_by_mask)
         out = augment.augment(images, ALL, mean, std, generator(), mirror=True)
         augment.mix(out, targets, MIX, shares(MIX, 0), generator())
 
@@ -516,7 +517,7 @@ def test_on_a_gpu():
     images, cuda = noise(64), torch.device("cuda")
     g = torch.Generator(cuda).manual_seed(0)
     on_gpu, mean, std, targets = images.to(cuda), MEAN.to(cuda), STD.to(cuda), torch.eye(10, device=cuda).repeat(7, 1)[:64]
-    ops._magnitudes(cuda)
+    ops.signed_magnitudes(cuda)
     left = tuple(share.to(cuda) for share in shares(MIX, 0))
     torch.cuda.set_sync_debug_mode("error")
     try:

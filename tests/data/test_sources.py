@@ -148,7 +148,7 @@ def test_a_file_of_another_md5_is_found_before_any_unpickling(name: str, tiny: d
 
 
 def test_archive_in_place_is_extracted(name: str, archive: Path, tiny: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_unreachable", None)  # no network is asked
+    monkeypatch.setattr(sources, "unreachable", None)  # no network is asked
     planned = sources.resolve(name, archive.parent, "full", download=False)
     assert [p.name for p in archive.parent.iterdir()] == [archive.name]  # a dry run writes nothing
     assert sources.resolve(name, archive.parent, "full") == planned
@@ -220,7 +220,7 @@ def test_auto_falls_back_to_digits_in_quick_alone(tmp_path: Path) -> None:
 
 
 def test_without_download_no_network_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_unreachable", None)
+    monkeypatch.setattr(sources, "unreachable", None)
     source = sources.resolve("auto", tmp_path, "quick", download=False)
     assert source.kind == "digits"
     assert "a run would first download it" in source.note

@@ -1,4 +1,4 @@
-"""figures.py: every picture is there, of the expected size, not blank, and shows what the record holds."""
+"""figures.py: every picture is there, fits a page, is not blank, and shows what the record holds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from PIL import Image
 from tests.support.records import LADDER, fake_record, fake_set
 from vitlab.figures import run, style
 from vitlab.report import charts, rungs
-
-WIDE = {
-    "confusion_counts.png": (993, 907),
-    "confusion_normalized.png": (993, 907),
-    "per_class_accuracy.png": (1008, 612),
-    "predictions.png": (1434, 968),
-    "curves.png": (1353, 532),
-}
 
 
 def grid(wrong: int = 4) -> tuple[np.ndarray, list[tuple[int, int, float]]]:
@@ -45,7 +37,8 @@ def test_run_figures(tmp_path: Path) -> None:
     assert [p.name for p in paths] == list(run.RUN_PICTURES)
     for path in paths:
         image = pixels(path)
-        assert image.shape[1::-1] == WIDE[path.name]
+        height, width = (size / style.DPI for size in image.shape[:2])  # inches
+        assert 3 < height < width < 11, f"{path.name}: {width:.1f} x {height:.1f} inches do not fit a page's width"
         assert 0.01 < (image != 255).any(-1).mean() < 0.9
         edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
         assert (edge == 255).all(), f"{path.name} is cut off"
@@ -71,8 +64,7 @@ def test_256_colours_show_what_was_drawn(tmp_path: Path) -> None:
 def test_bars_are_as_long_as_the_accuracy(tmp_path: Path) -> None:
     record = fake_record(classes=("a", "b"), top1=50.0)
     facts = [f.model_copy(update={"accuracy": a}) for f, a in zip(record.per_class, (100.0, 25.0))]
-    with style.style(style.LIGHT):
-        run._per_class(record.model_copy(update={"per_class": tuple(facts)}), tmp_path / "per_class_accuracy.png")
+    run.run_figures(record.model_copy(update={"per_class": tuple(facts)}), tmp_path)
     image = pixels(tmp_path / "per_class_accuracy.png")
     blue = (image == [int(style.LIGHT.accent[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
     longest = np.array([np.ptp(np.nonzero(row)[0]) + 1 for row in blue if row.any()])
@@ -83,8 +75,7 @@ def test_wrong_predictions_are_framed(tmp_path: Path) -> None:
     red = []
     for wrong in (0, 2, 4):
         images, shown = grid(wrong)
-        with style.style(style.LIGHT):
-            run._predictions(fake_record(), np.full_like(images, 128), shown, tmp_path / "predictions.png")
+        run.run_figures(fake_record(), tmp_path, np.full_like(images, 128), shown)
         red.append(count(pixels(tmp_path / "predictions.png"), style.LIGHT.wrong))
     assert red[0] == 0
     assert red[2] == pytest.approx(2 * red[1], rel=0.1)
@@ -108,7 +99,9 @@ def test_hostile_names(tmp_path: Path) -> None:
 
 def test_without_images_there_is_no_grid_and_many_classes_fit(tmp_path: Path) -> None:
     paths = run.run_figures(fake_record(classes=tuple(f"class {i}" for i in range(32)), history=()), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths) == sorted(set(WIDE) - {"predictions.png"})
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths) == sorted(set(run.RUN_PICTURES) - {"predictions.png"})
+    )
     assert pixels(tmp_path / "confusion_counts.png").shape[0] < 2400
 
 
@@ -134,7 +127,7 @@ def test_no_claims_no_mark(tmp_path: Path) -> None:
 def test_points_stand_where_the_numbers_are() -> None:
     ladder = rungs.ladder(fake_set(3))
     with style.style(style.LIGHT):
-        axes = charts._accuracy_cost(ladder, style.LIGHT).axes
+        axes = charts.accuracy_cost(ladder, style.LIGHT).axes
     for ax, cost in zip(axes, ([r.runs[0].params / 1e6 for r in ladder], [r.seconds / 60 for r in ladder])):
         drawn = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in ax.containers]
         assert np.allclose(drawn, [(x, r.mean) for x, r in zip(cost, ladder)])
@@ -143,7 +136,7 @@ def test_points_stand_where_the_numbers_are() -> None:
 
 def test_colours_of_the_ladder_differ() -> None:
     for theme in (style.LIGHT, style.DARK):
-        looks = charts._looks(rungs.ladder(fake_set(1)), theme)
+        looks = charts.looks_of(rungs.ladder(fake_set(1)), theme)
         assert len(set(looks)) == len({color for color, _, _ in looks}) == len(LADDER)
         assert all(re.fullmatch("#[0-9a-f]{6}", color) for color, _, _ in looks)
 

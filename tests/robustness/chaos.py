@@ -117,7 +117,8 @@ def half_a_line(nth: int) -> None:
         nonlocal calls
         calls += 1
         if calls == nth:
-            self._file.write(b'{"kind": "metrics", "ti')
+            with self.path.open("ab") as f:
+                f.write(b'{"kind": "metrics", "ti')
             die()
         real(self, kind, **fields)
 
@@ -137,13 +138,13 @@ def half_a_file(name: str) -> None:
 
 
 def amid_the_making_of_the_database(seconds: float) -> None:
-    real = store._make
+    real = store.make_database
 
     def making(root: Path) -> None:
         threading.Timer(seconds, die).start()
         real(root)
 
-    store._make = making
+    store.make_database = making
 
 
 def replaced(name: str) -> Callable[..., bool]:
@@ -157,7 +158,7 @@ POINTS: dict[str, Callable[[random.Random], None]] = {
     "database, after it is renamed": lambda r: on_call(os, "replace", after=True, only=replaced("mlflow.db")),
     "journal, half a line": lambda r: half_a_line(r.randint(1, 3)),
     "journal, before it is cut": lambda r: on_call(Journal, "truncate"),
-    "checkpoint, half written": lambda r: half_a_write(checkpoint._Hashing, "write", r.randint(1, 40), lambda self: self.file),
+    "checkpoint, half written": lambda r: half_a_write(checkpoint.HashingFile, "write", r.randint(1, 40), lambda self: self.file),
     "checkpoint, before its fsync": lambda r: on_call(Journal, "sync", r.randint(1, 2), after=True),
     "checkpoint, before it is renamed": lambda r: on_call(os, "replace", r.randint(1, 2), only=replaced("checkpoint.pt")),
     "checkpoint, after it is renamed": lambda r: on_call(os, "replace", r.randint(1, 2), after=True, only=replaced("checkpoint.pt")),

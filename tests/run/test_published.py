@@ -277,7 +277,7 @@ def test_verify_finds_published_weights_that_are_not_the_best_runs(tmp_path: Pat
     publishing.index(tmp_path)
 
     def wrong() -> list[str]:
-        return [d for path, page in verify._results(tmp_path).items() if (d := verify.difference(path, page))]
+        return [d for path, page in verify.expected_pages(tmp_path).items() if (d := verify.difference(path, page))]
 
     good = (out_dir / published.FILE).read_bytes()
     assert wrong() == []

@@ -66,5 +66,5 @@ def family(*groups: tuple[tuple[float, float], Sequence[float]]) -> list[Result]
         declared.append(claim(id=str(i), **rule))
         told: dict[str, Any] = {"id": str(i), "statement": "S.", "source": "§1", "declaration": "", "arms": (), "metric": "test_top1"}
         told |= {"low_bound": None, "high_bound": None, "values": tuple(values), "verdict": "undecided"}
-        measured.append(Result(**told, **verdicts._over_seeds(values, declared[-1].region, 0.95)))
-    return verdicts._decide(ledger(*declared), measured)
+        measured.append(Result(**told, **verdicts.over_seeds(values, declared[-1].region, 0.95)))
+    return verdicts.decide(ledger(*declared), measured)

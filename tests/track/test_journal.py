@@ -105,11 +105,11 @@ def test_system_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def gpu(init: object, utilisation: object) -> dict[str, float]:
         monkeypatch.setattr(pynvml, "nvmlInit", init)
         monkeypatch.setattr(pynvml, "nvmlDeviceGetUtilizationRates", utilisation)
-        machine._gpu.cache_clear()
+        machine.nvml_gpu.cache_clear()
         return {k: v for k, v in machine.system_metrics().items() if k.startswith("system/gpu")}
 
     memory = {"system/gpu_memory_usage_megabytes": 3.0}
     assert gpu(lambda: None, lambda _: SimpleNamespace(gpu=87)) == memory | {"system/gpu_utilization_percentage": 87.0}
     assert gpu(lambda: None, sliced) == memory
     assert gpu(missing, sliced) == {}
-    machine._gpu.cache_clear()
+    machine.nvml_gpu.cache_clear()

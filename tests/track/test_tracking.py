@@ -528,11 +528,13 @@ def test_server_that_never_answers_holds_nobody_up(root: Path, tmp_path: Path, m
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         start(tmp_path, info("silent"))
         finish(tmp_path)
+        before = set(threading.enumerate())
         shipper = Shipper(root, tmp_path)
+        (thread,) = (t for t in threading.enumerate() if t.name == "mlflow-shipper" and t not in before)
         assert not shipper.finish(lambda: 0.2)
         assert shipper.outstanding == "still on its way after 0.2 s"
-        shipper._thread.join(30)
-        assert not shipper._thread.is_alive()
+        thread.join(30)
+        assert not thread.is_alive()
         assert shipper.outstanding == "timed out"
 
 

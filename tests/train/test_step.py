@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # torch has it nowhere else
 
 from vitlab import config
 from vitlab.data import ops
@@ -36,7 +36,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_each", ops._each_by_mask)
+    monkeypatch.setattr(ops, "apply_each", ops.apply_by_mask)
     monkeypatch.setattr(layers, "dropout", torch.nn.functional.dropout)
 
 
@@ -61,7 +61,7 @@ def test_no_operation_of_a_step_waits_for_the_device(
     for phase in tiny.phases:
         step(torch.arange(16), phase, 1, 1e-3, 0.9)  # what is made once
         with Operations() as seen:
-            step._run(phase)
+            step.run(phase)
         assert "convolution" in seen.names
         for name in seen.names.keys() & WAITING:
             pytest.fail(f"{name} waits for the device:\n{seen.names[name]}")

@@ -29,7 +29,7 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     if not readme.is_file() or not results_dir.is_dir():
         raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
     texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(root)}
-    expected = _results(results_dir) | pages.all_pages(benchmarks)
+    expected = expected_pages(results_dir) | pages.all_pages(benchmarks)
     for path, text in texts.items():
         if path == readme or any(blocks.names(text, kind) for kind in KINDS):
             expected[path] = publishing.fill(pages.fill(text, benchmarks), results_dir)
@@ -42,7 +42,7 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     return list(expected), list(filter(None, wrong))
 
 
-def _results(results_dir: Path) -> dict[Path, str | None]:
+def expected_pages(results_dir: Path) -> dict[Path, str | None]:
     """Return every set's pages and their index as the records have them, by path; None for a page that follows from no record."""
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / "results"

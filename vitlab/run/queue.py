@@ -59,7 +59,7 @@ def train(
             show(f"{label}  finished before, skipped:", done[-1])
             continue
         try:
-            with files.held(run.lock, _waiting(console, label, stop)):
+            with files.held(run.lock, waiting(console, label, stop)):
                 if run.finished and run.resolved.path not in forced:
                     done.append(run.record())
                     show(f"{label}  finished meanwhile, skipped:", done[-1])
@@ -99,8 +99,8 @@ def _execute(console: Console, label: str, run: Run, loaded: Dataset, stop: Stop
     return execute.execute(run, loaded, bar, stop, lambda text: console.print(f"{label}  {text}"))
 
 
-def _waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
-    """Return a function that says once who trains the run, and gives up when the runs are asked to stop."""
+def waiting(console: Console, label: str, stop: Stop) -> Callable[[str], None]:
+    """Return a function that says once who trains the run, and raises Interrupted when the runs are asked to stop."""
     named: set[str] = set()
 
     def busy(holder: str) -> None:
