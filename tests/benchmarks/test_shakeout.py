@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,11 +172,9 @@ def test_a_failure_is_a_row_and_the_others_go_on(
     errors = ["OutOfMemoryError: too large", "killed by SIGKILL", "ModuleNotFoundError: No module named 'not_installed'", None]
     assert [row.get("error") for row in results["experiments"]] == errors
     assert (results["machine"], results["projected_seconds"]) == (FACTS, 3725.0)
-    said = capsys.readouterr().out
-    assert "01_baseline_vit              FAILED: OutOfMemoryError: too large\n" in said
-    assert (
-        "2.5 s     1,234    41 %     0.50 s     1,500/2,500  2.300 → 2.400    1:02:05  step 90 %, evaluation 10 %  LOSS NOT FALLING" in said
-    )
+    said = re.sub(" +", " ", capsys.readouterr().out)  # whatever the columns' widths
+    assert "01_baseline_vit FAILED: OutOfMemoryError: too large\n" in said
+    assert "2.5 s 1,234 41 % 0.50 s 1,500/2,500 2.300 → 2.400 1:02:05 step 90 %, evaluation 10 % LOSS NOT FALLING" in said
     assert "1:02:05 for 1 of 4 whole runs, one after the other; failed: 01_baseline_vit, 02_regularized_vit, 03_hybrid_r18" in said
 
 
@@ -193,7 +192,7 @@ def test_an_exception_is_told(tmp_path: Path) -> None:
 
 def test_only_those_named() -> None:
     runs = plan.make([EXPERIMENTS], "quick", DIGITS, [0], (), Path("runs"))
-    assert len(shakeout.chosen(runs, "")) == 9
+    assert shakeout.chosen(runs, "") == runs
     assert [run.resolved.id for run in shakeout.chosen(runs, "06,resnet50")] == ["resnet50", "06_kd_r50_class_attention"]
     with pytest.raises(UserError, match="begins with 'nothing'; there are 01_baseline_vit"):
         shakeout.chosen(runs, "01,nothing")
