@@ -130,6 +130,7 @@ def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monke
     assert [publishing.md(cell) for cell in apart[1]] in markdown_rows(tmp_path / "README.md")
     assert "Holm over the 1 tested claim." in page.text
     hrefs = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
+    assert hrefs
     assert hrefs <= {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
 
 
