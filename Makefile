@@ -61,10 +61,10 @@ shakeout: setup ## the first epochs of every experiment: does it run, how fast, 
 	$(BIN)/python -m benchmarks.shakeout --profile $(PROFILE:auto=full) --data $(DATA) --data-dir $(DATA_DIR) $(if $(ONLY),--only $(ONLY))
 
 bad-input: setup ## run the corpus of bad input alone; its last line counts the cases
-	$(BIN)/python -m pytest tests/test_bad_input.py
+	$(BIN)/python -m pytest tests/robustness/test_bad_input.py
 
 chaos: setup ## kill small runs at every awkward moment and compare what they come to: at most 10 minutes
-	$(BIN)/python -m tests.chaos --kills 60 $(if $(PUBLISH),--record)
+	$(BIN)/python -m tests.robustness.chaos --kills 60 $(if $(PUBLISH),--record)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

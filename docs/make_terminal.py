@@ -10,12 +10,11 @@ import contextlib
 import io
 import math
 import re
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from rich._export_format import CONSOLE_SVG_FORMAT
+from rich._export_format import CONSOLE_SVG_FORMAT  # rich has it nowhere else
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
@@ -81,14 +80,18 @@ def render(runs: list[RunRecord]) -> str:
     )
     with new_store(views.set_name(first.profile, first.dataset.name)):
         console.print(f"$ python runner.py experiments --profile {first.profile} --data {first.dataset.name}", style="bold green")
-        cli._announce(console, first.profile, source, [first.seed], runs, math.inf)
+        cli.announce(console, first.profile, source, [first.seed], runs, math.inf)
         queue.print_device(console, first.device, "sqlite:////home/you/vitlab/mlflow.db")
         for i, run in enumerate(runs, 1):
-            cli._print_result(console, f"{i}/{len(runs)} {run.experiment} · seed {run.seed}", run)
-        cli._print_summary(console, runs)
+            cli.print_result(console, f"{i}/{len(runs)} {run.experiment} · seed {run.seed}", run)
+        cli.print_summary(console, runs)
         console.print("\n$ vitlab report", style="bold green")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            cli._report(Namespace(publish=False))
+            try:
+                cli.main(["report"])
+            except SystemExit as e:
+                if e.code:
+                    raise
         console.print(printed.getvalue().rstrip())
     svg = console.export_svg(title="vitlab", theme=THEME, code_format=FORMAT, unique_id="vitlab")
     return re.sub(r"[ \t]+\n", "\n", svg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.experiments import TINY
 from vitlab import config
 from vitlab.data import rng
 from vitlab.data.dataset import Dataset
+from vitlab.paths import EXPERIMENTS
 
 if TYPE_CHECKING:
-    from bad_input.build import World
+    from tests.support.world import World
 
 
 @pytest.fixture
@@ -31,21 +34,6 @@ def tiny_data() -> Dataset:
 
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
     return Dataset("tiny", "0" * 32, tuple("abcd"), True, mean, std, *images(48), *images(12), *images(20))
-
-
-TINY = """\
-title: Tiny
-model: {name: vit, dim: 16, depth: 3, heads: 2, patch_size: 8, dropout: 0.1, drop_path: 0.2, layer_scale: 0.1, position: relative, class_attention: 1, distill_token: true}
-phases:
-  - name: strong
-    augment: {crop: 4, flip: true, trivial_augment: 1.0, erase: 0.5, color_jitter: {brightness: 0.2, hue: 0.1}}
-    mix: {mixup: 0.4, cutmix: 1.0}
-    label_smoothing: 0.1
-  - {name: clean, percent: 25}
-optim: {name: adamw, lr: 1e-2, warmup: {percent: 10}, grad_clip: 1.0}
-train: {epochs: 4, batch_size: 16}
-ema: {start: 0.5, end: 0.9}
-"""
 
 
 @pytest.fixture
@@ -89,7 +77,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def template_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from bad_input.build import template  # late: it imports all of vitlab
+    from tests.support.world import template  # late: it imports all of vitlab
 
     folder = tmp_path_factory.mktemp("template")
     template(folder)
@@ -98,10 +86,31 @@ def template_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(template_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A folder to work in, with a finished and an interrupted run; see bad_input.build.World."""
-    from bad_input.build import enter
+    """A folder to work in, with a finished and an interrupted run; see tests.support.world."""
+    from tests.support.world import enter
 
     return enter(tmp_path, template_folder, monkeypatch)
+
+
+@pytest.fixture
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
+    from vitlab import cli  # late, as above
+    from vitlab.run import execute
+
+    for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
+        value = tmp_path if name == "ROOT" else tmp_path / name.lower()
+        monkeypatch.setattr(cli, name, value)
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
+    profiles = tmp_path / "profiles"
+    profiles.mkdir()
+    quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
+    quick = re.sub(r"epochs_percent: \d+", "epochs_percent: 0.5", quick)
+    quick = re.sub(r"train_limit: \d+", "train_limit: 150", quick)
+    (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
+    monkeypatch.setattr("vitlab.config.resolve.PROFILE_DIR", profiles)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
 
 
 CORPUS = {"cases": 0, "clear": 0, "tracebacks": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vitlab
+from vitlab.paths import REPOSITORY
 
 PACKAGE = Path(vitlab.__file__).parent
 ROOMS = (  # each imports only from those before it; files beside the packages are rooms of their own
@@ -17,6 +19,7 @@ ROOMS = (  # each imports only from those before it; files beside the packages a
     "claims", "report", "cli", "__main__",
 )  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
 
 
 def room(path: Path) -> str:
@@ -84,6 +87,56 @@ def test_no_file_is_long(path: Path) -> None:
 
 
 LONGER = {"cli.py": 500, "track/shipping.py": 460}  # the commands; one way from journal to MLflow
+
+
+def test_the_order_of_imports_is_the_one_in_the_docs() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    order = page.partition("each imports only from those before it:")[2].strip().splitlines()[0]
+    assert re.findall(r"`(\w+)`", order) == [room for room in ROOMS if not room.startswith("__")]
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: str(p.relative_to(REPOSITORY / "tests")))
+def test_no_test_module_imports_another(path: Path) -> None:
+    """What two of them need is in tests/support/ or a fixture of conftest.py."""
+    assert not [name for name in imports(path) if re.search(r"(^|\.)(test_\w+|conftest)$", name)]
+
+
+PRIVATE = re.compile(r"_[A-Za-z]\w*")
+OF_OTHERS = {  # private names of libraries that have no public way to the same; each is explained where it is used
+    "_exit", "_python_dispatch", "_subclasses", "_export_format", "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_fill", "_dist",
+}  # fmt: skip
+
+
+def private_names(path: Path) -> set[str]:
+    """Private names that the file takes from elsewhere: imported, as attributes, by setattr, or within code that it keeps as text."""
+    found, own = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            found.update([*node.module.split("."), *(alias.name for alias in node.names)])
+        elif isinstance(node, ast.Attribute):
+            mine = isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name) and node.value.id == "self"
+            (own if mine else found).add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            found.update(arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.update(re.findall(r"\b[a-z]\w*\.(_[A-Za-z]\w*)", node.value))
+    return {name for name in found - own if isinstance(name, str) and PRIVATE.fullmatch(name.rpartition(".")[2])}
+
+
+@pytest.mark.parametrize("path", [*TESTS, REPOSITORY / "docs" / "make_terminal.py"], ids=lambda p: p.relative_to(REPOSITORY).as_posix())
+def test_private_names_of_vitlab_are_left_alone(path: Path) -> None:
+    """What is worth a test has a public name."""
+    assert private_names(path) <= OF_OTHERS
+
+
+def test_the_check_sees_private_names(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(
+        "from vitlab.cli import _a\nrun._b()\npatch.setattr(cli, '_c', 1)\npatch.setattr('vitlab.cli._d', 1)\ncode = 'cli._e()'\n"
+        "class Own:\n    def _f(self): self._g = self._g\n"
+    )
+    assert {name.rpartition(".")[2] for name in private_names(tmp_path / "x.py")} == {"_a", "_b", "_c", "_d", "_e"}
 
 
 @pytest.mark.parametrize(

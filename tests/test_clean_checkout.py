@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow
 MEASURED = """
 import sys
 from pathlib import Path
-import test_benchmarks, test_growth, test_shakeout
 from benchmarks import bench, growth, shakeout
-bench.measure = lambda args: test_benchmarks.results()
-growth.measure = lambda times: test_growth.results()
-shakeout.look = lambda run, *_: {"row": test_shakeout.ROW | {"experiment": run.resolved.id}}
+from tests.support import measurements
+bench.measure = lambda args: measurements.comparison()
+growth.measure = lambda times: measurements.growth()
+shakeout.look = lambda run, *_: {"row": measurements.SHAKEOUT_ROW | {"experiment": run.resolved.id}}
 for main in (bench.main, growth.main, shakeout.main):
     sys.argv = [sys.argv[0], *(["--data", "digits", "--profile", "quick"] if main is shakeout.main else sys.argv[1:])]
     try:
@@ -63,7 +63,7 @@ def changed(root: Path) -> str:
 
 def python(root: Path, *words: str) -> str:
     env = {k: v for k, v in os.environ.items() if k not in ("VITLAB_ROOT", "MLFLOW_TRACKING_URI")}
-    env |= {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *words], cwd=root, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,11 +16,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from test_files import no_file_above
 
+from tests.support.cli import run
+from tests.support.disk import no_file_above
 from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
-from vitlab.run import execute, queue, signals
+from vitlab.run import execute, progress, signals, task
 from vitlab.track import read, shipping
 from vitlab.train import checkpoint, evaluate, loop
 from vitlab.train.objective import CrossEntropy
@@ -32,13 +32,6 @@ LADDER = {
     "01_baseline_vit", "02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer", "05_kd_r18", "06_kd_r50_class_attention",
     "07_conv_stem_kd", "resnet18", "resnet50",
 }  # fmt: skip
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: str, main: object = cli.run_main) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as e:
-        main([str(a) for a in argv])
-    out, err = capsys.readouterr()
-    return e.value.code, out, err
 
 
 @pytest.mark.parametrize(
@@ -96,24 +89,6 @@ def test_schema_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 # ---------------------------------------------------------------------------------------------- the ladder, end to end
-
-
-@pytest.fixture
-def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
-    for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
-        value = tmp_path if name == "ROOT" else tmp_path / name.lower()
-        monkeypatch.setattr(cli, name, value)
-    monkeypatch.setattr(execute, "ROOT", tmp_path)
-    profiles = tmp_path / "profiles"
-    profiles.mkdir()
-    quick = (EXPERIMENTS / "profiles" / "quick.yaml").read_text(encoding="utf-8")
-    quick = re.sub(r"epochs_percent: \d+", "epochs_percent: 0.5", quick)
-    quick = re.sub(r"train_limit: \d+", "train_limit: 150", quick)
-    (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
-    monkeypatch.setattr("vitlab.config.resolve.PROFILE_DIR", profiles)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
 
 
 def test_the_quick_ladder_end_to_end(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,12 +259,12 @@ def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monk
     signals.stop_after_step(spent)(signal.SIGINT, None)
     assert (stopped, spent.asked()) == ([signal.SIGINT], signal.SIGALRM)
     with pytest.raises(loop.Interrupted):
-        queue._waiting(cli._console(), "1/1 a run", spent)("process 1")
+        task.waiting(print, spent)("process 1")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("3600s", 3600), ("90m", 5400), ("2h", 7200), ("0.5h", 1800)])
-def test_a_budget_has_a_unit(text: str, seconds: float) -> None:
-    assert cli._budget(text) == seconds
+def test_a_budget_has_a_unit(text: str, seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f" · budget {progress.clock(seconds)}\n" in run(capsys, *ONE, "--budget", text, "--dry-run")[1]
 
 
 def test_a_budget_puts_students_and_their_teachers_first(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -381,9 +356,10 @@ def test_a_signal_saves_and_the_same_command_goes_on(number: signal.Signals, tmp
 
 
 def test_a_second_signal_stops_at_once_and_loses_no_checkpoint(tmp_path: Path) -> None:
-    process = start(tmp_path, "from vitlab.run import execute; import time; execute.finish = lambda *_: time.sleep(600)")
-    out = read_until(process, "epoch 3/3")
-    time.sleep(1)
+    process = start(
+        tmp_path, "from vitlab.run import execute; import time; execute.finish = lambda *_: print('finishing') or time.sleep(600)"
+    )
+    out = read_until(process, "finishing")
     process.send_signal(signal.SIGTERM)  # amid what follows the last epoch
     out += read_until(process, "stopping")
     time.sleep(signals.SAME_SIGNAL + 0.1)

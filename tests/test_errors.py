@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bad_input.build import World
 
+from tests.support.world import World
 from vitlab import cli, errors, files
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import errno
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from tests.support.disk import no_file_above
 from vitlab import files
+from vitlab.paths import REPOSITORY
 from vitlab.track import journal
 from vitlab.train import checkpoint, evaluate
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """As a full disk, but for errno. Python ignores SIGXFSZ, so that a write beyond fails."""
-    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
 
 NOISE = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
 WRITERS = {
@@ -95,7 +81,7 @@ with files.replacing(Path(sys.argv[1]) / "new", Path(sys.argv[1]) / "old") as f:
 def test_killed_at_any_of_its_steps_one_of_the_two_is_whole(call: str, nth: int, left: str | None, tmp_path: Path) -> None:
     (tmp_path / "new").write_text("first")
     command = [sys.executable, "-c", KILLED, str(tmp_path), call, str(nth)]
-    assert subprocess.run(command, cwd=Path(files.__file__).parent.parent, check=False).returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
     if left is None:  # between the two renamings
         assert (tmp_path / "old").read_text() == "first"
         assert not (tmp_path / "new").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vitlab import files
+from vitlab.paths import REPOSITORY
 
 HOLDER = """
 import sys, time
@@ -29,7 +30,7 @@ class GaveUp(Exception):
 def test_the_waiting_one_is_told_who_and_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "run.lock"
     command = [sys.executable, "-c", HOLDER, str(path)]
-    with subprocess.Popen(command, cwd=Path(files.__file__).parent.parent, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         told = []
 

@@ -8,10 +8,10 @@ import tomllib
 
 import pytest
 import yaml
-from bad_input.cases import all_cases
 
 import vitlab
 from docs import make_terminal
+from tests.robustness.bad_input.cases import all_cases
 from vitlab import config, records
 from vitlab.paths import REPOSITORY
 from vitlab.report.rungs import ladder
@@ -78,13 +78,6 @@ def test_the_file_tree_is_the_packages() -> None:
         package, _, rest = part.partition("/")
         for name in re.findall(r"\w+\.py", rest) if re.fullmatch(r"\w+", package) else ():
             assert (own / package / name).is_file(), f"{package}/{name}"
-
-
-def test_the_order_of_imports_is_the_one_that_is_tested() -> None:
-    from test_architecture import ROOMS
-
-    order = PAGES["docs/architecture.md"].partition("each imports only from those before it:")[2].strip().splitlines()[0]
-    assert re.findall(r"`(\w+)`", order) == [room for room in ROOMS if not room.startswith("__")]
 
 
 def test_the_command_reference_is_complete() -> None:

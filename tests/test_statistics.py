@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from declared import UP, family
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
+from tests.support.claims import UP, family
 from vitlab import stats
 
 pytestmark = pytest.mark.slow

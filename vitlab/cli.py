@@ -149,7 +149,7 @@ def _run(args: argparse.Namespace) -> int:
     if math.isfinite(args.budget):
         runs = plan.students_first(runs)
     named = {p.resolve() for p in plan.expand(args.experiments)}
-    _announce(console, profile, source, args.seeds, runs, args.budget)
+    announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
         return _print_plan(console, runs, args.jobs)
     return _train(console, runs, named if args.force else set(), source, deadline, args.jobs)
@@ -158,14 +158,15 @@ def _run(args: argparse.Namespace) -> int:
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, jobs: int | None) -> int:
     from vitlab.run import queue
 
-    show = functools.partial(_print_result, console)
+    show = functools.partial(print_result, console)
     code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, jobs)
     if code == 0 and all(run.finished for run in runs):
-        _print_summary(console, done)
+        print_summary(console, done)
     return code
 
 
-def _announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
+def announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
+    """Print what is about to be trained, and on what data. `budget` is in seconds, infinite for none."""
     from rich.panel import Panel
 
     from vitlab.run.progress import clock
@@ -233,7 +234,8 @@ def _short(path: Path) -> str:
     return os.path.relpath(path)
 
 
-def _print_result(console: Console, label: str, record: RunRecord) -> None:
+def print_result(console: Console, label: str, record: RunRecord) -> None:
+    """Print a finished run's line: accuracy, time and speed."""
     from rich.text import Text
 
     from vitlab.run.progress import clock
@@ -261,7 +263,8 @@ def _print_table(console: Console, table: Table) -> None:
     console.print(grid)
 
 
-def _print_summary(console: Console, done: list[RunRecord]) -> None:
+def print_summary(console: Console, done: list[RunRecord]) -> None:
+    """Print the finished runs' table, and where their report and MLflow's table of them are."""
     from vitlab.report import set_page
     from vitlab.track import store, views
 
@@ -395,7 +398,7 @@ def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     seeds = args.seeds or list(range(ledger.seeds))
     planned = needed.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
-    _announce(console, profile, source, seeds, planned.runs, args.budget)
+    announce(console, profile, source, seeds, planned.runs, args.budget)
     if args.dry_run:
         return _print_plan(console, planned.runs, args.jobs, planned.settles)
     code = _train(console, planned.runs, set(), source, deadline, args.jobs) if planned.runs else 0  # all of them may be published

@@ -71,11 +71,11 @@ def judge(
     `before` is the ledger measured earlier: a claim that was measured under another declaration is marked as changed. Raises UserError
     where a metric cannot be had.
     """
-    found = _decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
+    found = decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
     return [_mark_changed(result, (before or {}).get(result.id)) for result in found]
 
 
-def _decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
+def decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
     """Return the results with their verdicts: all tested claims are one family (Holm), and undecided ones say how many more seeds to add."""
     found = list(measured)
     tested = [i for i, result in enumerate(found) if result.p is not None]
@@ -147,7 +147,7 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
     if len(seeds) == 1:
         compared = pairs(claim, [found[seeds[0]] for found in by_arm])
         return Result(**facts, effect=values[0], pair=compared, note="; ".join(filter(None, ["one seed: no interval over seeds", lacks])))
-    estimates = _over_seeds(values, claim.region, ledger.confidence)
+    estimates = over_seeds(values, claim.region, ledger.confidence)
     if claim.exploratory:
         estimates["p"] = None
     looked = f"{len(seeds)} seeds, {ledger.seeds} were planned: {LOOKED}" if len(seeds) > ledger.seeds else ""
@@ -164,8 +164,8 @@ def _values(found: Mapping[int, RunRecord], metric: str) -> dict[int, float]:
     return values
 
 
-def _over_seeds(values: Sequence[float], region: tuple[float, float], confidence: float) -> dict[str, Any]:
-    """Return the fields of a Result that follow from two or more values."""
+def over_seeds(values: Sequence[float], region: tuple[float, float], confidence: float) -> dict[str, Any]:
+    """Return the fields of a Result that follow from two or more values, one a seed, and the region (low, high) that supports the claim."""
     e = estimate(values, region, confidence)
     if not e.sd:
         return {"effect": e.mean, "p": e.p, "note": "the same in every seed: no spread to test with"}
@@ -214,16 +214,16 @@ def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float)
     """
     if len(predictions) != 2 or claim.relative:
         return None
-    first, second = (_right(path, claim.metric_of(arm)) for path, arm in zip(predictions, claim.arms, strict=True))
+    first, second = (correct(path, claim.metric_of(arm)) for path, arm in zip(predictions, claim.arms, strict=True))
     if first is None or second is None or not np.array_equal(first[0], second[0]):
         return None
     return pair(first[1], second[1], confidence)
 
 
-def _right(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+def correct(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (N,) labels, and (N,) bool: whether the run has each test image right, by the logits that `metric`, a top-1, is computed from.
 
-    None where it cannot be had.
+    None where it cannot be had. Raises UserError for a damaged file.
     """
     named = re.fullmatch(r"test_(?:(\w+)_)?top1", metric)
     if path is None or named is None or not path.is_file():

@@ -36,19 +36,19 @@ class Place:
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML 1.2's idea of a float (1e-3 is one) and no dates; `on`, `yes` and the like stay words."""
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, rx) for tag, rx in rules if tag == "tag:yaml.org,2002:null"]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(  # not 010, which is 8 to YAML 1.1, nor 1:30, which is 90
+Loader.add_implicit_resolver(  # not 010, which is 8 to YAML 1.1, nor 1:30, which is 90
     "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]{0,17})$"), list("-+0123456789")
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(?:inf|nan))$"),
     list("-+0123456789."),
@@ -76,7 +76,7 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
     """
     depth = 0
     try:
-        for event in yaml.parse(text, Loader=_Loader):
+        for event in yaml.parse(text, Loader=Loader):
             place = where(event.start_mark.line + 1)
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{place}: aliases (*{event.anchor}) are not allowed; use 'extends'")
@@ -87,7 +87,7 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise UserError(f"{place}: more than {MAX_DEPTH} levels deep; an experiment has five")
-        node = _Loader(text).get_single_node()
+        node = Loader(text).get_single_node()
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
         what = ", ".join(said for said in (e.context, e.problem) if said)
@@ -99,7 +99,7 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
     if node is None:
         return None, places
     _note_places(node, (), where, places)
-    return _Loader("").construct_document(node), places
+    return Loader("").construct_document(node), places
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, Place]]:

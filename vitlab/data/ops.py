@@ -17,12 +17,13 @@ from vitlab import config
 Op = Callable[[Tensor, Tensor], Tensor]  # (uint8 images (n, 3, H, W), what it takes for each, (n,) or (n, ...)) -> images
 
 
-def _each(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
-    """Apply to each image the step that `which` (B,) names: an operation and what it takes for every image, (B,) or (B, ...)."""
-    return (_each_by_mask if images.is_cuda else _each_by_group)(images, which, steps)
+def apply_each(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
+    """Return `images` (B, 3, H, W), each with the step applied that `which` (B,) names: an operation and its values, (B,) or (B, ...)."""
+    return (apply_by_mask if images.is_cuda else apply_by_group)(images, which, steps)
 
 
-def _each_by_group(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
+def apply_by_group(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
+    """Do apply_each() with one call for the images of each operation. The sizes of these groups must be known to the host."""
     order = which.argsort()
     groups = order.split(which.bincount(minlength=len(steps)).tolist())
     # index_select copies whole images; images[group] goes byte by byte
@@ -30,8 +31,8 @@ def _each_by_group(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tens
     return torch.cat(done).index_select(0, order.argsort())
 
 
-def _each_by_mask(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
-    """All to all: a GPU computes faster than it tells the host how many images each operation has."""
+def apply_by_mask(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
+    """Do apply_each() with every operation on all images: a GPU computes faster than it tells the host how many images each one has."""
     result = images
     for k, (op, value) in enumerate(steps):
         result = torch.where((which == k)[:, None, None, None], op(images, value), result)
@@ -175,7 +176,7 @@ def color_jitter(images: Tensor, values: tuple[Tensor | None, ...], order: Tenso
     """Change brightness, contrast, saturation and hue of uint8 images, each image in its own order."""
     steps = [(_same, order[:, 0]) if value is None else (op, value) for op, value in zip(_JITTERS, values, strict=True)]
     for which in order.unbind(1):
-        images = _each(images, which, steps)
+        images = apply_each(images, which, steps)
     return images
 
 
@@ -201,8 +202,8 @@ TRIVIAL_AUGMENT = {  # operation: its 31 magnitudes, and whether they take a sig
 
 
 @cache
-def _magnitudes(device: torch.device) -> Tensor:
-    """(14, 31, 2) float64: by operation, magnitude and sign."""
+def signed_magnitudes(device: torch.device) -> Tensor:
+    """Return what TRIVIAL_AUGMENT can draw, (14, 31, 2) float64: by operation, magnitude and sign."""
     return torch.stack([torch.stack([m, -m if signed else m], 1) for m, signed in TRIVIAL_AUGMENT.values()]).double().to(device)
 
 
@@ -211,11 +212,11 @@ def draw_trivial_augment(batch: int, prob: float, generator: torch.Generator) ->
 
     With probability 1 - `prob` an image gets the first, which leaves it as it is.
     """
-    sizes = _magnitudes(generator.device).shape
+    sizes = signed_magnitudes(generator.device).shape
     op, magnitude, sign = (torch.randint(n, (batch,), generator=generator, device=generator.device) for n in sizes)
     if prob < 1:
         op = torch.where(torch.rand(batch, generator=generator, device=generator.device) < prob, op, 0)
-    return op, _magnitudes(generator.device)[op, magnitude, sign]
+    return op, signed_magnitudes(generator.device)[op, magnitude, sign]
 
 
 def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
@@ -240,7 +241,7 @@ def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
         (autocontrast, op),
         (equalize, op),
     )
-    return _each(images, torch.where(op > 5, op - 4, op.clamp(max=1)), steps)  # 1 to 5 are one
+    return apply_each(images, torch.where(op > 5, op - 4, op.clamp(max=1)), steps)  # 1 to 5 are one
 
 
 TRANSFORMS = {  # what `augment` applies between flipping and normalising, in this order: key of `augment` in a YAML: (draw, apply)

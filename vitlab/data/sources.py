@@ -221,7 +221,7 @@ def _fetch(cifar: Cifar, data_dir: Path) -> None:
         here = False
     except OSError as e:
         raise UserError(f"{data_dir / archive}: cannot be read ({e.strerror}); check the path and its permissions") from None
-    reason = "" if here else _unreachable(theirs.url)
+    reason = "" if here else unreachable(theirs.url)
     if reason:
         host = urllib.parse.urlsplit(theirs.url).hostname
         raise Unavailable(
@@ -237,8 +237,8 @@ def _fetch(cifar: Cifar, data_dir: Path) -> None:
         socket.setdefaulttimeout(timeout)
 
 
-def _unreachable(url: str) -> str:
-    """Why `url` gives no answer within REACH_SECONDS, or ""; asked as torchvision would, by way of the proxies.
+def unreachable(url: str) -> str:
+    """Return why `url` gives no answer within REACH_SECONDS, or ""; it is asked as torchvision would, by way of the proxies.
 
     In a thread of its own, since a name look-up has no time-out.
     """

@@ -24,13 +24,13 @@ def set_figures(rungs: Sequence[Rung], out_dir: Path) -> list[Path]:
     drawn = []
     for theme in (LIGHT, DARK):
         with style.style(theme):
-            for name, draw in zip(SET_PICTURES, (_claimed_measured, _learning_curves, _accuracy_cost), strict=True):
+            for name, draw in zip(SET_PICTURES, (_claimed_measured, _learning_curves, accuracy_cost), strict=True):
                 drawn.append(out_dir / f"{name}-{theme.name}.svg")
                 style.save(draw(rungs, theme), drawn[-1])
     return drawn
 
 
-def _looks(rungs: Sequence[Rung], theme: Theme) -> list[tuple[str, str, str]]:
+def looks_of(rungs: Sequence[Rung], theme: Theme) -> list[tuple[str, str, str]]:
     """Return colour, line style and marker of each rung, the same in every chart."""
     ladder = [r.number.isdigit() for r in rungs]
     looks = []
@@ -94,7 +94,7 @@ def _learning_curves(rungs: Sequence[Rung], theme: Theme) -> Figure:
     fig = style.figure(9.4, 4.2)
     by_epoch, by_share = fig.subplots(1, 2, sharey=True)
     ends: list[tuple[float, str, str]] = []
-    for rung, (color, line, _) in zip(rungs, _looks(rungs, theme), strict=True):
+    for rung, (color, line, _) in zip(rungs, looks_of(rungs, theme), strict=True):
         key = "validation/ema_top1" if all("validation/ema_top1" in e for r in rung.runs for e in r.history) else "validation/top1"
         curves = [[(e["epoch"], e[key]) for e in r.history if key in e] for r in rung.runs]
         length = min(map(len, curves))
@@ -128,14 +128,15 @@ def _learning_curves(rungs: Sequence[Rung], theme: Theme) -> Figure:
     return fig
 
 
-def _accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
+def accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
+    """Return the chart of accuracy against parameters and training time. Expects to be called within style.style(theme)."""
     fig = style.figure(9.4, 3.9)
     axes = fig.subplots(1, 2, sharey=True)
     longest = max(r.seconds for r in rungs)
     unit, per = ("h", 3600) if longest > 7200 else ("min", 60) if longest > 120 else ("s", 1)
     costs = ([r.runs[0].params / 1e6 for r in rungs], [r.seconds / per for r in rungs])
     for ax, cost, label in zip(axes, costs, ("parameters (millions)", f"training time ({unit})"), strict=True):
-        for rung, x, (color, _, marker) in zip(rungs, cost, _looks(rungs, theme), strict=True):
+        for rung, x, (color, _, marker) in zip(rungs, cost, looks_of(rungs, theme), strict=True):
             ax.errorbar(x, rung.mean, yerr=rung.half, fmt=marker, color=color, markersize=7, elinewidth=1.2, capsize=3)
         middle, ratio = np.sqrt(max(cost) * min(cost)), max(np.sqrt(max(cost) / min(cost)) * 1.35, 2.2)
         ax.set_xscale("log")

@@ -30,12 +30,15 @@ def draw(book: Book, out_dir: Path) -> list[Path]:
     for theme in (LIGHT, DARK):
         with style.style(theme):
             drawn.append(out_dir / f"{NAME}-{theme.name}.svg")
-            style.save(_forest(book, theme), drawn[-1])
+            style.save(forest(book, theme), drawn[-1])
     return drawn
 
 
-def _panels(results: Sequence[Result]) -> list[list[Result]]:
-    """Group the rows that can share an axis: first all differences in points; then, by metric, what has another unit or is no difference."""
+def group_by_axis(results: Sequence[Result]) -> list[list[Result]]:
+    """Return the results in groups that can share an axis.
+
+    First all differences in points; then, by metric, what has another unit or is no difference.
+    """
     panels: dict[tuple[str | int, ...], list[Result]] = {}
     for result in results:
         key = () if result.unit == "points" else (result.unit, result.metric, len(result.arms))
@@ -43,8 +46,9 @@ def _panels(results: Sequence[Result]) -> list[list[Result]]:
     return [panels[key] for key in sorted(panels, key=lambda key: key != ())]
 
 
-def _forest(book: Book, theme: Theme) -> Figure:
-    panels = _panels(book.measured)
+def forest(book: Book, theme: Theme) -> Figure:
+    """Return the plot of the book's measured claims. Expects to be called within style.style(theme)."""
+    panels = group_by_axis(book.measured)
     height = TOP + sum(ROW * len(panel) + AXIS for panel in panels) + BOTTOM
     fig = style.figure(WIDTH, height)
     below = height - TOP
@@ -60,7 +64,8 @@ def _forest(book: Book, theme: Theme) -> Figure:
     return fig
 
 
-def _color(verdict: str, theme: Theme) -> str:
+def verdict_color(verdict: str, theme: Theme) -> str:
+    """Return the colour of a verdict's marker in `theme`."""
     return {"supported": theme.series[0], "refuted": theme.series[3], "undecided": theme.neutral[0]}[verdict]
 
 
@@ -76,7 +81,7 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
                 ax.plot([bound, bound], [i - 0.42, i + 0.42], color=theme.muted, linewidth=1.1, solid_capstyle="butt")
         if r.claimed is not None:
             ax.plot([r.claimed], [i], "|", color=theme.claim, markersize=14, markeredgewidth=2.2)
-        color = _color(r.verdict, theme)
+        color = verdict_color(r.verdict, theme)
         ax.errorbar(
             r.effect, i, xerr=None if r.low is None else [[r.effect - r.low], [r.high - r.effect]], fmt=MARKERS[r.verdict], color=color,
             markerfacecolor=theme.surface if r.verdict == "undecided" else color, markersize=6, capsize=3, elinewidth=1.6, capthick=1.4,
@@ -104,8 +109,8 @@ def _key(book: Book, ax: Axes, theme: Theme) -> list[object]:
     measured = book.measured
     key: list[object] = [
         ax.plot(
-            [], [], MARKERS[verdict], color=_color(verdict, theme), label=verdict, markersize=6,
-            markerfacecolor=theme.surface if verdict == "undecided" else _color(verdict, theme),
+            [], [], MARKERS[verdict], color=verdict_color(verdict, theme), label=verdict, markersize=6,
+            markerfacecolor=theme.surface if verdict == "undecided" else verdict_color(verdict, theme),
         )[0]
         for verdict in MARKERS
         if any(r.verdict == verdict for r in measured)

@@ -25,7 +25,7 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     if not (root / "README.md").is_file() or not results_dir.is_dir():
         raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
     texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(root)}
-    expected = _results(results_dir)
+    expected = expected_pages(results_dir)
     for path, text in texts.items():
         if any(blocks.names(text, kind) for kind in KINDS):
             expected[path] = publishing.fill(text, results_dir)
@@ -38,7 +38,7 @@ def unchecked(block: str) -> str:
     return f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked"
 
 
-def _results(results_dir: Path) -> dict[Path, str | None]:
+def expected_pages(results_dir: Path) -> dict[Path, str | None]:
     """Return every set's pages and their index as the records have them, by path; None for a page that follows from no record."""
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp) / "results"

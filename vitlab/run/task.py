@@ -46,7 +46,7 @@ def train_task(
     with the run's label, DiskFull and UserError.
     """
     run = task.run
-    with files.held(run.lock, _waiting(say, stop)):
+    with files.held(run.lock, waiting(say, stop)):
         if run.finished and not task.force:
             return run.record(), False
         if task.force:
@@ -57,7 +57,7 @@ def train_task(
             raise loop.Diverged(f"{run.label}: {e}") from None
 
 
-def _waiting(say: Callable[[str], None], stop: Stop) -> Callable[[str], None]:
+def waiting(say: Callable[[str], None], stop: Stop) -> Callable[[str], None]:
     """Return a function that says once who trains the run, and gives up when the runs are asked to stop."""
     tell = functools.cache(lambda holder: say(f"is being trained by {printable(holder)}; waiting"))
 

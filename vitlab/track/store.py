@@ -108,8 +108,8 @@ def locked(root: Path) -> FileLock:
     return FileLock(root / "mlflow.db.lock", timeout=LOCK_SECONDS)
 
 
-def _make(root: Path) -> None:
-    """Make the database beside its place, then move it there.
+def make_database(root: Path) -> None:
+    """Make `root`/mlflow.db: beside its place, then move it there.
 
     MLflow makes its tables in dozens of transactions, and refuses a database in which a kill left only some.
     """
@@ -160,7 +160,7 @@ class Store:
         root.mkdir(parents=True, exist_ok=True)
         with locked(root):
             if uri == own_uri(root) and not (root / "mlflow.db").exists():
-                _make(root)
+                make_database(root)
             self.client: MlflowClient = MlflowClient(tracking_uri=uri)
             self.experiment_id = self._experiment(uri)
 

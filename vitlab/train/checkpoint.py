@@ -26,7 +26,7 @@ MAGIC = b"vitlab-checkpoint-2\n"  # then what torch.save wrote, then its SHA-256
 NAMES = ("checkpoint.pt", "checkpoint.previous.pt")
 
 
-class _Hashing:
+class HashingFile:
     """A file to write to that computes the SHA-256 of what is written, so that no copy of the state is made in memory."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -48,7 +48,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     newest, previous = (folder / name for name in NAMES)
     with files.replacing(newest, previous) as f:
         f.write(MAGIC)
-        body = _Hashing(f)
+        body = HashingFile(f)
         torch.save(state, body)
         f.write(body.sha256.digest())
 

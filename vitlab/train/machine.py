@@ -91,7 +91,7 @@ def measured_peak(where: torch.device, dtype: str) -> float:
     with files.held(path.with_suffix(".lock"), lambda holder: None):  # two that measure together would see half each
         known = _read_peaks(path)
         if key not in known:
-            known[key] = _matrix_product(where, torch.bfloat16 if dtype == "bf16" else torch.float32)
+            known[key] = matrix_product_rate(where, torch.bfloat16 if dtype == "bf16" else torch.float32)
             files.write_json(path, known)
     return known[key]
 
@@ -104,7 +104,8 @@ def _read_peaks(path: Path) -> dict[str, float]:
     return known if isinstance(known, dict) and all(isinstance(v, float) and v > 0 for v in known.values()) else {}
 
 
-def _matrix_product(where: torch.device, dtype: torch.dtype) -> float:
+def matrix_product_rate(where: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of the fastest large square matrix product of those timed within a second."""
     n = 8192 if where.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=where, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -127,10 +128,10 @@ def wait(where: torch.device) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _gpu() -> tuple[Any, Any] | None:
-    """Return pynvml and its handle of the GPU that torch computes on, or None.
+def nvml_gpu() -> tuple[Any, Any] | None:
+    """Return pynvml and its handle of the GPU that torch computes on, or None where NVML has none.
 
-    Found by UUID, since CUDA and NVML count in different orders.
+    It is looked up once a process. Found by UUID, since CUDA and NVML count in different orders.
     """
     import pynvml
 
@@ -151,7 +152,7 @@ def system_metrics() -> dict[str, float]:
         "system/cpu_utilization_percentage": psutil.cpu_percent(),
         "system/process_memory_megabytes": psutil.Process().memory_info().rss / 1e6,
     }
-    gpu = _gpu() if torch.cuda.is_initialized() else None
+    gpu = nvml_gpu() if torch.cuda.is_initialized() else None
     if gpu is not None:
         pynvml, handle = gpu
         with contextlib.suppress(pynvml.NVMLError):  # a slice of a GPU (MIG) has no utilisation

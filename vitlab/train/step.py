@@ -71,9 +71,10 @@ class Step:
         if self.rows.is_cuda:
             self._replay(phase)
         else:
-            self._run(phase)
+            self.run(phase)
 
-    def _run(self, phase: Phase) -> None:
+    def run(self, phase: Phase) -> None:
+        """Do the step that the tensors of this object describe. No operation in it waits for the device, so that a GPU can capture it."""
         data, classes = self.data, len(self.data.classes)
         images = augment(data.train_images[self.rows], phase.augment, data.mean, data.std, self.draws, data.mirror)
         targets = smooth_one_hot(data.train_labels[self.rows], classes, phase.label_smoothing)
@@ -115,13 +116,13 @@ class Step:
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side), warnings.catch_warnings():
                     warnings.filterwarnings("ignore", ".*capturable")  # that a step runs uncaptured is meant
-                    self._run(phase)
+                    self.run(phase)
                 torch.cuda.current_stream().wait_stream(side)
                 return
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.draws)
             with torch.cuda.graph(graph):
-                self._run(phase)
+                self.run(phase)
             self.graphs[phase] = graph
         self.graphs[phase].replay()
         self.meter.lap("step")

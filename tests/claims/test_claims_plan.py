@@ -1,0 +1,295 @@
+"""Which runs the claims take and in what order, what two runs say of each other, and the command that does it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.cli import run
+from tests.support.records import fake_record
+from vitlab import cli, records
+from vitlab.claims import declarations, needed, verdicts
+from vitlab.data.sources import Source, resolve
+from vitlab.errors import UserError
+from vitlab.run import plan
+
+pytestmark = pytest.mark.slow
+
+CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
+
+
+def ledger(*declared: dict) -> declarations.Ledger:
+    usual = {"statement": "S", "source": "a report", "metric": "test_top1", "at_least": 0}
+    return declarations.Ledger.model_validate_json(json.dumps({"confidence": 0.95, "seeds": 2, "claims": [usual | d for d in declared]}))
+
+
+def arm(experiment: str, *sets: str, **more: str) -> dict:
+    return {"experiment": experiment, "set": sets} | more
+
+
+BASE, TAUGHT, PLAIN = arm("01_baseline_vit"), arm("05_kd_r18"), arm("02_regularized_vit")
+SMALL = arm("01_baseline_vit", "train.epochs=1")
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Callable[..., needed.Plan]:
+    def make(
+        declared: declarations.Ledger, *only: str, profile: str = "ledger", source: Source = CIFAR10, seeds: tuple[int, ...] = (0, 1)
+    ) -> needed.Plan:
+        return needed.make(declared, only, profile, source, seeds, tmp_path / "runs", tmp_path / "results")
+
+    return make
+
+
+def names(planned: needed.Plan) -> list[tuple[str, int]]:
+    return [(r.resolved.label, r.seed) for r in planned.runs]
+
+
+def settled(planned: needed.Plan) -> list[list[str]]:
+    """By run, in order: the claims settled with it."""
+    return [planned.settles.get(r.folder, []) for r in planned.runs]
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+def test_every_arm_has_a_run_a_seed_its_teacher_first_and_none_twice(planned: Callable[..., needed.Plan]) -> None:
+    found = planned(
+        ledger({"id": "kd", "arms": [TAUGHT, PLAIN]}, {"id": "again", "arms": [PLAIN, arm("02_regularized_vit", "train.batch_size=64")]})
+    )
+    # `again` costs less and comes first; its two arms are one run, the profile's batch size being 64 already
+    assert names(found) == [
+        ("02_regularized_vit", 0), ("02_regularized_vit", 1), ("resnet18", 0), ("05_kd_r18", 0), ("resnet18", 1), ("05_kd_r18", 1),
+    ]  # fmt: skip
+    assert settled(found) == [[], ["again"], [], [], [], ["kd"]]
+    by_name = {(r.resolved.id, r.seed): r for r in found.runs}
+    assert by_name["05_kd_r18", 1].teacher is by_name["resnet18", 1]
+
+
+def test_the_claim_with_the_least_left_comes_next_and_what_was_planned_for_others_costs_nothing(
+    planned: Callable[..., needed.Plan],
+) -> None:
+    declared = ledger(
+        {"id": "taught", "arms": [TAUGHT, PLAIN]},
+        {"id": "teaches", "arms": [TAUGHT], "metric": "teacher_gain"},
+        {"id": "base", "arms": [BASE, PLAIN]},
+        {"id": "small", "arms": [BASE, SMALL]},
+        {"id": "equal", "arms": [SMALL, BASE]},
+    )
+    found = planned(declared, seeds=(0,))
+    assert [claim for ids in settled(found) for claim in ids] == ["small", "equal", "base", "taught", "teaches"]
+    assert names(found) == [
+        ("01_baseline_vit", 0), ("01_baseline_vit [train.epochs=1]", 0), ("02_regularized_vit", 0), ("resnet18", 0), ("05_kd_r18", 0),
+    ]  # fmt: skip
+
+
+def test_finished_runs_cost_nothing(planned: Callable[..., needed.Plan]) -> None:
+    declared = ledger({"id": "cheap", "arms": [SMALL]}, {"id": "dear", "arms": [TAUGHT]})
+    for r in planned(declared, "dear").runs:
+        r.folder.mkdir(parents=True)
+        (r.folder / "record.json").touch()
+    assert [claim for ids in settled(planned(declared)) for claim in ids] == ["dear", "cheap"]
+
+
+def test_published_runs_are_not_trained_again_but_to_teach(planned: Callable[..., needed.Plan], tmp_path: Path) -> None:
+    declared = ledger({"id": "kd", "arms": [TAUGHT, PLAIN]})
+    by_name = {(r.resolved.id, r.seed): r for r in planned(declared).runs}
+
+    def publish(name: str, seed: int) -> None:
+        record = fake_record(name, seed).model_copy(update={"fingerprint": by_name[name, seed].fingerprint})
+        records.write(record, tmp_path / "results" / "ledger-cifar10" / "records" / records.file_name(record))
+
+    (tmp_path / "results" / "ledger-cifar10" / "records").mkdir(parents=True)
+    for name in ("02_regularized_vit", "resnet18"):
+        publish(name, 0)
+    publish("02_regularized_vit", 1)
+    assert names(planned(declared)) == [("resnet18", 0), ("05_kd_r18", 0), ("resnet18", 1), ("05_kd_r18", 1)]
+    publish("05_kd_r18", 0)
+    assert names(planned(declared)) == [("resnet18", 1), ("05_kd_r18", 1)]
+    publish("resnet18", 1)
+    publish("05_kd_r18", 1)
+    assert planned(declared).runs == []
+
+
+def test_what_needs_no_run_is_not_planned(planned: Callable[..., needed.Plan], tmp_path: Path) -> None:
+    full = {"id": "full", "arms": [BASE], "full_size_only": True, "at_least": 80}
+    exact = {"id": "exact", "arms": [BASE], "metric": "params"}
+    cats = {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"}
+    assert len(planned(ledger(full, exact, cats)).runs) == 2
+    assert {r.resolved.variant for r in planned(ledger(full, exact, cats), profile="full").runs} == {"", "train.epochs=1"}
+    for declared, source in ((ledger(full, exact), CIFAR10), (ledger(cats), resolve("digits", tmp_path, "quick"))):
+        with pytest.raises(UserError, match="none of these claims needs a run"):
+            planned(declared, source=source)
+
+
+def test_only_names_claims(planned: Callable[..., needed.Plan]) -> None:
+    declared = ledger({"id": "small", "arms": [SMALL]}, {"id": "taught", "arms": [TAUGHT]})
+    assert {r.resolved.id for r in planned(declared, "small").runs} == {"01_baseline_vit"}
+    with pytest.raises(UserError, match="--only smal: no such claim; did you mean small"):
+        planned(declared, "smal")
+    with pytest.raises(UserError, match=r"--only xyz: no such claim; they are declared in claims.yaml"):
+        planned(declared, "xyz")
+
+
+def test_the_committed_claims_can_all_be_planned_in_the_order_of_what_is_left(planned: Callable[..., needed.Plan]) -> None:
+    declared = declarations.load()
+    found = planned(declared, seeds=(0,))
+    assert len({needed.key(r) for r in found.runs}) == len(found.runs)
+    assert sorted(c for ids in settled(found) for c in ids) == sorted(c.id for c in declared.claims if not c.exact and not c.full_size_only)
+    for i, r in enumerate(found.runs):
+        assert r.teacher is None or r.teacher in found.runs[:i]
+
+
+def test_under_a_budget_students_and_their_teachers_come_first(tmp_path: Path) -> None:
+    from vitlab.paths import EXPERIMENTS
+
+    runs = plan.students_first(plan.make([EXPERIMENTS], "quick", CIFAR10, [0, 1], (), tmp_path))
+    order = ["resnet18", "05_kd_r18", "resnet50", "06_kd_r50_class_attention", "07_conv_stem_kd", "01_baseline_vit"]
+    order += ["02_regularized_vit", "03_hybrid_r18", "04_explicit_transformer"]
+    assert [(r.seed, r.resolved.id) for r in runs] == [(seed, name) for seed in (0, 1) for name in order]
+
+
+# ------------------------------------------------------------------------------------------------------ what runs had right
+
+
+def predictions(folder: Path, heads: tuple[str, ...] = ("cls", "dist"), **logits: list) -> Path:
+    folder.mkdir(exist_ok=True)
+    arrays = {f"logits_{kind}": np.array(z, np.float32) for kind, z in logits.items()}
+    np.savez(folder / "predictions.npz", labels=np.array([0, 1, 1]), heads=np.array(heads), classes=np.array(["a", "b"]), **arrays)
+    return folder / "predictions.npz"
+
+
+A, B = [2.0, 0.0], [0.0, 1.0]  # logits for the first class, and, less surely, for the second
+
+
+def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
+    path = predictions(tmp_path / "run", raw=[[A, A, A], [A, A, A]], ema=[[A, B, A], [B, B, B]])
+    expected = {
+        "test_top1": [1, 1, 0],  # the mean of EMA's two heads: where they differ the surer one wins
+        "test_ema_top1": [1, 1, 0],
+        "test_raw_top1": [1, 0, 0],
+        "test_cls_top1": [1, 1, 0],
+        "test_dist_top1": [0, 1, 1],
+    }
+    for metric, hits in expected.items():
+        assert verdicts.correct(path, metric)[1].tolist() == [bool(h) for h in hits], metric
+    for metric in ("test_top5", "teacher_gain", "train_loss", "test_other_top1", "confusion.a.b"):
+        assert verdicts.correct(path, metric) is None
+    assert verdicts.correct(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
+    assert verdicts.correct(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
+    assert verdicts.correct(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match=r"predictions.npz: no readable predictions .*--force"):
+        verdicts.correct(path, "test_top1")
+
+
+def test_of_equal_logits_a_run_has_predicted_the_first_class(tmp_path: Path) -> None:
+    """As in its metrics: of the labels 0, 1, 1 the first run has one right, the second all."""
+    tied, all_right = [[[1.0, 1.0]] * 3], [[A, B, B]]
+    found = [predictions(tmp_path / name, ("cls",), raw=raw) for name, raw in (("a", tied), ("b", all_right))]
+    (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
+    pair = verdicts.compare(claim, found, 0.95)
+    assert (pair.only_first, pair.only_second) == (0, 2)
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path: Path) -> None:
+    first, second = predictions(tmp_path / "a", ("cls",), raw=[[A, B, B]]), predictions(tmp_path / "b", ("cls",), raw=[[B, B, A]])
+    (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
+    found = verdicts.compare(claim, [first, second], 0.95)
+    assert (found.only_first, found.only_second, found.p) == (2, 0, 0.5)
+    assert verdicts.compare(claim, [first, None], 0.95) is None
+    (alone,) = ledger({"id": "c", "arms": [BASE]}).claims
+    assert verdicts.compare(alone, [first], 0.95) is None
+
+
+def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
+    declared = ledger({"id": "c", "arms": [BASE]})
+    resolved = declared.claims[0].arms[0].resolve("ledger")
+    for seed, top1 in ((0, 50.0), (1, 52.0), (2, 54.0)):
+        record = fake_record(seed=seed, profile="ledger", top1=top1)
+        record = record.model_copy(update={"fingerprint": declarations.fingerprint(resolved, record.dataset.digest)})
+        if seed < 2:
+            (tmp_path / "results" / "ledger-cifar10" / "records").mkdir(parents=True, exist_ok=True)
+            records.write(record, tmp_path / "results" / "ledger-cifar10" / "records" / records.file_name(record))
+        if seed > 0:
+            folder = tmp_path / "runs" / "ledger-cifar10" / record.experiment / f"{record.fingerprint}-s{seed}"
+            folder.mkdir(parents=True)
+            records.write(record, folder / "record.json")
+    (result,) = needed.results(declared, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results")
+    assert result.seeds == (0, 1, 2)
+    assert result.effect == pytest.approx(52, abs=1)
+
+
+# ------------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> declarations.Ledger:
+    two = {"id": "two", "statement": "Two epochs are better than one.", "arms": [arm("01_baseline_vit", "train.epochs=2"), SMALL]}
+    found = ledger(two, {"id": "exact", "arms": [BASE], "metric": "params"}, {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"})
+    monkeypatch.setattr(declarations, "load", lambda: found)
+    return found
+
+
+ON = ("--profile", "quick", "--data", "digits")
+
+
+def test_claims_are_planned_trained_and_judged(declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "claims", "--run", "--dry-run", *ON, main=cli.main)
+    assert code == 0, err
+    assert "quick · data digits · seeds 0, 1 · 4 runs" in out
+    assert [line.split()[-1] for line in out.splitlines() if "01_baseline_vit" in line][-1] == "two"
+    code, out, err = run(capsys, "claims", "--run", "--seeds", "0", *ON, main=cli.main)
+    assert code == 0, err
+    assert "0:0" in out
+    assert "undecided; of these two runs: p " in " ".join(out.split())
+    code, out, _ = run(capsys, "claims", "--json", "--data", "digits", main=cli.main)  # the only profile with runs
+    assert code == 0
+    results = {r["id"]: r for r in json.loads(out)}
+    assert results.keys() == {"two", "exact"}, "digits has no cats"
+    assert results["two"]["seeds"] == [0]
+    assert results["two"]["pair"]["only_first"] - results["two"]["pair"]["only_second"] == pytest.approx(
+        results["two"]["effect"] * 3.59, abs=0.01
+    )
+    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
+    assert code == 0, err
+    assert out.count("finished before, skipped") == 2
+    code, out, _ = run(capsys, "claims", "--json", *ON, main=cli.main)
+    assert json.loads(out)[0]["seeds"] == [0, 1]
+    assert json.loads(out)[0]["p_holm"] is not None
+
+
+def test_what_was_declared_otherwise_when_published_is_said(
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
+    assert code == 0, err
+    folder = cli.RESULTS / "quick-digits"
+    folder.mkdir(parents=True)
+    measured = json.loads(run(capsys, "claims", "--json", *ON, main=cli.main)[1])
+    book = {"profile": "quick", "dataset": "digits", "devices": [], "confidence": 0.95, "seeds": 2, "results": measured}
+    (folder / "claims.json").write_text(json.dumps(book), encoding="utf-8")
+    assert "declared anew" not in run(capsys, "claims", *ON, main=cli.main)[1]
+    stricter = declared.claims[0].model_copy(update={"at_least": 5.0})
+    monkeypatch.setattr(declarations, "load", lambda: declared.model_copy(update={"claims": (stricter, *declared.claims[1:])}))
+    out = run(capsys, "claims", *ON, main=cli.main)[1]
+    assert " ".join(out.split()).count("declared anew") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--dry-run",), "--dry-run: about training; add --run"),
+        (("--run", "--only", "tow"), "--only tow: no such claim; did you mean two?"),
+        (("--run", "--json"), "not allowed with argument"),
+        (("--run", "--budget", "25"), "expected a time with its unit"),
+        (("--run", "--budget", "0m"), "expected a time with its unit"),
+    ],
+)
+def test_mistakes_exit_2(argv: tuple[str, ...], expected: str, declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "claims", *argv, *ON, main=cli.main)
+    assert (code, expected in err) == (2, True), err

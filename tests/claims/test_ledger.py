@@ -1,0 +1,463 @@
+"""The ledger as people see it: from records to claims.json, the pages, the forest plot and MLflow."""
+
+from __future__ import annotations
+
+import math
+import re
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import pytest
+
+from tests.support.pages import EVIL, Page, files, markdown_rows
+from tests.support.records import digits, fake_record
+from vitlab import records, stats
+from vitlab.claims import declarations, ledger, verdicts
+from vitlab.claims.declarations import Arm, Claim
+from vitlab.errors import UserError
+from vitlab.figures import style
+from vitlab.records import RunRecord
+from vitlab.report import forest, publishing
+from vitlab.track import read, shipping
+
+BASELINE, REGULARISED, STUDENT = "01_baseline_vit", "02_regularized_vit", "06_kd_r50_class_attention"
+GAIN = Claim(
+    id="gain", statement="Regularisation helps.", source="report §2", arms=(Arm(experiment=REGULARISED), Arm(experiment=BASELINE)),
+    metric="test_top1", claimed=2.5, at_least=0,
+)  # fmt: skip
+SMALLER = Claim(
+    id="smaller", statement="Relative positions take fewer parameters.", source="report §5",
+    arms=(Arm(experiment=STUDENT), Arm(experiment=STUDENT, set=("model.position=learned",))), metric="params", at_most=0,
+)  # fmt: skip
+HEADLINE = Claim(
+    id="headline", statement="The baseline reaches 80 %.", source="report §1", arms=(Arm(experiment=BASELINE),), metric="test_top1",
+    at_least=80, full_size_only=True,
+)  # fmt: skip
+TOP1 = {REGULARISED: (53.0, 54.2, 55.1), BASELINE: (50.0, 51.0, 52.0)}  # by seed; differences 3.0, 3.2, 3.1
+LOAD = declarations.load  # what is declared in earnest
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _three_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, GAIN, SMALLER, HEADLINE)
+
+
+def declare(monkeypatch: pytest.MonkeyPatch, *declared: Claim) -> None:
+    monkeypatch.setattr(declarations, "load", lambda: declarations.Ledger(confidence=0.95, seeds=3, claims=declared))
+
+
+def run(experiment: str, seed: int, top1: float, profile: str = "overnight", sets: tuple[str, ...] = ()) -> RunRecord:
+    """The record of a run of exactly what experiments/ says."""
+    resolved = Arm(experiment=experiment, set=sets).resolve(profile)
+    record = fake_record(experiment, seed, profile=profile, variant=resolved.variant)
+    found = {"fingerprint": declarations.fingerprint(resolved, record.dataset.digest), "metrics": record.metrics | {"test_top1": top1}}
+    return record.model_copy(update=found)
+
+
+def arms(seeds: Sequence[int] = (0, 1, 2), profile: str = "overnight") -> list[RunRecord]:
+    return [run(experiment, seed, TOP1[experiment][seed], profile) for experiment in TOP1 for seed in seeds]
+
+
+def result(out_dir: Path, claim: Claim) -> verdicts.Result:
+    (found,) = [r for r in ledger.read(out_dir / ledger.FILE).results if r.id == claim.id]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- pages
+
+
+def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
+    publishing.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    said = "Of 3 claims of the reports 2 are supported, 0 refuted, 0 undecided and 1 not measured (1 judged by formula, without a run)."
+    assert page.text.count(said) == 2  # in the minute, and above the table
+    # mean 3.1, deviation 0.1, t(2, 0.975) = 4.3027: 3.1 ± 4.3027 * 0.1 / sqrt(3)
+    gain, smaller = page.table("What the reports claim")[1:]
+    assert gain[:3] == ["Regularisation helps.", "report §2", "≥ 0 points (claimed +2.5)"]
+    assert gain[3:] == ["+3.10 [+2.85, +3.35] points", "3", "< 0.001", "supported"]
+    assert smaller[3].endswith("M parameters, by formula")
+    assert smaller[4:] == ["–", "–", "supported"]
+    by_seed = page.table("Each seed's effect")
+    assert by_seed[0] == ["Seed", REGULARISED, BASELINE, "Effect (points)"]
+    assert [row[3] for row in by_seed[1:]] == ["+3.00", "+3.20", "+3.10"]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("records/")]
+    assert {f"records/{e}-s{s}.json" for e in TOP1 for s in (0, 1, 2)} <= set(links)
+    assert all((tmp_path / link).is_file() for link in links)
+    assert page.table("What has not been measured")[1][0] == "The baseline reaches 80 %."
+    assert result(tmp_path, GAIN).declaration in page.text
+    ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert {"claims", "claim-gain", "claim-smaller"} <= ids
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.count(said) == 2
+    assert "## Claims" in text
+    assert "+3.10 \\[+2.85, +3.35\\] points" in text
+    assert "figures/claims-light.svg" in text
+
+
+def test_every_caption_says_how_sure_and_where(tmp_path: Path, undrawn: None) -> None:
+    publishing.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    starts = ("What the reports claim", "Each seed's effect", "What has not been measured")
+    captions = [caption for caption in page.tables if caption.startswith(starts)]
+    captions += re.findall(r"<figcaption>(Effect and interval[^<]*)", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(captions) == 4
+    for caption in captions:
+        assert "Confidence 95 %, Holm over the 1 tested claim." in caption
+        assert "Data set cifar10, profile overnight, seeds 0, 1, 2, device NVIDIA H100" in caption
+
+
+def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = GAIN.model_copy(update={"id": "tried", "statement": "One setting against another.", "exploratory": True})
+    unseen = tried.model_copy(update={"id": "unseen", "statement": "Not trained.", "arms": SMALLER.arms})
+    declare(monkeypatch, GAIN, SMALLER, HEADLINE, tried, unseen)
+    publishing.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert page.text.count("Of 3 claims of the reports 2 are supported") == 2
+    assert [row[0] for row in page.table("What the reports claim")[1:]] == [GAIN.statement, SMALLER.statement]
+    apart = page.table("What the reports do without claiming")
+    assert apart[1:] == [
+        ["One setting against another.", f"{REGULARISED} against {BASELINE}", "+3.10 [+2.85, +3.35] points", "3"],
+        ["Not trained.", f"{STUDENT} against {STUDENT} [model.position=learned]", "–", "–"],
+    ]
+    assert [publishing.md(cell) for cell in apart[1]] in markdown_rows(tmp_path / "README.md")
+    assert "Holm over the 1 tested claim." in page.text
+    hrefs = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
+    assert hrefs
+    assert hrefs <= {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
+
+
+def test_four_arms_are_two_differences(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, GAIN.model_copy(update={"arms": (GAIN.arms[0], GAIN.arms[1], GAIN.arms[1], GAIN.arms[0])}))
+    publishing.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert page.table("What the reports claim")[1][3].startswith("+6.20 [")
+    assert f"{REGULARISED} less {BASELINE} against {BASELINE} less {REGULARISED}" in page.text
+    assert page.table("Each seed's effect")[0] == ["Seed", REGULARISED, BASELINE, "Effect (points)"]
+
+
+@pytest.mark.parametrize("profile", ["overnight", "full"])
+def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
+    publishing.build(arms(profile=profile), tmp_path, {})
+    for name in ("README.md", "report.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert ("about models and training of profile" in text) == (profile != "full")
+    assert result(tmp_path, HEADLINE).verdict == ("refuted" if profile == "full" else "not measured")
+
+
+def test_the_index_counts(tmp_path: Path, undrawn: None) -> None:
+    publishing.build(arms(), tmp_path / "overnight-cifar10", {})
+    publishing.index(tmp_path)
+    assert "- Of 3 claims of the reports 2 are supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> None:
+    runs = [run(REGULARISED, s, t) for s, t in enumerate((50.0, 52.0, 54.0))] + [run(BASELINE, s, 50.0) for s in range(3)]
+    publishing.build(runs, tmp_path, {})
+    found = result(tmp_path, GAIN)
+    assert found.verdict == "undecided"
+    assert found.more_seeds is not None
+    row = Page(tmp_path / "report.html").table("What the reports claim")[-1]
+    assert row[-1] == f"undecided, {found.more_seeds} more seeds"
+
+
+def test_more_seeds_than_planned_are_said(tmp_path: Path, undrawn: None) -> None:
+    for seeds in (3, 4):
+        tops = [(REGULARISED, (52.1, 52.9, 53.0, 53.2)), (BASELINE, (50.0, 50.4, 49.9, 50.0))]
+        publishing.build([run(name, s, t) for name, values in tops for s, t in enumerate(values[:seeds])], tmp_path, {})
+        rows = Page(tmp_path / "report.html").table("What the reports claim")
+        assert next(row[-1] for row in rows if row[0] == GAIN.statement) == "supported" + (
+            "; more seeds than planned" if seeds == 4 else ""
+        )
+        for name in ("README.md", "report.html"):
+            assert "The confidence is that of the 3 seeds planned." in (tmp_path / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("runs", ["other configurations", "another data set", "one arm"])
+def test_nothing_measured_no_section(tmp_path: Path, undrawn: None, runs: str) -> None:
+    publishing.build(arms(), tmp_path, {})
+    assert (tmp_path / "figures" / "claims-dark.svg").is_file()
+    found = {
+        "other configurations": [fake_record(e, profile="overnight") for e in TOP1],
+        "another data set": [digits(r) for r in arms()],
+        "one arm": [r for r in arms() if r.experiment == BASELINE],
+    }
+    kept = (tmp_path / "claims.json").read_bytes()
+    assert publishing.build(found[runs], tmp_path, {}) is None
+    assert (tmp_path / "claims.json").read_bytes() == kept, "no ledger is removed"
+    assert not list(tmp_path.glob("figures/claims-*"))
+    assert 'id="claims"' not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "## Claims" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_hostile_declarations(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = GAIN.model_copy(update={"statement": EVIL, "source": EVIL})
+    declare(monkeypatch, evil, HEADLINE.model_copy(update={"statement": EVIL, "source": EVIL}))
+    publishing.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert not {"script", "i"} & {tag for tag, _ in page.tags}
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert page.table("What the reports claim")[1][0] == EVIL
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"<(\w+)", text)) == {"picture", "source", "img", "details", "summary", "b"}
+    rows = [row for row in markdown_rows(tmp_path / "README.md") if any("alert" in cell for cell in row)]
+    assert {len(row) for row in rows} == {2, 5, 7}  # a claim's facts, those not measured, the table: no cell has split
+
+
+# ---------------------------------------------------------------------------------------------------------- claims.json
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    report_dir = tmp_path / "set"
+    report_dir.mkdir()
+    book = ledger.build(arms(), report_dir, lambda run: None)
+    assert book == ledger.read(report_dir / "claims.json")
+    assert (book.profile, book.dataset, book.devices, book.seeds, book.confidence) == (
+        "overnight", "cifar10", ("NVIDIA H100 80GB HBM3",), 3, 0.95,
+    )  # fmt: skip
+    written = (report_dir / "claims.json").read_bytes()
+    ledger.build(arms()[::-1], report_dir, lambda run: None)
+    assert (report_dir / "claims.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [("{", "not a readable ledger"), ("\udcff", "not a readable ledger"), ('{"version": 2}', "version"), ('{"version": 1}', "profile")],
+)
+def test_a_damaged_ledger_is_named(tmp_path: Path, content: str, what: str) -> None:
+    (tmp_path / "claims.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=f"claims.json: {what}.*restore it, or delete it"):
+        ledger.build(arms(), tmp_path, lambda run: None)
+
+
+def test_changed_after_measuring(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    publishing.build(arms(), tmp_path, {})
+    declare(monkeypatch, GAIN.model_copy(update={"at_least": 2.0}), SMALLER, HEADLINE.model_copy(update={"at_least": 70.0}))
+    for _ in range(2):  # and it stays marked
+        publishing.rebuild(tmp_path)
+        assert [r.changed for r in ledger.read(tmp_path / "claims.json").results] == [True, False, False]
+        page = Page(tmp_path / "report.html")
+        assert [row[-1] for row in page.table("What the reports claim")[1:]] == ["supported; changed after measuring", "supported"]
+        assert "Declared otherwise when first measured: 1." in page.text
+
+
+def predictions(path: Path, right: dict[str, Sequence[bool]]) -> None:
+    """Two heads, two classes, the labels all 0; `right`: weights/head -> which images it has right. The heads' mean follows `cls`."""
+    arrays = {}
+    for kind in ("raw", "ema"):
+        if f"{kind}/cls" in right:
+            first, second = (np.where(right[f"{kind}/{head}"], 1.0, -1.0) for head in ("cls", "dist"))
+            logits = np.stack([3 * first, second])  # (H, N)
+            arrays[f"logits_{kind}"] = np.stack([logits, -logits], -1).astype(np.float32)  # (H, N, C)
+    images = len(right["raw/cls"])
+    np.savez(path, labels=np.zeros(images, np.int64), heads=np.array(["cls", "dist"]), classes=np.array(["a", "b"]), **arrays)
+
+
+def test_one_seed_is_compared_image_by_image_and_that_is_kept(tmp_path: Path, undrawn: None) -> None:
+    rng = np.random.default_rng(0)
+    right = {name: rng.random(200) < share for name, share in ((REGULARISED, 0.7), (BASELINE, 0.5))}
+    for name, which in right.items():
+        predictions(tmp_path / f"{name}.npz", {"raw/cls": which, "raw/dist": ~which})
+    out = tmp_path / "set"
+    publishing.build(arms([0]), out, {}, lambda run: tmp_path / f"{run.experiment}.npz")
+    found = result(out, GAIN)
+    assert found.pair == stats.pair(right[REGULARISED], right[BASELINE], 0.95)
+    assert (found.pair.only_first, found.pair.only_second) == (
+        (right[REGULARISED] & ~right[BASELINE]).sum(), (~right[REGULARISED] & right[BASELINE]).sum(),
+    )  # fmt: skip
+    page = Page(out / "report.html")
+    assert f"only the first right on {found.pair.only_first} test images" in page.text
+    assert page.table("What the reports claim")[-1][3:] == ["+3.00 points", "1 seed", "–", "undecided"]
+    before = files(out)
+    publishing.rebuild(out)  # from records alone
+    assert files(out) == before
+    other = [r.model_copy(update={"metrics": r.metrics | {"test_top1": 60.0}}) if r.experiment == REGULARISED else r for r in arms([0])]
+    publishing.build(other, out, {})  # trained anew: what was said of the earlier run does not hold
+    assert result(out, GAIN).pair is None
+
+
+def test_units() -> None:
+    units = {claim.id: claim.unit for claim in LOAD().claims}
+    assert {units[i] for i in ("clean-tail", "ema-gain", "student-beats-weak-teacher", "cat-to-dog-more")} == {"points"}
+    assert {units[i] for i in ("patch-2-cost", "student-half-the-params", "headline-06", "cat-to-dog-share")} == {"%"}
+    assert (units["cat-dog-largest"], units["student-params"], units["mixed-loss-plateau"]) == ("images", "M parameters", "nats")
+
+
+# ----------------------------------------------------------------------------------------------------------- forest plot
+
+
+def made_up(**changes: object) -> verdicts.Result:
+    two = tuple(verdicts.MeasuredArm(label=f"arm {i}", fingerprint="f", records={0: "a.json", 1: "b.json"}) for i in range(2))
+    values = {
+        "id": "made-up", "statement": "One is better than the other.", "source": "report", "declaration": "d", "arms": two,
+        "metric": "test_top1", "low_bound": 0.0, "high_bound": None, "claimed": 0.4, "verdict": "supported", "seeds": (0, 1),
+        "values": (1.0, 2.0), "effect": 1.5, "low": 0.5, "high": 2.5, "p": 0.01, "p_holm": 0.02,
+    }  # fmt: skip
+    return verdicts.Result(**values | changes)
+
+
+EXACT = {"seeds": (), "values": (), "low": None, "high": None, "p": None, "p_holm": None}
+MADE_UP = (
+    made_up(),
+    made_up(verdict="refuted", effect=-2.0, low=-3.0, high=-1.0, claimed=None, statement=EVIL),
+    made_up(verdict="undecided", effect=0.1, low=-1.0, high=1.2, more_seeds=4, high_bound=0.5, low_bound=-0.5),
+    made_up(unit="%", metric="gflops", effect=-31.0, low_bound=None, high_bound=-25.0, claimed=-25.0, **EXACT),
+    made_up(unit="images", metric="confusion_lead.cat.dog", effect=40.0, low=21.0, high=59.0, claimed=None),
+    made_up(verdict="not measured", effect=None, **EXACT),
+)
+
+
+def book(*results: verdicts.Result) -> ledger.Book:
+    return ledger.Book(profile="overnight", dataset="cifar10", devices=("a CPU",), confidence=0.95, seeds=3, results=results)
+
+
+def test_forest_is_drawn_the_same_each_time_in_both_themes(tmp_path: Path) -> None:
+    paths = forest.draw(book(*MADE_UP), tmp_path / "a")
+    forest.draw(book(*MADE_UP), tmp_path / "b")
+    assert [p.name for p in paths] == ["claims-light.svg", "claims-dark.svg"]
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    for path, theme, other in zip(paths, (style.LIGHT, style.DARK), (style.DARK, style.LIGHT)):
+        svg = path.read_text(encoding="utf-8")
+        assert "<text" not in svg
+        assert "date" not in svg.lower()
+        assert theme.surface in svg
+        assert other.ink not in svg
+        assert all(forest.verdict_color(verdict, theme) in svg for verdict in forest.MARKERS)
+
+
+def test_each_unit_has_its_own_axis() -> None:
+    panels = forest.group_by_axis(book(*MADE_UP).measured)
+    assert [[r.unit for r in panel] for panel in panels] == [["points"] * 3, ["%"], ["images"]]
+    with style.style(style.LIGHT):
+        points, *others = forest.forest(book(*MADE_UP), style.LIGHT).axes[:3]
+    low, high = points.get_xlim()
+    assert low < -3
+    assert 2.5 < high < 5
+    assert len(others) == 2
+
+
+def test_interval_and_region_stand_where_the_numbers_are() -> None:
+    with style.style(style.LIGHT):
+        ax = forest.forest(book(made_up(high_bound=1.0)), style.LIGHT).axes[0]
+    (region,) = ax.patches
+    assert (region.get_x(), region.get_width()) == (0.0, 1.0)
+    (bar,) = ax.containers
+    (segment,) = bar.lines[2][0].get_segments()
+    assert segment[:, 0].tolist() == [0.5, 2.5]
+
+
+# --------------------------------------------------------------------------------------------------------------- MLflow
+
+
+def stored(folder: Path, runs: Sequence[RunRecord]) -> list[read.FinishedRun]:
+    """As MLflow gives them, artifacts on this machine."""
+    found = []
+    for r in runs:
+        at = folder / records.file_name(r).removesuffix(".json")
+        (at / "figures").mkdir(parents=True, exist_ok=True)
+        records.write(r, at / "record.json")
+        found.append(read.FinishedRun(at.name, "", {}, folder, at))
+    return found
+
+
+def query(root: Path, sql: str) -> list[tuple]:
+    with sqlite3.connect(root / "mlflow.db") as db:
+        return db.execute(sql).fetchall()
+
+
+def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = read.finished_runs
+    told: list[str] = []
+    found = stored(tmp_path / "store", arms())
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
+    for _ in range(2):
+        publishing.publish(tmp_path, tmp_path / "results", told.append)
+    assert told == []
+    [(run_id, name, status, uri)] = query(tmp_path, "SELECT run_uuid, name, status, artifact_uri FROM runs")
+    assert (name, status) == ("ledger overnight-cifar10", "FINISHED")
+    tags = dict(query(tmp_path, "SELECT key, value FROM tags"))
+    assert tags.items() >= {
+        "vitlab.kind": "ledger", "vitlab.profile": "overnight", "vitlab.dataset": "cifar10", "claim.gain": "supported", "claim.headline": "not measured",
+    }.items()  # fmt: skip
+    rows = dict(query(tmp_path, "SELECT key, value FROM metrics"))
+    assert len(rows) == len(query(tmp_path, "SELECT * FROM metrics")) == 4
+    gain = result(tmp_path / "results" / "overnight-cifar10", GAIN)
+    assert (rows["claim/gain/effect"], rows["claim/gain/effect_low"], rows["claim/gain/effect_high"]) == (gain.effect, gain.low, gain.high)
+    assert rows["claim/smaller/effect"] < 0
+    shipped = Path(unquote(urlparse(uri).path)) / "claims.json"
+    assert shipped.read_bytes() == (tmp_path / "results" / "overnight-cifar10" / "claims.json").read_bytes()
+    assert real(tmp_path) == []  # it is no finished run
+
+    declare(monkeypatch, GAIN.model_copy(update={"id": "renamed"}), SMALLER)
+    publishing.publish(tmp_path, tmp_path / "results", told.append)
+    assert query(tmp_path, "SELECT run_uuid FROM runs") == [(run_id,)]
+    assert {key for (key,) in query(tmp_path, "SELECT key FROM tags") if key.startswith("claim.")} == {"claim.renamed", "claim.smaller"}
+    latest = {key: math.nan if nan else value for key, value, nan in query(tmp_path, "SELECT key, value, is_nan FROM latest_metrics")}
+    assert math.isnan(latest["claim/gain/effect"])
+    assert latest["claim/renamed/effect"] == gain.effect
+
+
+def test_a_report_stands_where_mlflow_cannot_be_reached(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(root: Path) -> None:
+        raise ConnectionError("nobody is there")
+
+    found, told = stored(tmp_path / "store", arms()), []
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
+    monkeypatch.setattr(shipping, "connect", refuse)
+    pages = publishing.publish(tmp_path, tmp_path / "results", told.append)
+    assert all(page.is_file() for page in pages)
+    assert ["nobody is there" in text for text in told] == [True]
+
+
+def test_without_runs_in_the_store_no_store_is_made(tmp_path: Path, undrawn: None) -> None:
+    publishing.build(arms(), tmp_path / "results" / "overnight-cifar10", {})
+    publishing.publish(tmp_path, tmp_path / "results")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_ledger_that_no_run_measures_any_more_is_kept_and_said(tmp_path: Path, undrawn: None) -> None:
+    out, said = tmp_path / "results" / "laptop-cifar10", []
+    publishing.build(arms(), out, {})
+    publishing.publish(tmp_path, tmp_path / "results", said.append)
+    kept = (out / "claims.json").read_bytes()
+    assert said == []
+    publishing.build([r for r in arms() if r.experiment == BASELINE], out, {})
+    publishing.publish(tmp_path, tmp_path / "results", said.append)
+    assert said == ["laptop-cifar10: no run measures a claim any more; claims.json is left as it is"]
+    assert (out / "claims.json").read_bytes() == kept
+
+
+def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stored(tmp_path / "store", arms([0]))
+    monkeypatch.setattr(read, "finished_runs", lambda root: found)
+    monkeypatch.setattr(shipping, "ship_ledger", lambda root, path: "")
+    monkeypatch.setattr(read, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
+    out = tmp_path / "results" / "overnight-cifar10"
+    publishing.publish(tmp_path, tmp_path / "results")
+    assert result(out, GAIN).pair is None
+    for run, share in zip(found, (0.7, 0.5)):
+        right = np.random.default_rng(0).random(100) < share
+        predictions(run.folder / "predictions.npz", {"raw/cls": right, "raw/dist": right})
+    publishing.publish(tmp_path, tmp_path / "results")
+    pair = result(out, GAIN).pair
+    assert (pair.only_first > 5, pair.only_second) == (True, 0)
+    for run in found:
+        (run.folder / "predictions.npz").unlink()
+    publishing.publish(tmp_path, tmp_path / "results")
+    assert result(out, GAIN).pair == pair
+
+
+def test_runs_on_other_test_images_are_not_compared(tmp_path: Path) -> None:
+    right = np.arange(8) < 4
+    predictions(tmp_path / "a.npz", {"raw/cls": right, "raw/dist": right})
+    with np.load(tmp_path / "a.npz") as held:
+        np.savez(tmp_path / "b.npz", **{**held, "labels": np.arange(8) % 2})
+    assert verdicts.compare(GAIN, [tmp_path / "a.npz", tmp_path / "a.npz"], 0.95) is not None
+    assert verdicts.compare(GAIN, [tmp_path / "a.npz", tmp_path / "b.npz"], 0.95) is None

@@ -1,0 +1,146 @@
+"""figures.py: every picture is there, fits a page, is not blank, and shows what the record holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from PIL import Image
+
+from tests.support.records import LADDER, fake_record, fake_set
+from vitlab.figures import run, style
+from vitlab.report import charts, rungs
+
+
+def grid(wrong: int = 4) -> tuple[np.ndarray, list[tuple[int, int, float]]]:
+    images = np.random.default_rng(0).integers(0, 256, (36, 32, 32, 3), dtype=np.uint8)
+    return images, [(i % 10, (i + (i < wrong)) % 10, 0.5 + i / 100) for i in range(36)]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"), int)  # (H, W, 3)
+
+
+def count(image: np.ndarray, color: str) -> int:
+    """Pixels of exactly this colour."""
+    return int((image == [int(color[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).sum())
+
+
+def test_run_figures(tmp_path: Path) -> None:
+    settings = dict(matplotlib.rcParams)
+    record = fake_record("06_kd_r50_class_attention")
+    paths = run.run_figures(record, tmp_path / "a", *grid())
+    assert [p.name for p in paths] == list(run.RUN_PICTURES)
+    for path in paths:
+        image = pixels(path)
+        height, width = (size / style.DPI for size in image.shape[:2])  # inches
+        assert 3 < height < width < 11, f"{path.name}: {width:.1f} x {height:.1f} inches do not fit a page's width"
+        assert 0.01 < (image != 255).any(-1).mean() < 0.9
+        edge = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+        assert (edge == 255).all(), f"{path.name} is cut off"
+    assert dict(matplotlib.rcParams) == settings
+    assert pyplot.get_fignums() == []
+    assert b"matplotlib" not in b"".join(p.read_bytes() for p in paths).lower()
+
+
+def test_256_colours_show_what_was_drawn(tmp_path: Path) -> None:
+    fig, ax = pyplot.subplots()
+    ax.imshow(np.linspace(0, 1, 100).reshape(10, 10), cmap="viridis")
+    ax.set_title("text, with its grey edges")
+    style.save(fig, tmp_path / "ours.png")
+    fig.savefig(tmp_path / "drawn.png", dpi=style.DPI)
+    pyplot.close(fig)
+    ours, drawn = pixels(tmp_path / "ours.png"), pixels(tmp_path / "drawn.png")
+    assert Image.open(tmp_path / "ours.png").mode == "P"
+    assert np.abs(ours - drawn).max(-1).mean() < 0.5  # of 255
+    assert ((ours == 255).all(-1) == (drawn == 255).all(-1)).mean() > 0.999
+    assert (tmp_path / "ours.png").stat().st_size < 0.7 * (tmp_path / "drawn.png").stat().st_size
+
+
+def test_bars_are_as_long_as_the_accuracy(tmp_path: Path) -> None:
+    record = fake_record(classes=("a", "b"), top1=50.0)
+    facts = [f.model_copy(update={"accuracy": a}) for f, a in zip(record.per_class, (100.0, 25.0))]
+    run.run_figures(record.model_copy(update={"per_class": tuple(facts)}), tmp_path)
+    image = pixels(tmp_path / "per_class_accuracy.png")
+    blue = (image == [int(style.LIGHT.accent[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
+    longest = np.array([np.ptp(np.nonzero(row)[0]) + 1 for row in blue if row.any()])
+    assert longest.min() / longest.max() == pytest.approx(0.25, abs=0.01)
+
+
+def test_wrong_predictions_are_framed(tmp_path: Path) -> None:
+    red = []
+    for wrong in (0, 2, 4):
+        images, shown = grid(wrong)
+        run.run_figures(fake_record(), tmp_path, np.full_like(images, 128), shown)
+        red.append(count(pixels(tmp_path / "predictions.png"), style.LIGHT.wrong))
+    assert red[0] == 0
+    assert red[2] == pytest.approx(2 * red[1], rel=0.1)
+
+
+def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    images, shown = grid()
+    for bad in (images[:5], images.astype(float), images[..., :1]):
+        with pytest.raises(AssertionError, match="expected \\(N, H, W, 3\\) uint8"):
+            run.run_figures(fake_record(), tmp_path, bad, shown)
+
+
+def test_hostile_names(tmp_path: Path) -> None:
+    evil = ("$\\frac{", "<script>alert(1)</script>", "a\nb", "_hidden", "|" * 80)
+    images, shown = grid()
+    run.run_figures(fake_record(classes=evil, title="$x"), tmp_path, images, [(t % 5, p % 5, c) for t, p, c in shown])
+    for path in tmp_path.iterdir():
+        image = pixels(path)
+        assert (np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]) == 255).all(), f"{path.name} is cut off"
+
+
+def test_without_images_there_is_no_grid_and_many_classes_fit(tmp_path: Path) -> None:
+    paths = run.run_figures(fake_record(classes=tuple(f"class {i}" for i in range(32)), history=()), tmp_path)
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths) == sorted(set(run.RUN_PICTURES) - {"predictions.png"})
+    )
+    assert pixels(tmp_path / "confusion_counts.png").shape[0] < 2400
+
+
+def test_set_figures(tmp_path: Path) -> None:
+    runs = fake_set(2, ["01_baseline_vit", "06_kd_r50_class_attention", "resnet18"])
+    paths = charts.set_figures(rungs.ladder(runs), tmp_path)
+    assert [p.name for p in paths] == [f"{n}-{t}.svg" for t in ("light", "dark") for n in charts.SET_PICTURES]
+    for path in paths:
+        svg = path.read_text(encoding="utf-8")
+        assert "<text" not in svg  # drawn as paths, so no font is needed
+        assert "date" not in svg.lower()
+        theme = style.LIGHT if "light" in path.name else style.DARK
+        assert theme.surface in svg
+        assert (style.LIGHT if theme is style.DARK else style.DARK).ink not in svg
+    assert style.LIGHT.claim in (tmp_path / "claimed_measured-light.svg").read_text(encoding="utf-8")
+
+
+def test_no_claims_no_mark(tmp_path: Path) -> None:
+    charts.set_figures(rungs.ladder([fake_record("resnet18")]), tmp_path)
+    assert style.LIGHT.claim not in (tmp_path / "claimed_measured-light.svg").read_text(encoding="utf-8")
+
+
+def test_points_stand_where_the_numbers_are() -> None:
+    ladder = rungs.ladder(fake_set(3))
+    with style.style(style.LIGHT):
+        axes = charts.accuracy_cost(ladder, style.LIGHT).axes
+    for ax, cost in zip(axes, ([r.runs[0].params / 1e6 for r in ladder], [r.seconds / 60 for r in ladder])):
+        drawn = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in ax.containers]
+        assert np.allclose(drawn, [(x, r.mean) for x, r in zip(cost, ladder)])
+        assert [t.get_text() for t in ax.texts] == ["01", "02", "03", "04", "05", "06", "resnet18", "resnet50"]
+
+
+def test_colours_of_the_ladder_differ() -> None:
+    for theme in (style.LIGHT, style.DARK):
+        looks = charts.looks_of(rungs.ladder(fake_set(1)), theme)
+        assert len(set(looks)) == len({color for color, _, _ in looks}) == len(LADDER)
+        assert all(re.fullmatch("#[0-9a-f]{6}", color) for color, _, _ in looks)
+
+
+def test_spread() -> None:
+    assert style.spread([0.5, 0.1, 0.52], 0.1, 1.0) == pytest.approx([0.5, 0.1, 0.6])
+    assert style.spread([0.99, 1.0], 0.1, 1.0) == pytest.approx([0.9, 1.0])

@@ -1,0 +1,117 @@
+"""The measured peak and its cache; the meter against a clock told by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitlab.train import machine
+from vitlab.train.meter import Meter, total
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "RUNS", tmp_path / "runs")
+    calls = []
+    monkeypatch.setattr(machine, "matrix_product_rate", lambda where, dtype: calls.append(dtype) or 1e11)
+    assert [machine.measured_peak(CPU, dtype) for dtype in ("fp32", "bf16", "fp32")] == [1e11] * 3
+    assert calls == [torch.float32, torch.bfloat16]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        machine.measured_peak(CPU, "fp32")
+    finally:
+        torch.set_num_threads(threads)
+    assert len(calls) == 3, "another number of threads has another peak"
+    known = json.loads((tmp_path / "runs" / "machine.json").read_text())
+    assert len(known) == 3
+    for damaged in ("", "[]", '{"x": "y"}', '{"x": -1.0}'):
+        (tmp_path / "runs" / "machine.json").write_text(damaged)
+        assert machine.measured_peak(CPU, "fp32") == 1e11
+    assert len(calls) == 7
+
+
+def test_the_peak_is_a_matrix_products_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 n^3 operations in the shortest of the times seen: here 4, 2 and 5 seconds."""
+    ticks = iter([10, 0, 4, 4.5, 6.5, 7, 12])  # the second that it may take, then start and end of each product
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(ticks))
+    assert machine.matrix_product_rate(CPU, torch.float32) == 2 * 2048**3 / 2
+
+
+@pytest.mark.slow
+def test_freed_memory_is_kept() -> None:
+    """After a few steps, steps with large activations pay for few new pages or none; in fresh processes, since the setting is the process's."""
+    if sys.platform != "linux" or machine.platform.libc_ver()[0] != "glibc":
+        pytest.skip("elsewhere nothing is set")
+    code = (
+        "import resource, torch\nfrom vitlab.train import machine\n{call}\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(256, 1024), torch.nn.GELU(), torch.nn.Linear(1024, 256))\n"
+        "x = torch.randn(9000, 256)\n"  # the hidden layer's activations: 37 MB, 9,000 pages
+        "def step(): model(x).sum().backward(); model.zero_grad()\n"
+        "for _ in range(10): step()\n"
+        "before = faults()\n"
+        "for _ in range(5): step()\n"
+        "print(faults() - before)"
+    )
+    without_gpu = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code.format(call=call)], env=without_gpu, capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for call in ("", "machine.device()")
+    ]
+    assert faults[0] > 5 * 15_000
+    assert faults[1] < faults[0] / 3
+
+
+def test_the_meter_adds_up_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("vitlab.train.meter.time.perf_counter", lambda: now)
+    meter = Meter(CPU, flops_per_image=2e9, peak=1e12)
+    now = 100.0  # between making it and the start nothing counts
+    meter.start({"data": 1.0})
+    for phase, at in (
+        ("data", 101.0),
+        ("forward_backward", 104.0),
+        ("optimizer", 104.5),
+        ("ema", 105.0),
+        ("data", 106.0),
+        ("evaluation", 110.0),
+    ):
+        now = at
+        meter.lap(phase)
+    row = meter.epoch(images=700)  # in 3 + 3 + 0.5 + 0.5 seconds of training
+    assert row == {
+        "perf/img_s": 100.0,
+        "perf/tflops": 0.2,
+        "perf/mfu": 20.0,
+        "perf/seconds_data": 3.0,
+        "perf/seconds_forward_backward": 3.0,
+        "perf/seconds_optimizer": 0.5,
+        "perf/seconds_ema": 0.5,
+        "perf/seconds_evaluation": 4.0,
+    }
+    now = 111.0
+    meter.lap("checkpoint")
+    assert meter.read() == {"checkpoint": 1.0}
+    assert total([row, row], meter.read())["data"] == 6.0
+    assert total([row, row], meter.read())["checkpoint"] == 1.0
+
+
+def test_autocast_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has in (False, True):
+        monkeypatch.setattr(machine, "hardware_bf16", lambda _, has=has: has)
+        with machine.autocast_for("auto", CPU):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if has else torch.float32)
+        with machine.autocast_for("fp32", CPU):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
