@@ -1,0 +1,223 @@
+"""Runs side by side: in what order, how many, and to the bit what each is alone; stopped, killed and failing ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.world import TAUGHT, TINY
+from vitlab import config, records
+from vitlab.paths import REPOSITORY
+from vitlab.run import jobs, plan
+from vitlab.train import checkpoint
+
+# ------------------------------------------------------------------------------------------------------ order and number
+
+
+@dataclass
+class Work:
+    """As much of a plan's run as its order needs: one step an epoch, so that work() is what a test says."""
+
+    folder: str
+    train_flops: float
+    teacher: Work | None = None
+    step_flops: float = 1.0
+    resolved: object = replace(config.load(REPOSITORY / "experiments" / "01_baseline_vit.yaml"))
+
+
+@pytest.fixture
+def plain_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that threads share evenly."""
+    monkeypatch.setattr(jobs, "work", lambda run, threads: run.train_flops / threads)
+
+
+@pytest.mark.usefixtures("plain_work")
+def test_the_longest_line_of_students_begins_first_and_never_before_its_teacher() -> None:
+    alone, teacher = Work("alone", 5), Work("teacher", 2)
+    student = Work("student", 4, teacher)
+    runs = jobs.by_path([alone, teacher, student])
+    assert [run.folder for run in runs] == ["teacher", "alone", "student"]
+    assert jobs.ready(runs, []) is teacher
+    assert jobs.ready([alone, student], [teacher]) is alone
+    assert jobs.ready([student], [teacher]) is None, "its teacher is still in training"
+    assert jobs.ready([student], []) is student
+
+
+@pytest.mark.usefixtures("plain_work")
+def test_when_the_last_is_finished() -> None:
+    """By hand. One thread each: teacher 0-2, then student 2-6; alone 0-5 beside them. One at a time with both threads: (2 + 4 + 5) / 2."""
+    teacher = Work("teacher", 2)
+    runs = [Work("alone", 5), teacher, Work("student", 4, teacher)]
+    assert jobs.makespan(runs, 2, 2) == 6
+    assert jobs.makespan(runs, 1, 2) == 5.5
+    assert jobs.best(runs, 2) == 1, "where threads share evenly, nothing is gained side by side"
+
+
+def test_small_runs_go_side_by_side_and_large_ones_do_not() -> None:
+    """What was measured on two cores: 1.32 times the work at the size of `quick`, none more at 51 GFLOP a step."""
+    ladder = REPOSITORY / "experiments"
+    from vitlab.data import sources
+
+    source = sources.resolve("digits", Path("data"), "quick", download=False)
+    assert jobs.best(plan.make([ladder], "quick", source, [0], (), Path("runs")), 2) == 2
+    assert jobs.best(plan.make([ladder / "01_baseline_vit.yaml"], "quick", source, [0], (), Path("runs")), 2) == 1
+    big = [replace(run, source=replace(run.source, train=50_000)) for run in plan.make([ladder], "full", source, [0], (), Path("runs"))]
+    assert jobs.best(big, 2) == 1
+    assert jobs.best([], 2) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- real processes
+
+LONG = "train: {epochs: 400, batch_size: 32}\n"
+FILES = ("tiny.yaml", "taught.yaml", "other.yaml")
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> Path:
+    """A teacher, its student, and a run of their own: all tiny."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    for name, text in zip(FILES, (TINY, TAUGHT, TINY.replace("dim: 8", "dim: 16").replace("Tiny", "Other")), strict=True):
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def start(root: Path, experiments: Path, *flags: str, patch: str = "") -> subprocess.Popen[str]:
+    """runner.py in a process of its own with one thread; `patch` is done first in each process that trains."""
+    root.mkdir(exist_ok=True)
+    (root / "patched.py").write_text(patch, encoding="utf-8")
+    preload = "import multiprocessing.context as c; c.ForkServerContext.set_forkserver_preload = lambda self, names: (c.BaseContext.set_forkserver_preload(self, [*names, 'patched']))"
+    env = os.environ | {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
+    command = [
+        sys.executable,
+        "-c",
+        f"{preload}\nfrom vitlab import cli\ncli.run_main()",
+        str(experiments),
+        "--profile",
+        "full",
+        "--data",
+        "digits",
+    ]
+    return subprocess.Popen(
+        [*command, *flags], cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=240)
+    return process.returncode, out
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    for _ in range(2_000):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing came of it in 100 s")
+
+
+def results(root: Path) -> dict[str, bytes]:
+    """What each run leaves that is a function of its configuration and seed: predictions and weights."""
+    return {
+        f"{path.parts[-3]}/{path.name}": path.read_bytes()
+        for name in ("predictions.npz", "weights.safetensors")
+        for path in root.glob(f"runs/*/*/*/{name}")
+    }
+
+
+def training(root: Path, name: str) -> bool:
+    """Whether the run of this experiment has begun to train."""
+    return any("started" in path.read_text(encoding="utf-8") for path in root.glob(f"runs/*/{name}/*/journal.jsonl"))
+
+
+@pytest.mark.slow
+def test_side_by_side_each_is_what_it_is_alone(tmp_path: Path, experiments: Path) -> None:
+    code, out = finish(start(tmp_path / "alone", experiments, "--jobs", "1"))
+    assert code == 0, out
+    code, out = finish(start(tmp_path / "beside", experiments, "--jobs", "2"))
+    assert code == 0, out
+    assert "2 runs side by side, each with 1 of 1 threads" in out
+    alone = results(tmp_path / "alone")
+    assert len(alone) == 6
+    assert results(tmp_path / "beside") == alone
+    for path in (tmp_path / "alone").glob("runs/*/*/*/record.json"):
+        one, other = records.read(path), records.read(tmp_path / "beside" / path.relative_to(tmp_path / "alone"))
+        assert (one.metrics, one.threads, one.fingerprint) == (other.metrics, other.threads, other.fingerprint)
+        assert [row["train/loss"] for row in one.history] == [row["train/loss"] for row in other.history]
+    code, out = finish(start(tmp_path / "beside", experiments, "--jobs", "2"))
+    assert (code, out.count("finished before, skipped")) == (0, 3)
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_ones_go_on_to_the_same_bits(tmp_path: Path, experiments: Path) -> None:
+    """SIGTERM to the command alone; then a kill of the command alone, whose runs save themselves; then to its end."""
+    for name in FILES:
+        path = experiments / name
+        path.write_text(path.read_text().replace("train: {epochs: 1, batch_size: 32}\n", LONG))
+    reference = start(tmp_path / "alone", experiments, "--jobs", "1")
+    root = tmp_path / "beside"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process = start(root, experiments, "--jobs", "2")
+        until(lambda: training(root, "tiny") and training(root, "other"))
+        process.send_signal(number)
+        code, out = finish(process)
+        assert code == (128 + signal.SIGTERM if number == signal.SIGTERM else -signal.SIGKILL), out
+        if number == signal.SIGTERM:
+            assert "stopped: all that is done is saved, the last of it in" in out
+        until(lambda: not list(root.glob("runs/*/*.lock")))
+        for folder in root.glob("runs/*/*/*/"):
+            state, damaged = checkpoint.load(folder, torch.device("cpu"))
+            assert state is not None or (folder / "record.json").is_file()
+            assert damaged == []
+    code, out = finish(start(root, experiments, "--jobs", "2"))
+    assert code == 0, out
+    assert finish(reference)[0] == 0
+    assert results(root) == results(tmp_path / "alone")
+
+
+KILLED = """
+import os, signal
+from vitlab.run import execute
+real = execute.execute
+def execute_(run, *args):
+    if run.resolved.id == "other":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(run, *args)
+execute.execute = execute_
+"""
+DIVERGED = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise execute.loop.Diverged('the loss is no longer finite')")
+MISTAKEN = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise execute.UserError('here: this; do that')")
+BROKEN = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise ZeroDivisionError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("patch", "code", "expected", "traceback"),
+    [
+        (KILLED, 1, "failed other · seed 0: its process was killed by SIGKILL; if memory ran out, try fewer --jobs", False),
+        (DIVERGED, 1, "failed other · seed 0: the loss is no longer finite", False),
+        (MISTAKEN, 2, "error: here: this; do that", False),
+        (BROKEN, 1, "In the process of", True),
+    ],
+    ids=["killed", "diverged", "a mistake", "a bug"],
+)
+def test_one_that_fails_stops_the_others_and_the_same_command_goes_on(
+    patch: str, code: int, expected: str, traceback: bool, tmp_path: Path, experiments: Path
+) -> None:
+    ended, out = finish(start(tmp_path / "world", experiments, "--jobs", "3", patch=patch))
+    assert ended == code, out
+    assert expected in out
+    assert ("Traceback" in out) == traceback
+    code, out = finish(start(tmp_path / "world", experiments, "--jobs", "3"))
+    assert code == 0, out
+    assert len(results(tmp_path / "world")) == 6
