@@ -222,6 +222,18 @@ def test_dropout_rate_is_torchs() -> None:
     torch.testing.assert_close(b.std(0), a.std(0), rtol=0.05, atol=0.01)
 
 
+def test_dropout_rate_of_pytorchs_encoder_is_its_own() -> None:
+    """The built-in layer with our attention and dropout varies as it does with its own."""
+    theirs = shake(nn.TransformerEncoderLayer(8, 2, 16, 0.4, batch_first=True)).train()
+    (ours,) = build(vit(encoder="torch", dim=8, heads=2, mlp_ratio=2.0, depth=1, dropout=0.4), 10).encoder.layers
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(3)).expand(20_000, -1, -1)
+    with torch.no_grad():
+        a, b = theirs(x), ours.train()(x)
+    torch.testing.assert_close(b.mean(0), a.mean(0), rtol=0, atol=0.06)
+    torch.testing.assert_close(b.std(0), a.std(0), rtol=0.05, atol=0.01)
+
+
 def test_both_encoders_start_alike() -> None:
     """Truncated normal of 0.02 for every linear map, zero biases, and no two layers the same (nn.TransformerEncoder copies one)."""
     for encoder in ("torch", "explicit"):

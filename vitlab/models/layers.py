@@ -119,6 +119,18 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
+class TorchAttention(nn.MultiheadAttention):
+    """PyTorch's multi-head self-attention, its parameters and all, computed by `attend`: (B, N, D) -> (B, N, D) and None for the weights.
+
+    On a CPU its own way takes several times as long with dropout or in bfloat16.
+    """
+
+    def forward(self, query: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:
+        q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        x = attend(q, k, v, None, self.dropout if self.training else 0.0)
+        return self.out_proj(x.transpose(1, 2).flatten(2)), None
+
+
 class ClassAttention(nn.Module):
     """Class attention in which special tokens attend to patches only (distillation report, "Architecture"): (B, N, D) -> (B, S, D).
 
