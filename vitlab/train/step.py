@@ -52,7 +52,7 @@ class Step:
         self.sums: dict[str, Tensor] = {}
         self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
         self.warm: dict[Phase, int] = {}
-        # On two cores compiling gained 10 % at full size and nothing at a tenth of it, and took one to two minutes: not there.
+        # On two cores compiling gained 10 % at full size and nothing at a tenth of it, and took one to two minutes: so not on a CPU.
         pays = device.type == "cuda" and total >= COMPILE_FROM
         self.forward = torch.compile(model.forward_heads) if pays else model.forward_heads
 
@@ -114,7 +114,7 @@ class Step:
                 side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side), warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", ".*capturable")  # that a step runs uncaptured is meant
+                    warnings.filterwarnings("ignore", ".*capturable")  # these steps are not captured on purpose
                     self._run(phase)
                 torch.cuda.current_stream().wait_stream(side)
                 return
