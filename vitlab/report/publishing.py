@@ -154,7 +154,7 @@ def index(results_dir: Path) -> None:
 
 
 def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
-    """What a page says of the set in `folder` without showing all of it."""
+    """Return what a page says of the set in `folder` without showing all of it."""
     book = folder / ledger.FILE
     return set_page.page(ladder(runs), variants(runs), [], folder) | {"claims": ledger.said(ledger.read(book)) if book.is_file() else ""}
 
