@@ -76,7 +76,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _budget(text: str) -> float:
-    """Seconds."""
+    """Return a time such as `90m` in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not found or not float(found[1]):
         raise argparse.ArgumentTypeError(f"'{text}': expected a time with its unit, for example 3600s, 90m or 2h")
@@ -90,7 +90,7 @@ def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None
         type=Path,
         default=Path(os.environ.get("VITLAB_DATA_DIR", "data")),
         metavar="DIR",
-        help="where CIFAR-10 lies or goes (default: $VITLAB_DATA_DIR or data)",
+        help="where CIFAR-10 is, or is downloaded to (default: $VITLAB_DATA_DIR or data)",
     )
 
 
@@ -101,12 +101,13 @@ def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
 def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, default: str) -> None:
     parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"default: {default}")
     parser.add_argument(
-        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop after so much time (s, m, h), saved to go on from there"
+        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop cleanly after this time (s, m or h); the same command goes on"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
 
 
 def run_main(argv: list[str] | None = None) -> NoReturn:
+    """Carry out the command line of runner.py and exit with its code."""
     parser = argparse.ArgumentParser(
         prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
     )
@@ -115,7 +116,7 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
     _add_data_flags(parser)
     _add_run_flags(parser, [0], "0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
-    parser.add_argument("--force", action="store_true", help="run the named experiments anew, finished or not")
+    parser.add_argument("--force", action="store_true", help="train the named experiments anew, finished or not")
     args = parser.parse_args(argv)
     _guard(lambda: _run(args))
 
@@ -123,7 +124,7 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
 def _console() -> Console:
     from rich.console import Console
 
-    # No markup: what is printed names titles, variations and folders, which may hold brackets. A log file has no edge to wrap at.
+    # No markup, because titles, variations and folders may contain brackets. A log file has no edge to wrap at.
     return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
@@ -166,7 +167,7 @@ def _announce(console: Console, profile: str, source: Source, seeds: list[int], 
 
 
 def _profile(asked: str) -> str:
-    """auto: full with CUDA, else quick. torch, seconds to load, is asked only where NVIDIA's driver knows of a GPU."""
+    """Return the profile: for auto, full with CUDA, else quick. torch takes seconds to load, so it is asked only if NVML sees a GPU."""
     if asked != "auto":
         return asked
     import pynvml
@@ -181,7 +182,7 @@ def _profile(asked: str) -> str:
 
 
 def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[str]] | None = None) -> int:
-    """`settles`: the claims that have all their runs with the run in this folder."""
+    """Print the runs in their order; with `settles`, by a run's folder the claims that have all their runs once it is finished."""
     from rich.table import Table
 
     from vitlab.run import plan
@@ -262,7 +263,8 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    parser = argparse.ArgumentParser(prog="vitlab", description="What surrounds the runs; the runs themselves are started with runner.py.")
+    """Carry out the command line of `vitlab` and exit with its code."""
+    parser = argparse.ArgumentParser(prog="vitlab", description="Report, judge, predict with and ship what runner.py has trained.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -271,32 +273,35 @@ def main(argv: list[str] | None = None) -> NoReturn:
         return sub
 
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
-    report.add_argument("--publish", action="store_true", help="add them to what is published: results/ and the blocks of README.md")
+    report.add_argument("--publish", action="store_true", help="add them to results/ and to the blocks of README.md and docs/")
     command("runs", _list_runs, "list the runs of this checkout, finished or not")
     predict = command("predict", _predict, "classify images with the best CIFAR-10 model, trained here or published")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     model = predict.add_mutually_exclusive_group()
     model.add_argument(
         "--data", default="cifar10", metavar="cifar10|cifar100|digits|PATH",
-        help="the data set whose best model answers: students first, then by validation top-1 (default: %(default)s)",
+        help="use this data set's best model: students first, then by validation top-1 (default: %(default)s)",
     )  # fmt: skip
-    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="this finished run answers")
+    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="use this finished run")
     pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")
-    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="all runs, or a folder of them (default: all)")
+    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="a folder of runs (default: all runs)")
     pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
     data = command("data", _data, "make CIFAR-10 available under --data-dir and check it")
     _add_data_flags(data)
     sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
     ui = command("ui", _ui, "print where MLflow's UI shows the runs of each set; 'make ui' starts it")
-    ui.add_argument("--port", type=int, default=5000, help="the port that it listens on (default: %(default)s)")
+    ui.add_argument("--port", type=int, default=5000, help="the port that the UI listens on (default: %(default)s)")
     schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
     schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
-    claims = command("claims", _claims, "print what was measured of each declared claim; with --run, train what that takes")
+    claims = command("claims", _claims, "print what was measured of each declared claim; with --run, first train what they need")
     either = claims.add_mutually_exclusive_group()
     either.add_argument("--json", action="store_true", help="print it as JSON")
     either.add_argument(
-        "--run", action="store_true", dest="train", help="train the runs of the claims first, so ordered that most are settled soonest"
+        "--run",
+        action="store_true",
+        dest="train",
+        help="first train the runs that the claims need, so ordered that most claims are settled soonest",
     )
     _add_profile_flag(claims, "the largest one with measured claims; with --run, ledger")
     _add_data_flags(claims, "cifar10")
@@ -408,8 +413,8 @@ def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Res
         )  # fmt: skip
     console.print(table, soft_wrap=False)  # statements wrap within their column
     counts = Counter(r.verdict for r in results)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    console.print(f"{told}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(declarations.FILE)}")
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    console.print(f"{counted}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(declarations.FILE)}")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -481,7 +486,7 @@ def _schema(args: argparse.Namespace) -> int:
 
     try:
         args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
-    except FileNotFoundError as e:  # its folder
+    except FileNotFoundError as e:  # the folder that it is to be written to
         raise errors.refused(e) from None
     print(_short(args.file))
     return 0
