@@ -99,9 +99,9 @@ def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, default: str) -> None:
-    parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"default: {default}")
+    parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"seeds with commas between (default: {default})")
     parser.add_argument(
-        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop cleanly after this time (s, m or h); the same command goes on"
+        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop cleanly after this time (s, m, h); run again to go on"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
 
@@ -111,7 +111,7 @@ def run_main(argv: list[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
     )
-    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR")
+    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR", help="a file, or a folder of them")
     _add_profile_flag(parser, "full with CUDA, else quick")
     _add_data_flags(parser)
     _add_run_flags(parser, [0], "0")
@@ -253,7 +253,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
     _print_table(console, set_page.closing(done))
     where = REPORTS / f"{first.profile}-{first.dataset.name}"
     console.print(f"report: make report, then {_short(where)}/report.html")
-    with contextlib.suppress(UserError):  # a server that is down: said before
+    with contextlib.suppress(UserError):  # a server that is down has been reported before
         tables = views.addresses(ROOT)
         table = tables.get(views.set_name(first.profile, first.dataset.name), tables[""])
         console.print(f"compare runs: {'' if store.server(ROOT) else 'make ui, then '}{table}")
@@ -264,7 +264,7 @@ def _print_summary(console: Console, done: list[RunRecord]) -> None:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Carry out the command line of `vitlab` and exit with its code."""
-    parser = argparse.ArgumentParser(prog="vitlab", description="Report, judge, predict with and ship what runner.py has trained.")
+    parser = argparse.ArgumentParser(prog="vitlab", description="Work with the runs that runner.py has trained.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     )  # fmt: skip
     model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="use this finished run")
     pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")
-    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="a folder of runs (default: all runs)")
+    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="a run, or a folder of runs (default: all)")
     pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
     data = command("data", _data, "make CIFAR-10 available under --data-dir and check it")
     _add_data_flags(data)
@@ -296,12 +296,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
     schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
     claims = command("claims", _claims, "print what was measured of each declared claim; with --run, first train what they need")
     either = claims.add_mutually_exclusive_group()
-    either.add_argument("--json", action="store_true", help="print it as JSON")
+    either.add_argument("--json", action="store_true", help="print all that is known as JSON")
     either.add_argument(
-        "--run",
-        action="store_true",
-        dest="train",
-        help="first train the runs that the claims need, so ordered that most claims are settled soonest",
+        "--run", action="store_true", dest="train", help="first train what the claims need, in the order that settles most of them soonest"
     )
     _add_profile_flag(claims, "the largest one with measured claims; with --run, ledger")
     _add_data_flags(claims, "cifar10")

@@ -25,7 +25,7 @@ FILE = "claims.json"
 ORDER = ("supported", "refuted", "undecided", "not measured")
 DIGITS = {"images": 1, "M parameters": 3, "GFLOPs": 3}  # after the point; 2 for all other units
 
-Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.npz lies, if it is at hand
+Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.npz lies, or None
 
 
 class Book(Schema):

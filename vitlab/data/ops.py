@@ -230,7 +230,7 @@ def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     shear_x, shear_y, right, down, degrees = (torch.where(op == k, magnitude, 0) for k in range(1, 6))
     angle = degrees.deg2rad()
     cos, sin = angle.cos(), angle.sin()
-    # from the new place to the old, hence the signs; sheared images keep their top or left edge in place
+    # these map a pixel's new place to its old one, hence the signs; sheared images keep their top or left edge in place
     across = [cos, shear_x - sin, shear_x * (height / 2) - right.trunc()]
     along = [shear_y + sin, cos, shear_y * (width / 2) - down.trunc()]
     factor = 1 + magnitude

@@ -256,7 +256,7 @@ def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: 
         return ""
     try:
         weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
-    except UserError:  # as with predictions: what is not at hand is left out
+    except UserError:  # as with predictions: without them the report is made all the same
         return ""
     try:
         published.write(out_dir, run, weights)
