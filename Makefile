@@ -19,7 +19,7 @@ FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PROFILE=auto|quick|ledger|overnight|full  DATA=auto|cifar10|cifar100|digits|PATH  DATA_DIR=data  SEEDS=0,1,2  BUDGET=90m  ONLY=claim,claim"
-	@echo "  Reports and measurements go to reports/. With PUBLISH=1 report, bench, bench-growth and chaos write results/, benchmarks/, README.md and docs/."
+	@echo "  Reports and measurements go to reports/. With PUBLISH=1 report, bench and bench-growth write results/, benchmarks/ and README.md, chaos README.md."
 
 setup: .venv/installed ## make .venv and install exact versions into it
 

@@ -182,7 +182,7 @@ def _profile(asked: str) -> str:
 
 
 def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[str]] | None = None) -> int:
-    """Print the runs in their order; with `settles`, by a run's folder the claims that have all their runs once it is finished."""
+    """`settles`: the claims that have all their runs with the run in this folder."""
     from rich.table import Table
 
     from vitlab.run import plan

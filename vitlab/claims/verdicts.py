@@ -71,8 +71,8 @@ def judge(
     `before` is the ledger measured earlier: a claim that was measured under another declaration is marked as changed. Raises UserError
     where a metric cannot be had.
     """
-    results = _decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
-    return [_mark_changed(result, (before or {}).get(result.id)) for result in results]
+    found = _decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
+    return [_mark_changed(result, (before or {}).get(result.id)) for result in found]
 
 
 def _decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
@@ -221,9 +221,9 @@ def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float)
 
 
 def _right(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return labels (N,), and whether the run predicts each of them, (N,) bool, by the logits from which `metric`, a top-1, is computed.
+    """Return (N,) labels, and (N,) bool: whether the run has each test image right, by the logits that `metric`, a top-1, is computed from.
 
-    Returns None where `metric` is no top-1, or the file or its logits are missing. Raises UserError for a damaged file.
+    None where it cannot be had.
     """
     named = re.fullmatch(r"test_(?:(\w+)_)?top1", metric)
     if path is None or named is None or not path.is_file():

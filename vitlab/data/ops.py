@@ -18,7 +18,7 @@ Op = Callable[[Tensor, Tensor], Tensor]  # (uint8 images (n, 3, H, W), a paramet
 
 
 def _each(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
-    """Apply to each image the step whose index is in `which` (B,). A step is an operation and a parameter per image, (B,) or (B, ...)."""
+    """Apply to each image the step that `which` (B,) names: an operation and what it takes for every image, (B,) or (B, ...)."""
     return (_each_by_mask if images.is_cuda else _each_by_group)(images, which, steps)
 
 
@@ -31,7 +31,7 @@ def _each_by_group(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tens
 
 
 def _each_by_mask(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
-    """Apply every step to all images and keep the right one: faster on a GPU than telling the host how many images each step has."""
+    """All to all: a GPU computes faster than it tells the host how many images each operation has."""
     result = images
     for k, (op, value) in enumerate(steps):
         result = torch.where((which == k)[:, None, None, None], op(images, value), result)
@@ -208,7 +208,7 @@ TRIVIAL_AUGMENT = {  # operation: its 31 magnitudes, and whether they take a sig
 
 @cache
 def _magnitudes(device: torch.device) -> Tensor:
-    """Return the magnitudes of all operations, (14, 31, 2) float64: by operation, strength and sign."""
+    """(14, 31, 2) float64: by operation, magnitude and sign."""
     return torch.stack([torch.stack([m, -m if signed else m], 1) for m, signed in TRIVIAL_AUGMENT.values()]).double().to(device)
 
 
@@ -246,7 +246,7 @@ def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
         (autocontrast, op),
         (equalize, op),
     )
-    return _each(images, torch.where(op > 5, op - 4, op.clamp(max=1)), steps)  # operations 1 to 5 are all `affine`
+    return _each(images, torch.where(op > 5, op - 4, op.clamp(max=1)), steps)  # 1 to 5 are one
 
 
 TRANSFORMS = {  # applied between flipping and normalising, in this order; key of `augment` in a YAML: (draw, apply)

@@ -238,9 +238,9 @@ def _fetch(cifar: Cifar, data_dir: Path) -> None:
 
 
 def _unreachable(url: str) -> str:
-    """Return why `url` gives no answer within REACH_SECONDS, or "". Asks as torchvision would, by way of the proxies.
+    """Why `url` gives no answer within REACH_SECONDS, or ""; asked as torchvision would, by way of the proxies.
 
-    Asks in a thread of its own, since a name look-up has no time-out.
+    In a thread of its own, since a name look-up has no time-out.
     """
     outcome = [f"no answer within {REACH_SECONDS} s"]
 

@@ -114,7 +114,7 @@ class Step:
                 side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side), warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", ".*capturable")  # these steps are not captured on purpose
+                    warnings.filterwarnings("ignore", ".*capturable")  # that a step runs uncaptured is meant
                     self._run(phase)
                 torch.cuda.current_stream().wait_stream(side)
                 return
