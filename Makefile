@@ -1,4 +1,4 @@
-# `make help` lists what there is. Everything runs in .venv, which the first target makes.
+# `make help` lists the targets. Everything runs in .venv, which the first target makes.
 PROFILE  ?= auto
 DATA     ?= auto
 DATA_DIR ?= $(or $(VITLAB_DATA_DIR),data)
@@ -34,7 +34,7 @@ reproduce-all: setup ## run the whole ladder, teachers first, and compile the re
 	$(RUN) experiments $(FLAGS)
 	$(BIN)/vitlab report $(if $(PUBLISH),--publish)
 
-claims: setup ## train what the declared claims take, profile ledger unless another is named, and say what came of it
+claims: setup ## train the runs that the claims need, profile ledger unless another is named, and print the verdicts
 	$(BIN)/vitlab claims --run $(FLAGS) $(if $(ONLY),--only $(ONLY))
 
 verify: setup ## check that every published number follows from the published records and measurements
@@ -57,7 +57,7 @@ bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minut
 bench-growth: setup ## time against tokens, batch, depth and number of runs: at most 6 minutes on two idle cores
 	$(BIN)/python -m benchmarks.growth $(if $(PUBLISH),--publish)
 
-shakeout: setup ## the first epochs of every experiment: does it run, how fast, how long will all take; profile full unless another is named
+shakeout: setup ## train the first epochs of every experiment: does it run, how fast, how long will it take; profile full unless another is named
 	$(BIN)/python -m benchmarks.shakeout --profile $(PROFILE:auto=full) --data $(DATA) --data-dir $(DATA_DIR) $(if $(ONLY),--only $(ONLY))
 
 bad-input: setup ## run the corpus of bad input alone; its last line counts the cases

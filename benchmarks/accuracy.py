@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 
 
 def facts(folder: Path) -> list[dict[str, Any]]:
+    """Return what accuracy.json keeps of each finished run below `folder`. Exits where there is none."""
     found = [records.read(path) for path in sorted(folder.glob("*/*/*/record.json"))]
     if not found:
         raise SystemExit(f"{folder}: no finished runs below it; expected a folder such as runs/")
@@ -37,13 +38,13 @@ def _facts(r: RunRecord) -> dict[str, Any]:
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of Student's 95 % interval."""
+    """Return the differences' mean, and half the width of its 95 % confidence interval (Student's t)."""
     n = len(differences)
     return mean(differences), float(stats.t.ppf(0.975, n - 1)) * stdev(differences) / math.sqrt(n)
 
 
 def page(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The table in Markdown; a function of accuracy.json alone."""
+    """Return ACCURACY.md, a function of accuracy.json alone."""
     before, after = ({(r["experiment"], r["seed"]): r for r in results[side]} for side in ("before", "after"))
     one, other = results["before"][0], results["after"][0]
     lines = [
@@ -67,6 +68,7 @@ def page(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
+    """Compare the two folders and write the results and the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)

@@ -31,11 +31,11 @@ from vitlab.models import cost
 from vitlab.paths import REPOSITORY
 
 NUMBERS = ("01", "06")
-BATCHES = 2  # of an epoch: enough for a loader to work ahead
-ROUNDS = 4, 2  # at most and at least, with each peer
+BATCHES = 2  # in an epoch: enough for a loader to work ahead
+ROUNDS = 4, 2  # with each peer, at most and at least
 SHORT_RUN, BOOKKEEPING_PROFILE = 4000, "overnight"  # images and profile of the run of 01 whose bookkeeping is measured
 CLASSES = 10  # of CIFAR-10, and of the digits
-SECONDS = 65  # for each peer; a further round starts only where the longest so far would still fit
+SECONDS = 65  # for each peer; a further round starts only if one as long as the longest so far would still fit
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
 
@@ -56,10 +56,11 @@ class Contender:
 
     def __exit__(self, *_: object) -> None:
         with suppress(BrokenPipeError):
-            self.process.stdin.close()  # what ends it
+            self.process.stdin.close()  # the worker ends at the end of its input
         self.process.wait()
 
     def read(self) -> dict[str, Any]:
+        """Return the worker's next line. Exits with the end of its log where it has ended."""
         line = self.process.stdout.readline()
         if not line:
             self.log.flush()
@@ -67,22 +68,27 @@ class Contender:
         return json.loads(line)
 
     def epoch(self) -> dict[str, float]:
+        """Let the worker train an epoch and return the line it writes about that."""
         with suppress(BrokenPipeError):  # it has ended, and read() says why
             print("go", file=self.process.stdin, flush=True)
         return self.read()
 
 
 def flops(cfg: ViT, name: str) -> int:
-    """Forward, per image. Of the last block vitlab computes what is read, its peers all, as PyTorch's encoder does; timm has no class attention."""
+    """Return the FLOPs of one image's forward pass through a contender's model of `cfg`.
+
+    In the last block vitlab computes only the tokens that are read; its peers compute all, as PyTorch's encoder does. timm has no class
+    attention.
+    """
     if name != "vitlab":
         cfg = cfg.model_copy(update={"encoder": "torch"} | ({"class_attention": 0} if name.startswith("timm") else {}))
     return cost.forward_flops(cfg, CLASSES)
 
 
 def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str, Any]:
-    """{"ready": {name: facts}, "rounds": [{name: row}, ...]} of one experiment: ours and one peer in turn, then the next peer.
+    """Time vitlab and one peer in turn on an experiment, then the next peer; return {"ready": {name: facts}, "rounds": [{name: row}, ...]}.
 
-    Two processes at a time: all five together want more memory than a laptop has.
+    Only two processes run at a time: all five together need more memory than a laptop has. Exits where a peer's model has another size.
     """
     model, bf16 = load(number, sets).model, machine()["bf16"]
     with ExitStack() as stack:
@@ -103,7 +109,9 @@ def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str,
         for name in page.PEERS:
             start, longest, turn = time.perf_counter(), 0.0, 0
             with begin(name) as peer:
-                most, least = (1, 1) if name == "timm-amp" and not bf16 else ROUNDS  # emulated, a round takes as long as two of all others
+                most, least = (
+                    (1, 1) if name == "timm-amp" and not bf16 else ROUNDS
+                )  # with emulated bf16 a round takes as long as two of any other peer
                 while turn < most and (turn < least or time.perf_counter() - start + longest < SECONDS):
                     began = time.perf_counter()
                     rounds.append({c.name: c.epoch() for c in ((ours, peer), (peer, ours))[turn % 2]})
@@ -113,7 +121,7 @@ def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str,
 
 
 def startup(source: Source, data_dir: Path) -> dict[str, list[float]]:
-    """Seconds of `runner.py --help` and of the whole ladder's plan, five times each."""
+    """Return the seconds that `runner.py --help` ("help") and the whole ladder's plan ("plan") take, five times each."""
     plan = ["experiments", "--dry-run", "--profile", "full", "--data", source.kind, "--data-dir", str(data_dir)]
     seconds: dict[str, list[float]] = {"help": [], "plan": []}
     for _ in range(5):
@@ -125,9 +133,12 @@ def startup(source: Source, data_dir: Path) -> dict[str, list[float]]:
 
 
 def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
-    """Seconds of a short real run of 01, MLflow included: `training`; `checkpoint` and `tracking` within its loop; and `closing`, from
-    its last epoch to the end of the process, less the test split's forward: pictures, record, the model into MLflow. With `images`, and the `profile`
-    that it is of with the `epochs` of a whole run there."""
+    """Return the seconds that a short real run of 01 spends on training and on bookkeeping, MLflow included.
+
+    In its loop these are `training`, `checkpoint` and `tracking`. `closing` is the time from its last epoch to the end of the process,
+    without the test split's forward pass: pictures, record, the model into MLflow. Beside them stand the `images` that it trained on, its
+    `profile`, and the `epochs` of a whole run in that profile.
+    """
     from vitlab import records
     from vitlab.track.journal import read_journal
     from vitlab.train.meter import TRAINING
@@ -155,6 +166,7 @@ def bookkeeping(source: Source, data_dir: Path) -> dict[str, float]:
 
 
 def first_images(source: Source, count: int) -> Images:
+    """Return the first `count` training images of the data set."""
     from vitlab import config
     from vitlab.data import dataset
 
@@ -164,6 +176,7 @@ def first_images(source: Source, count: int) -> Images:
 
 
 def machine() -> dict[str, Any]:
+    """Return the processor's name and cores, the memory in GB, and whether bf16 is in hardware."""
     import torch
 
     from vitlab.train.machine import device_name, hardware_bf16
@@ -174,6 +187,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, unless --page is given, and write the page; exit with 1 where a contender does not learn."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="auto", help="auto, cifar10 or digits")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("VITLAB_DATA_DIR", "data")))
@@ -195,6 +209,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything and return what latest.json keeps."""
     from benchmarks import inputs
 
     start = time.perf_counter()

@@ -26,8 +26,8 @@ from benchmarks import recipe
 from benchmarks.recipe import Images
 from vitlab import config
 
-WORKERS = 2  # DataLoader's, of `plain` and `lightning`; timm's train script has 4
-TIMM_WORKERS = 4
+WORKERS = 2  # of the DataLoader in `plain` and `lightning`
+TIMM_WORKERS = 4  # as in timm's train script
 
 
 class Over(Exception):
@@ -35,9 +35,9 @@ class Over(Exception):
 
 
 def peak_rss_mb() -> float:
-    """This process's largest resident memory, and what its DataLoader workers have now that is theirs alone.
+    """Return in MB this process's peak resident memory plus the memory that its DataLoader workers now hold unshared.
 
-    Pages that a forked worker still shares with its parent count once, and workers without their own peak: both favour the peers.
+    Pages that a forked worker still shares with its parent count once, and a worker's own peak does not count: both favour the peers.
     """
     own = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     return (own + sum(p.memory_full_info().uss for p in psutil.Process().children(recursive=True))) / 1e6
@@ -51,11 +51,12 @@ class Laps:
         self.facts: dict[str, object] | None = None
 
     def enter(self, model: nn.Module) -> None:
+        """Note the model's size, which the first report to the harness contains."""
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.facts = {"ready": True, "parameters": parameters, "threads": torch.get_num_threads()}
 
     def __call__(self, seconds: float, loss: float) -> None:
-        """loss: the epoch's mean. Raises Over."""
+        """Report an epoch's seconds and mean loss, and wait. Raises Over where no further epoch is wanted."""
         row = {"seconds": seconds, "img_s": self.images / seconds, "loss": loss, "peak_rss_mb": peak_rss_mb()}
         if self.facts is not None:
             row, self.facts = self.facts | row, None
@@ -68,7 +69,7 @@ class Laps:
 
 
 class LapBar:
-    """The trainer's progress display, which tells the harness instead."""
+    """A progress display for the trainer that reports each epoch to the harness."""
 
     def __init__(self, laps: Laps) -> None:
         self.laps = laps
@@ -80,7 +81,7 @@ class LapBar:
 
 
 def vitlab(cfg: config.Experiment, data: Images, laps: Laps) -> None:
-    """The trainer itself, with its journal, its checkpoints and a small validation split, these three outside the time it gives."""
+    """Train with vitlab's own trainer. Its journal, checkpoints and small validation split are not in the time that it reports."""
     from vitlab.data.dataset import Dataset
     from vitlab.run import execute
     from vitlab.track.journal import Journal
@@ -89,7 +90,7 @@ def vitlab(cfg: config.Experiment, data: Images, laps: Laps) -> None:
     from vitlab.train.objective import CrossEntropy
 
     images = torch.from_numpy(data.pixels), torch.from_numpy(data.labels)
-    few = images[0][:16], images[1][:16]  # validation and test: looked at after each epoch, outside its time
+    few = images[0][:16], images[1][:16]  # to validate and test: evaluated after each epoch, outside its time
     classes = tuple(map(str, range(data.classes)))
     dataset = Dataset("bench", "", classes, data.mirror, torch.tensor(data.mean), torch.tensor(data.std), *images, *few, *few)
     where = machine.device()
@@ -108,7 +109,7 @@ def vitlab(cfg: config.Experiment, data: Images, laps: Laps) -> None:
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Images as torchvision's data sets hand them out: PIL's."""
+    """The images as torchvision's data sets give them: PIL images."""
 
     def __init__(self, data: Images, transform=None) -> None:
         from PIL import Image
@@ -125,7 +126,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def torchvision_transform(cfg: config.Augment, data: Images):
-    """Experiment's augmentation in torchvision's transforms, in the order of its own training recipes: PIL image -> (3, 32, 32) float."""
+    """Return the augmentation in torchvision's transforms, ordered as in its training recipes: PIL image -> (3, 32, 32) float."""
     from torchvision.transforms import v2
 
     jitter = cfg.color_jitter
@@ -144,10 +145,12 @@ def torchvision_transform(cfg: config.Augment, data: Images):
 
 
 def mixed_batch(mix, rows: list) -> tuple[Tensor, Tensor]:
+    """Collate the rows and return them mixed: images (B, 3, 32, 32), targets (B, C)."""
     return mix(*torch.utils.data.default_collate(rows))
 
 
 def torchvision_loader(cfg: config.Experiment, data: Images) -> torch.utils.data.DataLoader:
+    """Return a DataLoader with the first phase's augmentation and mixing by torchvision."""
     from torchvision.transforms import v2
 
     phase, collate = cfg.phases[0], None
@@ -161,11 +164,12 @@ def torchvision_loader(cfg: config.Experiment, data: Images) -> torch.utils.data
 
 
 def loss_of(heads: list[Tensor], targets: Tensor, smoothing: float) -> Tensor:
-    """Mean over the heads; targets (B,) labels or (B, C) probabilities."""
+    """Return the cross-entropy, mean over the heads; targets are labels (B,) or probabilities (B, C)."""
     return sum(F.cross_entropy(logits, targets, label_smoothing=smoothing) for logits in heads) / len(heads)
 
 
 def plain(cfg: config.Experiment, data: Images, laps: Laps) -> None:
+    """Train with a plain PyTorch loop."""
     from benchmarks.plain import PlainViT
 
     model = PlainViT(cfg.model, data.classes)
@@ -190,6 +194,7 @@ def plain(cfg: config.Experiment, data: Images, laps: Laps) -> None:
 
 
 def lightning(cfg: config.Experiment, data: Images, laps: Laps) -> None:
+    """Train the model of `plain` with Lightning's Trainer."""
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import EMAWeightAveraging
 
@@ -230,7 +235,7 @@ def lightning(cfg: config.Experiment, data: Images, laps: Laps) -> None:
 
 
 def timm_model(cfg: config.ViT, classes: int) -> nn.Module:
-    """timm's ViT of the same size. It has no class attention: in 06's place stands DeiT's, all of whose tokens pass all blocks."""
+    """Return timm's ViT of the same size. It has no class attention, so for 06 it is DeiT's, all of whose tokens pass all blocks."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
@@ -246,7 +251,7 @@ def timm_model(cfg: config.ViT, classes: int) -> nn.Module:
 
 
 def timm(cfg: config.Experiment, data: Images, laps: Laps, amp: bool = False) -> None:
-    """The pieces and defaults of timm's train script: its prefetcher (on the CPU too), with it FastCollateMixup, four workers."""
+    """Train with the pieces and defaults of timm's train script: prefetcher (on the CPU too), FastCollateMixup, four workers."""
     from timm.data import FastCollateMixup, create_loader
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3, dispatch_clip_grad
@@ -288,6 +293,7 @@ CONTENDERS = {"vitlab": vitlab, "plain": plain, "timm": timm, "timm-amp": partia
 
 
 def main() -> None:
+    """Run one contender until the harness wants no more epochs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("--experiment", required=True, help="its number, 01 or 06")
@@ -296,7 +302,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg, data = recipe.load(args.experiment, tuple(args.set)), Images.read(args.images)
     torch.manual_seed(0)
-    # stdout is the harness's; whatever else is printed goes the other way
+    # stdout belongs to the harness, so anything that a library prints goes to stderr
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(Over):
         CONTENDERS[args.name](cfg, data, Laps(len(data.labels) // cfg.train.batch_size * cfg.train.batch_size))
 

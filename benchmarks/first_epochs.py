@@ -36,9 +36,9 @@ LATER = 2 * SETTLED  # steps that are taken of each later phase
 
 
 class Watch(loop.Stop):
-    """Looks on from where the trainer calls anyway, after each step, window, epoch and checkpoint; stops it after `steps` steps.
+    """Measures in the calls that the trainer makes anyway, after each step, window, epoch and checkpoint; stops it after `steps` steps.
 
-    starts: the steps at which phases begin. half: after how many steps the training seconds so far are kept, as `half_seconds`.
+    starts: the steps at which phases begin. half: the number of steps after which `half_seconds` keeps the training seconds so far.
     """
 
     def __init__(self, meter: Meter, starts: set[int], half: int, steps: int) -> None:
@@ -52,12 +52,13 @@ class Watch(loop.Stop):
         self._mark()
 
     def _mark(self) -> None:
-        """Where a phase begins: evaluation and checkpoint of the epoch before are not its own."""
+        """Note the time where a phase begins, so that the evaluation and checkpoint before it are not counted."""
         if self.done in self.starts:
             machine.wait(self.meter.where)
             self.began = time.perf_counter()
 
     def asked(self) -> int | None:
+        """Count a step; return the signal that stops the trainer after the last one."""
         self.done += 1
         start = self.done - SETTLED
         if start in self.starts:
@@ -70,21 +71,25 @@ class Watch(loop.Stop):
         return signal.SIGALRM if self.done >= self.steps else None
 
     def step(self, done: int, total: int, loss: float, top1: float) -> None:
+        """Keep the first window's mean loss."""
         if self.first_loss is None:
             self.first_loss = loss
 
     def epoch(self, row: dict[str, float]) -> None:
+        """Keep an epoch's row of metrics."""
         self.history.append(row)
         self._mark()
 
     def covered(self, _size: int) -> None:
+        """Mark the end of a checkpoint."""
         self._mark()
 
 
 def brought_forward(cfg: config.Experiment, epochs: int, per_epoch: int) -> config.Experiment:
-    """`cfg` with its first phase for `epochs` epochs, then a few steps of each later one: all in one run, as their memory adds up.
+    """Return `cfg` with its first phase cut to `epochs` epochs, so that a few steps of each later phase follow in the same run.
 
-    The schedule stays as long as it was, and with it the learning rate, EMA's decay and what is worth compiling.
+    It must be the same run because the phases' memory adds up. The schedule stays as long as it was, and with it the learning rate, the EMA
+    decay and the choice to compile.
     """
     if len(cfg.phases) == 1 or epochs == cfg.train.epochs:
         return cfg
@@ -94,9 +99,9 @@ def brought_forward(cfg: config.Experiment, epochs: int, per_epoch: int) -> conf
 
 
 def look(run: plan.Run, loaded: dataset.Dataset, epochs: int, folder: Path) -> dict[str, Any]:
-    """Train the first `epochs` epochs in `folder` and say what they cost. A teacher is untrained: it costs the same.
+    """Train the first `epochs` epochs in `folder` and return what they cost. A teacher is left untrained, which costs the same.
 
-    Raises trainer.Diverged.
+    Raises loop.Diverged.
     """
     where, classes = loaded.train_images.device, len(loaded.classes)
     cfg = run.resolved.config
@@ -108,7 +113,7 @@ def look(run: plan.Run, loaded: dataset.Dataset, epochs: int, folder: Path) -> d
     ends = schedule.phase_ends(shortened.phases, total, per_epoch)
 
     peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
-    if where.type == "cuda":  # what that took is not this experiment's
+    if where.type == "cuda":  # the memory that this took is not the experiment's
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     model = execute.build_model(cfg, classes, run.seed, where)
@@ -155,7 +160,10 @@ def look(run: plan.Run, loaded: dataset.Dataset, epochs: int, folder: Path) -> d
 
 
 def steady_rate(history: list[dict[str, float]], half_seconds: float, rest: int) -> float:
-    """Images per second: the median of the epochs after the first; of a single one its second half, the `rest` images after `half_seconds`."""
+    """Return images per second: the median of the epochs after the first, or of a single epoch its second half.
+
+    `rest` is the number of images in that half, which begins after `half_seconds` of training.
+    """
     first, *others = history
     if others:
         return statistics.median(row["perf/img_s"] for row in others)
@@ -163,8 +171,11 @@ def steady_rate(history: list[dict[str, float]], half_seconds: float, rest: int)
 
 
 def projected(row: dict[str, Any]) -> float:
-    """Seconds of the whole run: its epochs, each evaluated, at the first phase's rate; the test split at the end; and what each phase's first
-    steps take beyond their share. Not in it: a process's start and end, and checkpoints, a hundredth at most."""
+    """Return the seconds that the whole run would take.
+
+    They are those of its epochs at the first phase's rate, each with its evaluation, of the test split, and of each phase's first steps as
+    far as these are slower. Starting and ending the process is not included, nor are checkpoints, which take a hundredth at most.
+    """
     epoch = row["images"] / row["img_s"] + row["evaluation_seconds"]
     test = row["evaluation_seconds"] * row["test_images"] / row["validation_images"]
     overhead = sum(phase["seconds"] - phase["steps"] * row["batch"] / row["img_s"] for phase in row["first_steps"])
@@ -172,13 +183,14 @@ def projected(row: dict[str, Any]) -> float:
 
 
 def memory_mb(where: torch.device) -> dict[str, float]:
-    """This process's peak: on a GPU what was allocated there, and what was reserved for it; else what was resident."""
+    """Return this process's peak memory in MB: allocated and reserved on a GPU, else resident."""
     if where.type == "cuda":
         return {"allocated": torch.cuda.max_memory_allocated() / 1e6, "reserved": torch.cuda.max_memory_reserved() / 1e6}
     return {"resident": peak_rss_mb()}
 
 
 def about(where: torch.device) -> dict[str, Any]:
+    """Return what the machine is: device, precision, threads, versions."""
     return {
         "device": machine.device_name(where),
         "precision": machine.precision("auto", where),
@@ -189,6 +201,7 @@ def about(where: torch.device) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure one experiment and write what was found to stdout, as JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_epochs", description=__doc__.splitlines()[0])
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--profile", required=True)
@@ -198,7 +211,7 @@ def main() -> None:
     args = parser.parse_args()
 
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed, by a compiler say, is no line of ours
+    os.dup2(2, 1)  # anything else that is printed, for example by a compiler, goes to stderr
 
     def tell(**values: Any) -> None:
         print(json.dumps(values), file=out, flush=True)

@@ -49,13 +49,14 @@ ROUNDS = 7
 TURN_SECONDS = 0.3  # a point's turn in a round: as many steps as fit, and at least one
 PUBLISHED = min((REPOSITORY / "results").glob("*/records")).parent  # the first set: its records are copied
 COUNTS = 10, 100, 1000
-EPOCHS = 100  # of a synthetic run: what 01 to 05 have at full size, and most of what a record's size comes from
+EPOCHS = 100  # of a synthetic run, as 01 to 05 have at full size; most of a record is its epochs
 PACKAGES = ("torch", "numpy", "mlflow", "pydantic", "matplotlib")
 
 
-def seconds_of(what: Callable[[], object]) -> float:
+def seconds_of(action: Callable[[], object]) -> float:
+    """Return the seconds that a call of `action` takes."""
     start = time.perf_counter()
-    what()
+    action()
     return time.perf_counter() - start
 
 
@@ -64,7 +65,7 @@ def seconds_of(what: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """01 with dim 96 and 3 heads, and its batch; what is given is what differs."""
+    """A size of 01, with dim 96 and 3 heads: its patch size, depth and batch."""
 
     patch: int = 4
     depth: int = 4
@@ -72,9 +73,11 @@ class Size:
 
     @property
     def tokens(self) -> int:
+        """Return the number of patches."""
         return (config.IMAGE_SIZE // self.patch) ** 2
 
     def load(self) -> config.Experiment:
+        """Return the experiment's configuration at this size."""
         sets = (
             "model.dim=96",
             "model.heads=3",
@@ -93,7 +96,7 @@ SIZES = {
 
 
 def random_images(count: int, where: torch.device) -> Dataset:
-    """Only time is measured, and it does not depend on what the images show."""
+    """Return a data set of random images: only time is measured, which does not depend on what images show."""
     g = generator(0, "growth", 0, where)
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=g, device=where)
     labels = torch.randint(0, CLASSES, (count,), generator=g, device=where)
@@ -120,7 +123,7 @@ class Trainee:
         self.steps = max(1, int(turn_seconds / (self.turn() * self.batch)))
 
     def turn(self) -> float:
-        """Seconds per image, augmentation to update, as the trainer's own meter has them."""
+        """Train this round's steps and return the seconds per image, from augmentation to update, by the trainer's own meter."""
         self.meter.start({})
         for _ in range(self.steps):
             rows = torch.arange(self.batch, device=self.data.train_labels.device)
@@ -132,7 +135,7 @@ class Trainee:
 def training(
     sizes: dict[str, list[Size]], rounds: int, turn_seconds: float, where: torch.device, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """{name: series}: seconds per image against training FLOPs per image. All sizes take their turns in each round."""
+    """Return {name: series} of seconds per image against training FLOPs per image. All sizes take their turns in each round."""
     trainees = {size: Trainee(size, where, turn_seconds) for of_one in sizes.values() for size in of_one}
     say(f"{len(trainees)} sizes are warm")
     seconds: dict[Size, list[float]] = {size: [] for size in trainees}
@@ -149,8 +152,8 @@ def training(
 class Store:
     """A root with finished runs, in MLflow and in folders, that can be given more of them.
 
-    They are the published runs with other seeds and a history of EPOCHS: ten groups of seeds, the eight experiments and two
-    variations. Run i is seed i // 10 of group i % 10, so that however many runs there are, they are of as many groups.
+    They are the published runs with other seeds and a history of EPOCHS: ten groups of seeds, of the eight experiments and of two
+    variations. Run i is seed i // 10 of group i % 10, so that the number of groups is always the same.
 
     The first of each group is shipped as any run. The others are copied from it inside the database, row by row: shipping a thousand
     runs, or making them through MLflow's client, takes ten minutes and gives the same rows.
@@ -164,10 +167,11 @@ class Store:
         self.groups = [stretched(r) for r in groups]
 
     def folder(self, record: RunRecord) -> Path:
+        """Return the run's folder."""
         return self.root / "runs" / PUBLISHED.name / record.experiment / f"{record.fingerprint}-s{record.seed}"
 
     def write(self) -> Path:
-        """The next run's folder, as training leaves it; predictions, weights and pictures only where the report shows them: nobody reads them."""
+        """Write the next run's folder and return it. It has no predictions or weights, which nobody reads, and pictures only for seed 0."""
         seed, group = divmod(self.count, len(self.groups))
         self.count += 1
         record = self.groups[group].model_copy(update={"seed": seed})
@@ -181,7 +185,7 @@ class Store:
         return folder
 
     def ship(self, folder: Path) -> None:
-        """As a run is shipped at its end."""
+        """Ship a run to MLflow as at the end of its training."""
         record = records.read(folder / "record.json")
         about = RunInfo(
             experiment=record.experiment, variant=record.variant, label=f"{record.experiment} {record.variant}".strip(), title=record.title,
@@ -198,7 +202,7 @@ class Store:
         shipping.ship(folder, self.root, None, final=True)
 
     def copy(self, folders: list[Path]) -> None:
-        """Put runs into MLflow as their groups' firsts with another seed."""
+        """Put runs into MLflow by copying the rows of their group's first run, with another seed."""
         first = {r.tags["vitlab.fingerprint"]: r for r in read.finished_runs(self.root) if r.tags["vitlab.seed"] == "0"}
         with contextlib.closing(sqlite3.connect(self.root / "mlflow.db")) as db, db:
             for folder in folders:
@@ -215,7 +219,7 @@ class Store:
                 shutil.copy(folder / "record.json", artifacts)
 
     def fill(self, count: int) -> float:
-        """Have `count` runs; seconds that the last of them took to be shipped."""
+        """Add runs until there are `count`; return the seconds that shipping the last one took."""
         while self.count < min(len(self.groups), count - 1):
             self.ship(self.write())
         self.copy([self.write() for _ in range(self.count, count - 1)])
@@ -223,7 +227,7 @@ class Store:
         return seconds_of(lambda: self.ship(last))
 
     def command(self, name: str) -> float:
-        """Seconds of `vitlab NAME`, a process of its own."""
+        """Return the seconds that `vitlab NAME` takes, as a process of its own."""
         run = [sys.executable, "-m", "vitlab", name]
         return seconds_of(
             lambda: subprocess.run(run, cwd=REPOSITORY, env=os.environ | {"VITLAB_ROOT": str(self.root)}, capture_output=True, check=True)
@@ -231,13 +235,14 @@ class Store:
 
 
 def stretched(record: RunRecord) -> RunRecord:
+    """Return the record with its history stretched to EPOCHS rows."""
     rows = record.history
     history = tuple(rows[i * len(rows) // EPOCHS] | {"epoch": i + 1.0} for i in range(EPOCHS))
     return record.model_copy(update={"history": history})
 
 
 def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """{name: series}: seconds of what looks at all runs, against their number; and of shipping one more, whose work stays the same."""
+    """Return {name: series} of the seconds of commands that read all runs, against the number of runs, and of shipping one more run."""
     seconds: dict[str, list[tuple[int, int, list[float]]]] = {name: [] for name in ("finished", "runs", "report", "again", "ship")}
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
@@ -259,6 +264,7 @@ def many_runs(counts: tuple[int, ...], times: int, say: Callable[[str], None]) -
 
 
 def main() -> None:
+    """Measure, unless --page is given, then draw the plots and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
     pages.add_out_flags(parser)
     parser.add_argument("--times", type=int, default=3, help="how often each command is timed for each number of runs")
@@ -275,6 +281,7 @@ def main() -> None:
 
 
 def measure(times: int) -> dict[str, Any]:
+    """Measure everything and return what growth.json keeps."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # or a thousand made-up runs would go there
     start, load = time.perf_counter(), os.getloadavg()[0]
 

@@ -14,7 +14,7 @@ from benchmarks.page import Spread, Target, _table
 from vitlab.figures import style
 from vitlab.figures.style import LIGHT
 
-FASTER = 1.25  # growth of time over growth of work from which on the page says so: less is noise
+FASTER = 1.25  # growth of time over growth of work above which the page reports it: less is noise
 IDLE = 0.5  # load average up to which a machine counts as idle
 REPORT_SECONDS, REPORT_RUNS = 10.0, 1000
 TRAINING = {"tokens": "tokens", "batch": "batch", "depth": "depth"}
@@ -28,7 +28,10 @@ RUNS = {
 
 
 def series(points: list[tuple[int, int, list[float]]]) -> list[dict[str, Any]]:
-    """(at, work, seconds of each round) of each point, with how much faster than the work the median time grew since the point before."""
+    """Return a row for each point `(at, work, seconds of each round)`, with its "excess".
+
+    That is the growth of the median time since the point before over the growth of the work; None for the first point.
+    """
     out: list[dict[str, Any]] = []
     for at, work, seconds in points:
         before = out[-1] if out else None
@@ -38,7 +41,7 @@ def series(points: list[tuple[int, int, list[float]]]) -> list[dict[str, Any]]:
 
 
 def faster_than_work(results: dict[str, Any]) -> list[str]:
-    """A sentence for each step that grows faster than its work."""
+    """Return a sentence for each step between points in which time grows faster than the work."""
     names = TRAINING | RUNS
     return [
         f"{names[name]}, {before['at']:,} to {point['at']:,}: time grows {point['excess']:.2f} times as fast as the work"
@@ -49,6 +52,7 @@ def faster_than_work(results: dict[str, Any]) -> list[str]:
 
 
 def targets(results: dict[str, Any]) -> list[Target]:
+    """Return the targets beside what was measured."""
     wanted = f"≤ {REPORT_SECONDS:g} s"
     found = []
     for name in ("report", "again"):
@@ -66,7 +70,7 @@ def targets(results: dict[str, Any]) -> list[Target]:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The page in Markdown; a function of `growth.json` alone."""
+    """Return GROWTH.md, a function of `growth.json` alone."""
     measured = results["series"]
     lines = [
         "# Cost as work grows",
@@ -129,7 +133,7 @@ def _how(results: dict[str, Any]) -> list[str]:
 
 
 def plots(results: dict[str, Any], out_dir: Path) -> None:
-    """growth-training.png and growth-runs.png."""
+    """Draw growth-training.png and growth-runs.png into `out_dir`."""
     measured = results["series"]
     with style.style(LIGHT):
         fig = style.figure(9.4, 3.4)
@@ -145,10 +149,10 @@ def plots(results: dict[str, Any], out_dir: Path) -> None:
 
         fig = style.figure(9.4, 3.4)
         panels = (("listing", ("finished", "runs")), ("report", ("report", "again")), ("shipping one more run", ("ship",)))
-        said = {"finished": "finished_runs", "runs": "vitlab runs", "report": "first", "again": "again", "ship": "measured"}
+        line_names = {"finished": "finished_runs", "runs": "vitlab runs", "report": "first", "again": "again", "ship": "measured"}
         for ax, (title, names) in zip(fig.subplots(1, 3), panels):
             for name, color in zip(names, LIGHT.series):
-                _draw(ax, measured[name], color, said[name])
+                _draw(ax, measured[name], color, line_names[name])
             ax.set_title(title)
             _log_axes(ax, measured[names[0]], "runs in MLflow")
             if title == "report":
@@ -164,7 +168,7 @@ def plots(results: dict[str, Any], out_dir: Path) -> None:
 
 
 def _draw(ax: Axes, points: list[dict[str, Any]], color: str, label: str, scale: float = 1.0) -> None:
-    """Medians with whiskers from least to largest, and what growth with the work alone would give."""
+    """Draw the medians with whiskers from least to largest, and as a dashed line growth with the work alone."""
     at = [p["at"] for p in points]
     spreads = [Spread.of([scale * s for s in p["seconds"]]) for p in points]
     middle = [s.median for s in spreads]
@@ -184,7 +188,7 @@ def _log_axes(ax: Axes, points: list[dict[str, Any]], label: str) -> None:
 
 
 def _log_y(ax: Axes) -> None:
-    """Limits and ticks, once all is drawn: a flat line is to look flat, and the key to have room."""
+    """Set limits and ticks after drawing, so that a flat line looks flat and the key has room."""
     low, high = ax.get_ylim()
     ax.set_ylim(low / 1.5, high * 1.5)
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))

@@ -16,7 +16,7 @@ BATCH = 192
 
 
 def measure(data: Images, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """By recipe and contender, images augmented in a second of the processor's time, one number a round; both in turn in each round."""
+    """Return, by recipe and contender, the images augmented per second of processor time, a number for each round."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.recipe import RECIPES
 
-PEERS = {  # what each is, for the page
+PEERS = {  # with what the page says of each
     "plain": "a plain PyTorch loop: torchvision's v2 transforms, DataLoader with 2 workers, eager",
     "timm": "timm's model, loader, mixing, EMA and optimizer factory, as its train script sets them",
     "timm-amp": "the same with `--amp` in bf16",
@@ -19,28 +19,32 @@ TITLES = {"01": "01, the baseline ViT", "06": "06's student, without its teacher
 FASTER, FASTER_BF16, FASTER_INPUT = 2.5, 1.5, 10.0  # times the peer's images per second
 HELP_SECONDS, PLAN_SECONDS, BOOKKEEPING = 0.3, 1.5, 0.01
 EPOCH_IMAGES = 47_500  # all of CIFAR-10's but the validation split
-SAME_SIZE, SAME_SIZE_TIMM_06 = (
-    0.01,
-    0.1,
-)  # by how much numbers of parameters may differ; timm has no class attention, so none of its parameters
+# By how much numbers of parameters may differ; timm has no class attention, so in 06 it lacks the parameters of that.
+SAME_SIZE, SAME_SIZE_TIMM_06 = 0.01, 0.1
 
 
 @dataclass(frozen=True)
 class Spread:
+    """The median of some values, and the least and largest of them."""
+
     median: float
     low: float
     high: float
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
+        """Return the spread of these values."""
         return cls(median(values), min(values), max(values))
 
     def text(self, digits: int, unit: str = "") -> str:
+        """Return `1.09x (1.05–1.12)` for two digits and the unit x."""
         return f"{self.median:,.{digits}f}{unit} ({self.low:,.{digits}f}–{self.high:,.{digits}f})"
 
 
 @dataclass(frozen=True)
 class Target:
+    """One target: what it is about, what was wanted and what was measured."""
+
     what: str
     wanted: str
     measured: str
@@ -48,36 +52,40 @@ class Target:
 
     @property
     def verdict(self) -> str:
+        """Return in Markdown whether the target is reached."""
         return {True: "reached", False: "**not reached**", None: "**not measured**"}[self.reached]
 
 
 def ratio(rounds: list[dict[str, dict[str, float]]], peer: str) -> Spread:
-    """vitlab's images per second over the peer's, round by round, of the rounds in which the peer took part."""
+    """Return the spread of vitlab's images per second over the peer's, over the rounds in which the peer took part."""
     return Spread.of([r["vitlab"]["img_s"] / r[peer]["img_s"] for r in rounds if peer in r])
 
 
 def peak_rss(experiment: dict[str, Any], name: str) -> float:
+    """Return the contender's peak memory in MB."""
     return max(r[name]["peak_rss_mb"] for r in experiment["rounds"] if name in r)
 
 
 def losses(experiment: dict[str, Any], name: str) -> tuple[float, float]:
-    """Mean loss of the first epoch (the warm-up) and of the last."""
+    """Return the contender's mean loss in the first epoch (the warm-up) and in the last."""
     return experiment["ready"][name]["loss"], [r[name]["loss"] for r in experiment["rounds"] if name in r][-1]
 
 
 def learns(experiment: dict[str, Any], name: str) -> bool:
+    """Return whether the contender's loss goes down."""
     first, last = losses(experiment, name)
     return last < first
 
 
 def same_size(ready: dict[str, Any], name: str, number: str) -> bool:
-    """Whether `name` has about as many parameters as vitlab's model of experiment `number`."""
+    """Return whether `name` has about as many parameters as vitlab's model of experiment `number`."""
     ours = ready["vitlab"]["parameters"]
     most = SAME_SIZE_TIMM_06 if number == "06" and name.startswith("timm") else SAME_SIZE
     return abs(ready[name]["parameters"] - ours) <= most * ours
 
 
 def targets(results: dict[str, Any]) -> list[Target]:
+    """Return the targets beside what was measured."""
     found = []
     for number, experiment in results["experiments"].items():
         for peer in PEERS:
@@ -114,22 +122,23 @@ def targets(results: dict[str, Any]) -> list[Target]:
 
 
 def in_loop(book: dict[str, float]) -> float:
+    """Return the share of the loop's time that goes into checkpoints and tracking."""
     return (book["checkpoint"] + book["tracking"]) / (book["training"] + book["checkpoint"] + book["tracking"])
 
 
 def bookkeeping_share(book: dict[str, float]) -> float:
-    """Of a whole run of 01 at the speed of the short one: what the loop spends on it, and the end's seconds once."""
+    """Return the share of bookkeeping in a whole run of 01 at the short one's speed: that in the loop, and once what the end takes."""
     return in_loop(book) + book["closing"] / (book["epochs"] * EPOCH_IMAGES * book["training"] / book["images"])
 
 
 def faults(results: dict[str, Any]) -> list[str]:
-    """Contenders that do not learn: their speed is worth nothing."""
+    """Return a line for each contender that does not learn, since its speed is then worth nothing."""
     experiments = results["experiments"].items()
     return [f"{number}: the loss of {name} does not go down" for number, e in experiments for name in e["ready"] if not learns(e, name)]
 
 
 def page(results: dict[str, Any]) -> str:
-    """The page in Markdown; a function of `latest.json` alone."""
+    """Return benchmarks/README.md, a function of `latest.json` alone."""
     machine = results["machine"]
     verdicts = targets(results)
     missed = sum(t.reached is not True for t in verdicts)

@@ -1,4 +1,4 @@
-"""What is published of the measurements in this folder: pages beside them, and paragraphs of README.md and docs/. Functions of the JSON alone."""
+"""The pages made from the measurements in this folder, and paragraphs of README.md and docs/. They follow from the JSON files alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = {
 
 
 def chaos(results: dict[str, Any]) -> str:
-    """What came of the last `make chaos`."""
+    """Return the paragraph about the last `make chaos`."""
     minutes, seconds = divmod(round(results["seconds"]), 60)
     return wrap(
         f"The last full run, on {results['date']}: {results['kills']} kills at {results['kinds']} kinds of moments, {results['runs']} runs, "
@@ -40,7 +40,7 @@ PARAGRAPHS = {"latest.json": page.summary, "chaos.json": chaos}
 
 
 def all_pages(folder: Path = HERE) -> dict[Path, str]:
-    """Each page and what it should say."""
+    """Return each page's path and text, made from the measurements in `folder`."""
     return {folder / name: make(_read(folder / measured)) for measured, (name, make) in PAGES.items()}
 
 
@@ -56,7 +56,7 @@ def fill(text: str, folder: Path = HERE) -> str:
 
 
 def add_out_flags(parser: argparse.ArgumentParser) -> None:
-    """Where measurements and pages go, as `out`: to a folder of one's own unless they are to be published."""
+    """Add the flags --out and --publish. Both set `out`, the folder for measurements and pages: by default one in reports/."""
     parser.add_argument("--out", type=Path, default=REPORTS / "benchmarks", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--publish", action="store_const", dest="out", const=HERE, help="into benchmarks/, and the blocks of README.md and docs/"

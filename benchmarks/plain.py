@@ -1,7 +1,7 @@
 """The models of 01 and 06 as a tutorial would write them: eager PyTorch, one module an idea, nothing made fast.
 
-Parameters have vitlab's names, so that its weights load here and both give the same logits; but nothing of `vitlab.models` is imported,
-or what was made fast there would be fast in the peer too. Shapes: B images, N tokens (S special ones first, then P patches), D channels,
+Parameters have vitlab's names, so that its weights load here and both give the same logits. Nothing of `vitlab.models` is imported, since
+what was made fast there would be fast here too. Shapes: B images, N tokens (S special ones first, then P patches), D channels,
 h heads.
 """
 
@@ -16,6 +16,8 @@ from vitlab.config import IMAGE_SIZE
 
 
 class LayerScale(nn.Module):
+    """One learned factor per channel: (B, N, D) -> (B, N, D)."""
+
     def __init__(self, dim: int, gamma: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), gamma))
@@ -25,7 +27,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """In training a sample's branch is dropped with probability `p`, else divided by 1 - p."""
+    """Stochastic depth: in training, a sample's branch is zeroed with probability `p`, and divided by 1 - p otherwise."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -39,6 +41,8 @@ class DropPath(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two linear maps with a GELU between them: (B, N, D) -> (B, N, D)."""
+
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -51,7 +55,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """(B, N, D), bias (h, N, N) or None -> (B, N, D)."""
+    """Multi-head self-attention: (B, N, D), bias (h, N, N) or None -> (B, N, D)."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -67,7 +71,7 @@ class Attention(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Each special token attends to the patches, with weights of its own: (B, N, D) -> (B, S, D)."""
+    """Attention of each special token to the patches, with weights of its own: (B, N, D) -> (B, S, D)."""
 
     def __init__(self, dim: int, heads: int, special: int, dropout: float) -> None:
         super().__init__()
@@ -137,7 +141,7 @@ class Block(nn.Module):
 
 
 class PlainViT(nn.Module):
-    """(B, 3, 32, 32) -> one tensor of logits (B, classes) for each head."""
+    """The vision transformer: (B, 3, 32, 32) -> a list of logits (B, classes), one for each head."""
 
     def __init__(self, cfg: config.ViT, classes: int) -> None:
         super().__init__()

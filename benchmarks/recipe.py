@@ -10,10 +10,10 @@ import numpy as np
 from vitlab import config
 from vitlab.paths import EXPERIMENTS
 
-# A run so long that its schedules stand still while it is measured: every step has the full learning rate, EMA's first decay and the
+# A run so long that its schedules do not move while it is measured: every step has the full learning rate, the first EMA decay and the
 # first phase's augmentation. Without a teacher both heads of 06 learn the labels.
 LONG = ("train.epochs=1000", "optim.warmup=null", "distill=null")
-RECIPES = {  # whose augmentation is measured by itself
+RECIPES = {  # the experiments whose augmentation is measured by itself
     "01": "crop, flip",
     "02": "crop, flip, colour jitter, erasing",
     "06": "crop, flip, TrivialAugment, erasing",
@@ -21,12 +21,13 @@ RECIPES = {  # whose augmentation is measured by itself
 
 
 def experiment_file(number: str) -> Path:
-    """ "01" -> experiments/01_baseline_vit.yaml"""
+    """Return the experiment's file, for "01" experiments/01_baseline_vit.yaml."""
     (path,) = EXPERIMENTS.glob(f"{number}_*.yaml")
     return path
 
 
 def load(number: str, sets: tuple[str, ...] = ()) -> config.Experiment:
+    """Return the experiment's configuration at full size with the changes of LONG and `sets`."""
     return config.load(experiment_file(number), "full", (*LONG, *sets)).config
 
 
@@ -42,9 +43,11 @@ class Images:
     mirror: bool  # whether flips are allowed
 
     def write(self, path: Path) -> None:
+        """Write the images to an .npz file."""
         np.savez(path, pixels=self.pixels, labels=self.labels, mean=self.mean, std=self.std, classes=self.classes, mirror=self.mirror)
 
     @classmethod
     def read(cls, path: Path) -> Images:
+        """Return the images in a file of `write`."""
         f = np.load(path)
         return cls(f["pixels"], f["labels"], tuple(f["mean"].tolist()), tuple(f["std"].tolist()), int(f["classes"]), bool(f["mirror"]))

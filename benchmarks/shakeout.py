@@ -27,7 +27,7 @@ from vitlab.paths import EXPERIMENTS, REPORTS, REPOSITORY, RUNS
 from vitlab.run import plan
 from vitlab.run.progress import clock
 
-LOG = 4000  # characters of what a failed one said that are kept
+LOG = 4000  # characters that are kept of a failed experiment's log
 HEADING = (
     f"{'experiment':28} {'first':>8} {'images/s':>9} {'of peak':>7} {'evaluation':>10} {'memory, MB':>15} {'loss':>14} {'whole run':>10}"
     "  an epoch's seconds"
@@ -35,7 +35,10 @@ HEADING = (
 
 
 def chosen(runs: list[plan.Run], only: str) -> list[plan.Run]:
-    """Those whose names begin with one of `only`'s, which have commas between; "" for all. Raises UserError for one that none has."""
+    """Return the runs whose experiments' names begin with one of the words in `only`, separated by commas; all for "".
+
+    Raises UserError for a word with which no name begins.
+    """
     words = [word for word in only.split(",") if word]
     for word in words:
         if not any(run.resolved.id.startswith(word) for run in runs):
@@ -44,6 +47,7 @@ def chosen(runs: list[plan.Run], only: str) -> list[plan.Run]:
 
 
 def command(run: plan.Run, data_dir: Path, epochs: int) -> list[str]:
+    """Return the command that measures the run's first epochs."""
     source = run.source
     named = str(source.path.resolve()) if source.kind == "folder" and source.path else source.kind
     return [
@@ -53,23 +57,24 @@ def command(run: plan.Run, data_dir: Path, epochs: int) -> list[str]:
 
 
 def look(run: plan.Run, data_dir: Path, epochs: int, root: str) -> dict[str, Any]:
-    """{"machine", "row"} of one experiment; where it failed, the row has "error" and "log" instead of numbers."""
+    """Measure one experiment; return its "machine" and "row". Where it failed, the row has "error" and "log" instead of numbers."""
     done = subprocess.run(
         command(run, data_dir, epochs), cwd=REPOSITORY, env=os.environ | {"VITLAB_ROOT": root}, capture_output=True, text=True, check=False
     )
-    said: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     for line in done.stdout.splitlines():
-        said |= json.loads(line)
+        outcome |= json.loads(line)
     if done.returncode < 0:
-        said["error"] = f"killed by {signal.Signals(-done.returncode).name}"
-    elif done.returncode and "error" not in said:  # before it could say so itself
-        said["error"] = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    if "error" in said:
-        said["row"] = {"experiment": run.resolved.id, "error": said.pop("error"), "log": done.stderr[-LOG:]}
-    return said
+        outcome["error"] = f"killed by {signal.Signals(-done.returncode).name}"
+    elif done.returncode and "error" not in outcome:  # it failed before it could report an error
+        outcome["error"] = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if "error" in outcome:
+        outcome["row"] = {"experiment": run.resolved.id, "error": outcome.pop("error"), "log": done.stderr[-LOG:]}
+    return outcome
 
 
 def line(row: dict[str, Any]) -> str:
+    """Return a row as one line of the printed table."""
     if "error" in row:
         return f"{row['experiment']:28} FAILED: {row['error']}"
     first = sum(phase["seconds"] for phase in row["first_steps"])
@@ -85,7 +90,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def summary(rows: list[dict[str, Any]], count: int) -> str:
-    """Of the first rows of `count`."""
+    """Return the last printed line: the time for all whole runs, and what failed. `count` is the number of experiments."""
     sound = [row for row in rows if "error" not in row]
     text = f"{clock(sum(row['projected_seconds'] for row in sound))} for {len(sound)} of {count} whole runs, one after the other"
     failed = [row["experiment"] for row in rows if "error" in row]
@@ -93,7 +98,7 @@ def summary(rows: list[dict[str, Any]], count: int) -> str:
 
 
 def shake_out(runs: list[plan.Run], source: Source, data_dir: Path, profile: str, epochs: int, out: Path) -> bool:
-    """Look at all runs, print a line and write `out` anew after each, so that a job which is cut off leaves what it has. True: none failed."""
+    """Measure all runs and return whether none failed. After each, print a line and write `out`, so that little is lost on a kill."""
     start = time.perf_counter()
     results: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -104,34 +109,35 @@ def shake_out(runs: list[plan.Run], source: Source, data_dir: Path, profile: str
         "experiments": [],
     }
     rows = results["experiments"]
-    out.parent.mkdir(parents=True, exist_ok=True)  # now: not after the first has taken its minutes
+    out.parent.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be made is found before minutes are spent
     print(f"profile {profile} · data {source.name} · {len(runs)} experiments, {epochs} epochs each", flush=True)
-    with tempfile.TemporaryDirectory() as root:  # instead of where runs/ is; in it the first leaves the peak that it measured to the others
+    with tempfile.TemporaryDirectory() as root:  # in place of runs/; the first run leaves its measured peak here for the others
         for run in runs:
-            said = look(run, data_dir, epochs, root)
-            if not results["machine"] and "machine" in said:
-                results["machine"] = about = said["machine"]
+            outcome = look(run, data_dir, epochs, root)
+            if not results["machine"] and "machine" in outcome:
+                results["machine"] = about = outcome["machine"]
                 cuda = f" · CUDA {about['cuda']}" if about["cuda"] else ""
                 print(f"{about['device']} · {about['precision']} · {about['threads']} threads · torch {about['torch']}{cuda}\n\n{HEADING}")
-            rows.append(said["row"])
+            rows.append(outcome["row"])
             results["projected_seconds"] = sum(row.get("projected_seconds", 0.0) for row in rows)
             results["seconds"] = time.perf_counter() - start
             write_json(out, results)
-            print(line(said["row"]), flush=True)
+            print(line(outcome["row"]), flush=True)
     print(f"\n{summary(rows, len(runs))}\n{out} is written", flush=True)
     return not any("error" in row for row in rows)
 
 
 def main() -> None:
+    """Measure the chosen experiments; exit with 1 where one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shakeout", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="full", choices=config.PROFILES)
     parser.add_argument("--data", default="cifar10", help="auto, cifar10, digits or a folder of images")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("VITLAB_DATA_DIR", "data")))
     parser.add_argument("--epochs", type=int, default=2, help="of each experiment; the first warms up where there are more")
-    parser.add_argument("--only", default="", metavar="06,resnet50", help="those whose names begin so")
+    parser.add_argument("--only", default="", metavar="06,resnet50", help="only experiments whose names begin so")
     parser.add_argument("--out", type=Path, default=REPORTS / "benchmarks" / "shakeout.json", metavar="FILE")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of an exception, which ends the one that is running
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by an exception, which also ends the running experiment
     if args.epochs < 1:
         parser.error("--epochs: at least 1")
     data_dir = args.data_dir.resolve()

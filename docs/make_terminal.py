@@ -18,7 +18,7 @@ from rich._export_format import CONSOLE_SVG_FORMAT  # rich has it nowhere else
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from vitlab import cli, files, records
+from vitlab import cli, files, records, terminal
 from vitlab.data.sources import Source
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord
@@ -80,11 +80,11 @@ def render(runs: list[RunRecord]) -> str:
     )
     with new_store(views.set_name(first.profile, first.dataset.name)):
         console.print(f"$ python runner.py experiments --profile {first.profile} --data {first.dataset.name}", style="bold green")
-        cli.announce(console, first.profile, source, [first.seed], runs, math.inf)
+        terminal.announce(console, first.profile, source, [first.seed], runs, math.inf)
         queue.print_device(console, first.device, "sqlite:////home/you/vitlab/mlflow.db")
         for i, run in enumerate(runs, 1):
-            cli.print_result(console, f"{i}/{len(runs)} {run.experiment} · seed {run.seed}", run)
-        cli.print_summary(console, runs)
+            terminal.print_result(console, f"{i}/{len(runs)} {run.experiment} · seed {run.seed}", run)
+        terminal.print_summary(console, runs, REPOSITORY, REPOSITORY / "reports")
         console.print("\n$ vitlab report", style="bold green")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             try:

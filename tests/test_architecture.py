@@ -16,7 +16,7 @@ from vitlab.paths import REPOSITORY
 PACKAGE = Path(vitlab.__file__).parent
 ROOMS = (  # each imports only from those before it; files beside the packages are rooms of their own
     "__init__", "paths", "files", "errors", "config", "stats", "ranking", "records", "figures", "data", "models", "train", "track", "run",
-    "claims", "report", "cli", "__main__",
+    "claims", "report", "terminal", "cli", "__main__",
 )  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))
@@ -86,7 +86,7 @@ def test_no_file_is_long(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGER.get(str(path.relative_to(PACKAGE)), 400)
 
 
-LONGER = {"cli.py": 500, "track/shipping.py": 460}  # the commands; one way from journal to MLflow
+LONGER = {"track/shipping.py": 460}  # one way from journal to MLflow
 
 
 def test_the_order_of_imports_is_the_one_in_the_docs() -> None:

@@ -18,11 +18,11 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab import errors
+from vitlab import errors, terminal
 from vitlab.errors import UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from vitlab.claims.declarations import Ledger
     from vitlab.claims.verdicts import Result
     from vitlab.data.sources import Source
-    from vitlab.records import RunRecord
-    from vitlab.report.tables import Table
     from vitlab.run.plan import Run
 
 
@@ -77,7 +75,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _budget(text: str) -> float:
-    """Seconds."""
+    """Return a time such as `90m` in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if not found or not float(found[1]):
         raise argparse.ArgumentTypeError(f"'{text}': expected a time with its unit, for example 3600s, 90m or 2h")
@@ -97,7 +95,7 @@ def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None
         type=Path,
         default=Path(os.environ.get("VITLAB_DATA_DIR", "data")),
         metavar="DIR",
-        help="where CIFAR-10 lies or goes (default: $VITLAB_DATA_DIR or data)",
+        help="where CIFAR-10 is, or is downloaded to (default: $VITLAB_DATA_DIR or data)",
     )
 
 
@@ -106,9 +104,9 @@ def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, default: str) -> None:
-    parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"default: {default}")
+    parser.add_argument("--seeds", type=_seeds, default=seeds, metavar="0,1,2", help=f"seeds with commas between (default: {default})")
     parser.add_argument(
-        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop after so much time (s, m, h), saved to go on from there"
+        "--budget", type=_budget, default=math.inf, metavar="90m", help="stop cleanly after this time (s, m, h); run again to go on"
     )
     parser.add_argument(
         "--jobs", type=_jobs, metavar="N", help="train so many runs side by side (default: on a CPU what is soonest done, on a GPU 1)"
@@ -117,24 +115,18 @@ def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, def
 
 
 def run_main(argv: list[str] | None = None) -> NoReturn:
+    """Carry out the command line of runner.py and exit with its code."""
     parser = argparse.ArgumentParser(
         prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
     )
-    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR")
+    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR", help="a file, or a folder of them")
     _add_profile_flag(parser, "full with CUDA, else quick")
     _add_data_flags(parser)
     _add_run_flags(parser, [0], "0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
-    parser.add_argument("--force", action="store_true", help="run the named experiments anew, finished or not")
+    parser.add_argument("--force", action="store_true", help="train the named experiments anew, finished or not")
     args = parser.parse_args(argv)
     _guard(lambda: _run(args))
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # No markup: what is printed names titles, variations and folders, which may hold brackets. A log file has no edge to wrap at.
-    return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -142,43 +134,32 @@ def _run(args: argparse.Namespace) -> int:
     from vitlab.run import plan
 
     deadline = time.monotonic() + args.budget
-    console = _console()
+    console = terminal.console()
     profile = _profile(args.profile)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     runs = plan.make(args.experiments, profile, source, args.seeds, tuple(args.set), RUNS)
     if math.isfinite(args.budget):
         runs = plan.students_first(runs)
     named = {p.resolve() for p in plan.expand(args.experiments)}
-    announce(console, profile, source, args.seeds, runs, args.budget)
+    terminal.announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
-        return _print_plan(console, runs, args.jobs)
+        terminal.print_plan(console, runs, args.jobs, plan.measured_speed(RUNS))
+        return 0
     return _train(console, runs, named if args.force else set(), source, deadline, args.jobs)
 
 
 def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, jobs: int | None) -> int:
     from vitlab.run import queue
 
-    show = functools.partial(print_result, console)
+    show = functools.partial(terminal.print_result, console)
     code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, jobs)
     if code == 0 and all(run.finished for run in runs):
-        print_summary(console, done)
+        terminal.print_summary(console, done, ROOT, REPORTS)
     return code
 
 
-def announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
-    """Print what is about to be trained, and on what data. `budget` is in seconds, infinite for none."""
-    from rich.panel import Panel
-
-    from vitlab.run.progress import clock
-
-    if source.note:
-        console.print(Panel(source.note, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
-    limit = f" · budget {clock(budget)}" if math.isfinite(budget) else ""
-    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} runs{limit}")
-
-
 def _profile(asked: str) -> str:
-    """auto: full with CUDA, else quick. torch, seconds to load, is asked only where NVIDIA's driver knows of a GPU."""
+    """Return the profile: for auto, full with CUDA, else quick. torch takes seconds to load, so it is asked only if NVML sees a GPU."""
     if asked != "auto":
         return asked
     import pynvml
@@ -192,97 +173,12 @@ def _profile(asked: str) -> str:
     return "quick"
 
 
-def _print_plan(console: Console, runs: list[Run], jobs: int | None, settles: Mapping[Path, list[str]] | None = None) -> int:
-    """`settles`: the claims that have all their runs with the run in this folder."""
-    from rich.table import Table
-
-    from vitlab.run import jobs as order
-    from vitlab.run import plan
-    from vitlab.run.progress import clock
-
-    speed = plan.measured_speed(RUNS)
-    basis = "the speed of the last finished run here" if speed else "an assumed 45 GFLOP/s per CPU core"
-    speed = speed or 45e9 * (os.cpu_count() or 1)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title, justify in (
-        ("", "right"), ("experiment", "left"), ("seed", "right"), ("teacher", "left"), ("state", "left"), ("epochs", "right"),
-        ("params", "right"), ("FLOPs/img", "right"), ("time", "right"), *([] if settles is None else [("settles", "left")]),
-    ):  # fmt: skip
-        table.add_column(title, justify=justify)
-    left = 0.0
-    for i, run in enumerate(runs, 1):
-        cfg = run.resolved.config
-        seconds = run.train_flops / speed
-        left += 0 if run.finished else seconds
-        state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
-        table.add_row(
-            str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
-            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(seconds),
-            *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
-        )  # fmt: skip
-    console.print(table)
-    unfinished, threads = [run for run in runs if not run.finished], os.cpu_count() or 1
-    jobs = jobs or order.best(unfinished, threads)
-    beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""
-    if beside:
-        left *= order.makespan(unfinished, jobs, threads) / order.makespan(unfinished, 1, threads)
-    console.print(f"about {clock(left)} to go{beside}, by {basis}")
-    return 0
-
-
-def _short(path: Path) -> str:
-    return os.path.relpath(path)
-
-
-def print_result(console: Console, label: str, record: RunRecord) -> None:
-    """Print a finished run's line: accuracy, time and speed."""
-    from rich.text import Text
-
-    from vitlab.run.progress import clock
-
-    student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
-    share = f", {record.perf['mfu']:.0f} % of peak" if record.perf else ""
-    speed = f"{clock(record.train_seconds)}  {record.img_s:,.0f} img/s{share}{student}"
-    console.print(
-        Text.assemble(
-            f"{label}  ",
-            (f"test top-1 {record.metrics['test_top1']:.2f} %", "bold"),
-            f"  top-5 {record.metrics['test_top5']:.2f} %  {speed}",
-        )
-    )
-
-
-def _print_table(console: Console, table: Table) -> None:
-    from rich import table as grids
-
-    grid = grids.Table(title=printable(table.caption), title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in table.columns:
-        grid.add_column(column.heading, justify="left" if column.left else "right")
-    for row in table.rows:
-        grid.add_row(*(printable(cell) for _, cell in row))
-    console.print(grid)
-
-
-def print_summary(console: Console, done: list[RunRecord]) -> None:
-    """Print the finished runs' table, and where their report and MLflow's table of them are."""
-    from vitlab.report import set_page
-    from vitlab.track import store, views
-
-    first = done[0]
-    _print_table(console, set_page.closing(done))
-    where = REPORTS / f"{first.profile}-{first.dataset.name}"
-    console.print(f"report: make report, then {_short(where)}/report.html")
-    with contextlib.suppress(UserError):  # a server that is down: said before
-        tables = views.addresses(ROOT)
-        table = tables.get(views.set_name(first.profile, first.dataset.name), tables[""])
-        console.print(f"compare runs: {'' if store.server(ROOT) else 'make ui, then '}{table}")
-
-
 # ---------------------------------------------------------------------------------------------------------- vitlab
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    parser = argparse.ArgumentParser(prog="vitlab", description="What surrounds the runs; the runs themselves are started with runner.py.")
+    """Carry out the command line of `vitlab` and exit with its code."""
+    parser = argparse.ArgumentParser(prog="vitlab", description="Work with the runs that runner.py has trained.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -291,32 +187,32 @@ def main(argv: list[str] | None = None) -> NoReturn:
         return sub
 
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
-    report.add_argument("--publish", action="store_true", help="add them to what is published: results/ and the blocks of README.md")
+    report.add_argument("--publish", action="store_true", help="add them to results/ and to the blocks of README.md and docs/")
     command("runs", _list_runs, "list the runs of this checkout, finished or not")
     predict = command("predict", _predict, "classify images with the best CIFAR-10 model, trained here or published")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     model = predict.add_mutually_exclusive_group()
     model.add_argument(
         "--data", default="cifar10", metavar="cifar10|cifar100|digits|PATH",
-        help="the data set whose best model answers: students first, then by validation top-1 (default: %(default)s)",
+        help="use this data set's best model: students first, then by validation top-1 (default: %(default)s)",
     )  # fmt: skip
-    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="this finished run answers")
+    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="use this finished run")
     pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")
-    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="all runs, or a folder of them (default: all)")
+    pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="a run, or a folder of runs (default: all)")
     pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
     data = command("data", _data, "make CIFAR-10 available under --data-dir and check it")
     _add_data_flags(data)
     sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
     ui = command("ui", _ui, "print where MLflow's UI shows the runs of each set; 'make ui' starts it")
-    ui.add_argument("--port", type=int, default=5000, help="the port that it listens on (default: %(default)s)")
+    ui.add_argument("--port", type=int, default=5000, help="the port that the UI listens on (default: %(default)s)")
     schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
     schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
-    claims = command("claims", _claims, "print what was measured of each declared claim; with --run, train what that takes")
+    claims = command("claims", _claims, "print what was measured of each declared claim; with --run, first train what they need")
     either = claims.add_mutually_exclusive_group()
-    either.add_argument("--json", action="store_true", help="print it as JSON")
+    either.add_argument("--json", action="store_true", help="print all that is known as JSON")
     either.add_argument(
-        "--run", action="store_true", dest="train", help="train the runs of the claims first, so ordered that most are settled soonest"
+        "--run", action="store_true", dest="train", help="first train what the claims need, in the order that settles most of them soonest"
     )
     _add_profile_flag(claims, "the largest one with measured claims; with --run, ledger")
     _add_data_flags(claims, "cifar10")
@@ -333,9 +229,9 @@ def _report(args: argparse.Namespace) -> int:
     compiled, folder = (publishing.publish, RESULTS) if args.publish else (publishing.own, REPORTS)
     with writing(folder):
         for path in compiled(ROOT, folder, lambda text: print(printable(text), file=sys.stderr)):
-            print(_short(path))
+            print(terminal.short(path))
     if not args.publish:
-        print(f"the report is in {_short(folder)}; 'vitlab report --publish' adds it to {_short(RESULTS)} and README.md")
+        print(f"the report is in {terminal.short(folder)}; 'vitlab report --publish' adds it to {terminal.short(RESULTS)} and README.md")
     return 0
 
 
@@ -356,7 +252,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         Column("Test top-1 (%)", {"test_top1": lambda run: run[1] and run[1].metrics["test_top1"]}, "{:.2f}".format),
         Column("Finished (UTC)", {"finished": lambda run: run[1] and run[1].finished}, left=True),
     )
-    _print_table(_console(), table("", columns, found))
+    terminal.print_table(terminal.console(), table("", columns, found))
     return 0
 
 
@@ -384,27 +280,29 @@ def _claims(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
     else:
-        _print_ledger(_console(), ledger, f"{profile} · {args.data}", results)
+        terminal.print_ledger(terminal.console(), ledger, f"{profile} · {args.data}", results)
     return 0
 
 
 def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
     from vitlab.claims import needed
     from vitlab.data import sources
+    from vitlab.run import plan
 
     deadline = time.monotonic() + args.budget
-    console = _console()
+    console = terminal.console()
     profile = "ledger" if args.profile == "auto" else args.profile
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
     seeds = args.seeds or list(range(ledger.seeds))
     planned = needed.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
-    announce(console, profile, source, seeds, planned.runs, args.budget)
+    terminal.announce(console, profile, source, seeds, planned.runs, args.budget)
     if args.dry_run:
-        return _print_plan(console, planned.runs, args.jobs, planned.settles)
+        terminal.print_plan(console, planned.runs, args.jobs, plan.measured_speed(RUNS), planned.settles)
+        return 0
     code = _train(console, planned.runs, set(), source, deadline, args.jobs) if planned.runs else 0  # all of them may be published
     if code == 0:
         results = _results(ledger, profile, source.name)
-        _print_ledger(console, ledger, f"{profile} · {source.name}", results)
+        terminal.print_ledger(console, ledger, f"{profile} · {source.name}", results)
     return code
 
 
@@ -412,30 +310,6 @@ def _results(declared: Ledger, profile: str, data: str) -> list[Result]:
     from vitlab.claims import ledger, needed
 
     return needed.results(declared, profile, data, RUNS, RESULTS, ledger.judged_before(RESULTS / f"{profile}-{data}"))
-
-
-def _print_ledger(console: Console, ledger: Ledger, name: str, results: list[Result]) -> None:
-    from collections import Counter
-
-    from rich.table import Table
-
-    from vitlab.claims import declarations, verdicts
-
-    table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
-        table.add_column(title, justify="right" if title in ("wanted", "effect", "seeds", "p (Holm)") else "left", no_wrap=title == "claim")
-    for r in results:
-        interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
-        more = f", {r.more_seeds} more seeds" if r.more_seeds else ""
-        more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
-        table.add_row(
-            r.id, printable(r.statement), verdicts.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
-            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
-        )  # fmt: skip
-    console.print(table, soft_wrap=False)  # statements wrap within their column
-    counts = Counter(r.verdict for r in results)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    console.print(f"{told}; intervals over seeds, {ledger.confidence:.0%}; declared in {_short(declarations.FILE)}")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -448,7 +322,7 @@ def _verify(args: argparse.Namespace) -> int:
         print("'vitlab report --publish' writes these pages anew from the records")
         return 1
     for path in checked:
-        print(f"{_short(path)}: as measured")
+        print(f"{terminal.short(path)}: as measured")
     return 0
 
 
@@ -485,12 +359,12 @@ def _sync(args: argparse.Namespace) -> int:
     from vitlab.track import shipping
 
     if not args.folder.is_dir():
-        raise UserError(f"{args.folder}: no such folder; expected a folder of runs, by default {_short(RUNS)}")
+        raise UserError(f"{args.folder}: no such folder; expected a folder of runs, by default {terminal.short(RUNS)}")
     outcome = shipping.sync(args.folder, ROOT, predict.model_to_log)
     for label, ok, reason in outcome:
         print(printable(f"{label}: {'shipped' if ok else f'not shipped: {reason}'}"))
     if not outcome:
-        print(f"nothing outstanding below {_short(args.folder)}")
+        print(f"nothing outstanding below {terminal.short(args.folder)}")
     return 0 if all(ok for _, ok, _ in outcome) else 1
 
 
@@ -507,7 +381,7 @@ def _schema(args: argparse.Namespace) -> int:
 
     try:
         args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
-    except FileNotFoundError as e:  # its folder
+    except FileNotFoundError as e:  # the folder that it is to be written to
         raise errors.refused(e) from None
-    print(_short(args.file))
+    print(terminal.short(args.file))
     return 0

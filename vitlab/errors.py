@@ -7,8 +7,8 @@ import os
 
 from vitlab.files import FULL
 
-# What the system refuses on a path, whichever call meets it first: even is_file() may. Not ENOENT: a missing file of the user's is looked
-# for where it is opened, and any other is a bug.
+# Errors with which the system refuses a path, whichever call meets it first, even is_file(). ENOENT is not among them: where the user's
+# file may be missing, the code that opens it says so, and any other missing file is a bug.
 REFUSED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO,
     errno.ESTALE, *FULL,

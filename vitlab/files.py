@@ -53,9 +53,7 @@ def _full(path: Path, reason: OSError) -> str:
 def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Give a file to write to, as a context manager, that replaces `path` once all of it is on the disk.
 
-    If anything fails before, nothing changes.
-
-    What was at `path` is kept as `previous`, where that is given. Raises DiskFull.
+    If anything fails before that, nothing changes. If `previous` is given, what was at `path` is kept there. Raises DiskFull.
     """
     tmp = temporary(path)
     try:

@@ -11,13 +11,13 @@ import numpy as np
 
 from vitlab.config import Schema
 
-MOST_SEEDS = 1000  # beyond which no number of seeds is named
+MOST_SEEDS = 1000  # the largest number of seeds that `seeds_needed` considers
 BOOTSTRAPS = 10_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval, and how surely it lies inside (or, where the mean is outside, outside) a region."""
+    """A mean with its confidence interval, and the p-value of its distance from the nearest bound of a region."""
 
     mean: float
     low: float
@@ -50,10 +50,10 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
 def estimate(values: Sequence[float], region: tuple[float, float], confidence: float) -> Estimate:
     """Return the mean of two or more values, its t interval, and the two-sided p-value against the nearest bound of `region`.
 
-    Where both bounds are finite and the mean is inside, these are the two one-sided tests (Schuirmann 1987): the larger p of the two,
-    doubled as that of every other claim, so that p <= 1 - confidence exactly where the interval lies on one side of every bound.
+    With two finite bounds and the mean between them, p is the larger one of the two one-sided tests (Schuirmann 1987), doubled as for every
+    other claim. So p <= 1 - confidence exactly where the interval contains no bound.
 
-    Values that are all the same show no spread to hold the distance against, so p is 1. Three runs agree by chance too, the more easily the
+    Values that are all the same show no spread to compare the distance with, so p is 1. Three runs may agree by chance, the more easily the
     fewer test images there are, and a p of 0 would survive every correction.
     """
     n = len(values)
@@ -87,7 +87,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def seeds_needed(gap: float, sd: float, level: float, have: int) -> int | None:
-    """Return how many seeds more would make an effect that is `gap` from the bound significant at `level`, with this spread.
+    """Return how many more seeds would make an effect that is `gap` from the bound significant at `level`, with this spread.
 
     None beyond MOST_SEEDS, and where there is no distance or no spread.
     """
@@ -99,7 +99,7 @@ def seeds_needed(gap: float, sd: float, level: float, have: int) -> int | None:
 
 
 class Pair(Schema):
-    """Two runs on the same test images. With one seed this is what can be said, of these two runs and not of their experiments."""
+    """Two runs compared on the same test images. It is used with one seed, and is about these two runs, not about their experiments."""
 
     only_first: int  # images that only the first has right
     only_second: int
@@ -109,7 +109,7 @@ class Pair(Schema):
 
 
 def pair(first: np.ndarray, second: np.ndarray, confidence: float) -> Pair:
-    """Compare two runs. first, second: (N,) bool, whether each has the test image right."""
+    """Compare two runs image by image. `first` and `second`, (N,) bool, say of which test images each run predicts the right class."""
     from scipy.stats import binomtest
 
     assert first.shape == second.shape

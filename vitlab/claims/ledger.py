@@ -25,7 +25,7 @@ FILE = "claims.json"
 ORDER = ("supported", "refuted", "undecided", "not measured")
 DIGITS = {"images": 1, "M parameters": 3, "GFLOPs": 3}  # after the point; 2 for all other units
 
-Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.npz lies, if it is at hand
+Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.npz lies, or None
 
 
 class Book(Schema):
@@ -66,10 +66,10 @@ def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) ->
     earlier claims.json or predictions are damaged.
     """
     path = out_dir / FILE
-    # The claims are about CIFAR-10: on other data there is nothing to hold them against.
-    about = runs[0].dataset.name == "cifar10" and runs[0].profile in PROFILES
+    # The claims are about CIFAR-10: runs on other data say nothing about them.
+    applies = runs[0].dataset.name == "cifar10" and runs[0].profile in PROFILES
     before = judged_before(out_dir)
-    book = _judge(declarations.load(), runs, before, predictions) if about else None
+    book = _judge(declarations.load(), runs, before, predictions) if applies else None
     if book is None:
         return None
     files.write(path, json.dumps(book.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
@@ -120,7 +120,7 @@ def used(results: Sequence[Result], runs: Sequence[RunRecord]) -> list[RunRecord
 
 
 def _keep_pair(result: Result, earlier: Result | None) -> Result:
-    """Return the result with the earlier comparison image by image, where predictions are missing now and it is about the very same runs."""
+    """Return the result with the earlier image-by-image comparison, if predictions are missing now and it was of the very same runs."""
     if result.pair is not None or earlier is None or _work(result) != _work(earlier):
         return result
     return result.model_copy(update={"pair": earlier.pair})

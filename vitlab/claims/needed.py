@@ -22,7 +22,7 @@ Key = tuple[str, int]  # fingerprint and seed: the same run, whatever file or cl
 
 
 def key(run: Run | RunRecord) -> Key:
-    """Return what identifies a run here, whatever file or claim asks for it: fingerprint and seed."""
+    """Return the run's key: its fingerprint and seed."""
     return run.fingerprint, run.seed
 
 
@@ -39,8 +39,8 @@ def results(
     name = f"{profile}-{data}"
     folders = sorted(path.parent for path in (runs_dir / name).glob("*/*/record.json"))
     here = {key(record): (record, folder) for folder in folders for record in [records.read(folder / "record.json")]}
-    found = {key(record): record for record in records.read_all(results_dir / name)} | {k: record for k, (record, _) in here.items()}
-    runs = list(found.values())
+    known = {key(record): record for record in records.read_all(results_dir / name)} | {k: record for k, (record, _) in here.items()}
+    runs = list(known.values())
     if runs:
         ledger = about(ledger, runs[0].dataset.classes)
 
@@ -79,9 +79,9 @@ def make(
 ) -> Plan:
     """Return the runs that the claims need (those in `only`; all if it is empty), ordered so that claims are settled as soon as possible.
 
-    A run whose record is published is needed only as the teacher of one that is not. Next is always the claim with the least work left, in
-    FLOPs of its unfinished runs with their teachers; of equals, the first declared. Raises UserError for an unknown claim, and where none
-    of them needs a run.
+    A run whose record is published is needed only as the teacher of a run whose record is not. Next is always the claim with the least work
+    left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared. Raises UserError for an unknown claim, and
+    where no claim needs a run.
     """
     wanted = [
         claim
@@ -91,7 +91,7 @@ def make(
     if not wanted:
         raise UserError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
     known: dict[Key, Run] = {}
-    arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # many claims share one
+    arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # kept, because many claims share an arm
     needs: dict[str, dict[Key, Run]] = {}
     for claim in wanted:
         runs = []
@@ -112,14 +112,14 @@ def make(
     while wanted:
         claim = min(wanted, key=lambda claim: sum(left[k] for k in needs[claim.id] if k not in ordered))
         wanted.remove(claim)
-        ordered |= needs[claim.id]  # what is in it already keeps its place
+        ordered |= needs[claim.id]  # runs that are in it already keep their places
         last = [run for k, run in ordered.items() if k in needs[claim.id]][-1]
         settles.setdefault(last.folder, []).append(claim.id)
     return Plan(list(ordered.values()), settles)
 
 
 def _the_same(run: Run, known: dict[Key, Run]) -> Run:
-    """Return the one run with this fingerprint and seed, which another arm may have brought under another name; the same for its teacher."""
+    """Return the run in `known` with this fingerprint and seed, which another arm may have added under another name; also its teacher."""
     teacher = known[key(run.teacher)] if run.teacher else None
     return known.setdefault(key(run), replace(run, teacher=teacher))
 

@@ -1,4 +1,4 @@
-"""The verdicts: each declared claim held against the records. A pure function of the two, and of what was measured before."""
+"""The verdicts: each declared claim judged by the records. They depend on the two and on what was measured before, on nothing else."""
 
 from __future__ import annotations
 
@@ -77,22 +77,22 @@ def judge(
 
 def decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
     """Return the results with their verdicts: all tested claims are one family (Holm), and undecided ones say how many more seeds to add."""
-    found = list(measured)
-    tested = [i for i, result in enumerate(found) if result.p is not None]
-    adjusted = holm([found[i].p for i in tested])
+    decided = list(measured)
+    tested = [i for i, result in enumerate(decided) if result.p is not None]
+    adjusted = holm([decided[i].p for i in tested])
     level = 1 - ledger.confidence
-    # With all else as it is, an undecided claim is decided once its p is the smallest of those undecided and passes Holm's step there.
+    # If the others stay as they are, an undecided claim is decided once its p is the smallest of the undecided ones and passes Holm's step.
     next_step = level / max(1, sum(p_holm > level for p_holm in adjusted))
     for i, p_holm in zip(tested, adjusted, strict=True):
-        result, region = found[i], ledger.claims[i].region
+        result, region = decided[i], ledger.claims[i].region
         update = {"p_holm": p_holm}
         if p_holm <= level:
             update["verdict"] = "supported" if region[0] <= result.effect <= region[1] else "refuted"
         else:
             e = estimate(result.values, region, ledger.confidence)
             update["more_seeds"] = seeds_needed(distance(e.mean, region), e.sd, next_step, len(result.values))
-        found[i] = result.model_copy(update=update)
-    return found
+        decided[i] = result.model_copy(update=update)
+    return decided
 
 
 def _mark_changed(result: Result, earlier: Result | None) -> Result:
@@ -111,9 +111,9 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
         "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit, "low_bound": low, "high_bound": high, "claimed": claim.claimed,
     }  # fmt: skip
     resolved = [arm.resolve(profile) for arm in claim.arms]
-    without: Verdict = "exploratory" if claim.exploratory else "not measured"
+    no_verdict: Verdict = "exploratory" if claim.exploratory else "not measured"
     if claim.full_size_only and profile != "full":
-        return Result(**facts, arms=_unmeasured(resolved), verdict=without, note="about full size only")
+        return Result(**facts, arms=_unmeasured(resolved), verdict=no_verdict, note="about full size only")
     if claim.exact:
         classes = len(runs[0].dataset.classes) if runs else 10
         effect = round(_effect(claim, [exact(r, m, classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
@@ -135,13 +135,13 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
         for arm, found in zip(resolved, by_arm, strict=True)
     )
     if not seeds:
-        return Result(**facts, arms=arms, verdict=without, note=lacks)
+        return Result(**facts, arms=arms, verdict=no_verdict, note=lacks)
     if claim.spread and len(seeds) == 1:
-        return Result(**facts, arms=arms, verdict=without, note="one seed has no spread")
+        return Result(**facts, arms=arms, verdict=no_verdict, note="one seed has no spread")
     columns = [[values[s] for s in seeds] for values in measured]
     if claim.spread:  # Brown and Forsythe's (1974) test of equal spread is one of equal means of these
         columns = [[abs(value - statistics.median(column)) for value in column] for column in columns]
-    # Records have an accuracy as float32 left it, 50.24999976 for 50.25: rounded, what is the same is the same.
+    # Accuracies in records come from float32, 50.24999976 for 50.25: rounded, so that equal ones are equal.
     values = tuple(round(_effect(claim, list(row)), 4) for row in zip(*columns, strict=True))
     facts |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "exploratory" if claim.exploratory else "undecided"}
     if len(seeds) == 1:

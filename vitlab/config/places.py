@@ -1,6 +1,6 @@
-"""Strict YAML, and for each key where it was written: what a file of settings says, or an error that names file and line.
+"""Strict YAML that knows where each key was written, so that an error names file and line.
 
-By PyYAML. ruamel.yaml marks lines and refuses duplicate keys, but reads aliases, tags, dates, 0x1F and 1_000 all the same.
+Read with PyYAML. ruamel.yaml also knows lines and refuses duplicate keys, but it accepts aliases, tags, dates, 0x1F and 1_000.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vitlab.files import UNPRINTABLE, printable
 
 MAX_FILE_BYTES = 1 << 16  # an experiment is a page of YAML; anything larger is a mistake
 MAX_KEY = 100  # characters
-MAX_DEPTH = 20  # of sections within sections (the schema has five), of files that extend, or of teachers that teach, one another
+MAX_DEPTH = 20  # of sections within sections (the schema has five), of files that extend one another, and of teachers of teachers
 
 Keys = tuple[str | int, ...]
 
@@ -56,7 +56,7 @@ Loader.add_implicit_resolver(
 
 
 def shown(path: Path) -> str:
-    """`path` as the user would type it: relative to the current directory where it lies below it."""
+    """Return `path` as the user would type it: relative to the current directory if it lies below that."""
     try:
         return str(Path(os.path.abspath(path)).relative_to(Path.cwd()))
     except ValueError:
@@ -64,15 +64,16 @@ def shown(path: Path) -> str:
 
 
 def cut(text: str) -> str:
+    """Return `text` for a message, cut to 120 characters."""
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Place]]:
-    """The value that `text` spells, and for each of its keys where it stands; `where` makes a place of a line's number.
+    """Return the value that `text` spells, and the place of each of its keys; `where(line)` makes a Place from a line's number.
 
-    Raises UserError, with the place, for what is not YAML, and for what settings need not and what can do harm: aliases
-    (which multiply without bound), tags (which ask for other types), control characters, deep nesting, keys that are no
-    words or are given twice.
+    Raises UserError, with the place, for text that is not YAML, and for parts of YAML that settings do not need and that can do
+    harm: aliases (which multiply without bound), tags (which ask for other types), control characters, deep nesting, and keys that
+    are not words or are given twice.
     """
     depth = 0
     try:
@@ -90,7 +91,7 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
         node = Loader(text).get_single_node()
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
-        what = ", ".join(said for said in (e.context, e.problem) if said)
+        what = ", ".join(part for part in (e.context, e.problem) if part)
         raise UserError(f"{where(line)}: not valid YAML: {what}; mend the line, and indent with spaces") from None
     except yaml.reader.ReaderError as e:
         line = text.count("\n", 0, e.position) + 1
@@ -103,10 +104,10 @@ def parse(text: str, where: Callable[[int], Place]) -> tuple[Any, dict[Keys, Pla
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, Place]]:
-    """The mapping in `path`, and for each of its keys where it stands.
+    """Return the mapping in the file `path`, and the place of each of its keys.
 
     Raises UserError, with file and line, for a file that is missing, unreadable, too large, not UTF-8, not a mapping, or
-    that `parse` refuses.
+    refused by `parse`.
     """
     name = shown(path)
     try:
@@ -148,4 +149,5 @@ def _note_places(node: yaml.Node, path: Keys, where: Callable[[int], Place], pla
 
 
 def dotted(path: Keys) -> str:
+    """Return a key's path as messages show it: `optim.lr`."""
     return ".".join(str(p) for p in path)

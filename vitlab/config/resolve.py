@@ -1,7 +1,7 @@
-"""How an experiment's file becomes one validated configuration, and what a mistake in it is answered with: `file:line: key: ...`.
+"""From an experiment's file to one validated configuration, or to an error that says where the mistake is: `file:line: key: ...`.
 
-Later wins: the file it `extends` (recursively), the file itself, the profile's overlay, `--set` overrides. What comes out is validated
-once, as a whole, and is frozen.
+In this order, a later one winning: the file that it `extends` (recursively), the file itself, the profile, `--set`. The result is
+validated once, as a whole, and is frozen.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PROFILE_DIR = EXPERIMENTS / "profiles"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Keys, Place], over_places: dict[Keys, Place], at: Keys = ()) -> None:
-    """Lay `over` on `base`, in place. Mappings merge, all else replaces; another `name` (of model, optim) starts anew."""
+    """Lay `over` on `base`, in place. Mappings are merged, other values and sections with another `name` (model, optim) replaced."""
     for key, value in over.items():
         path = (*at, key)
         old = base.get(key)
@@ -65,7 +65,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Keys, Place]
 
 
 def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place], tuple[str, ...]]:
-    """Return the file's values laid on those it extends, the place of each, and the names of all these files, its own last."""
+    """Return the file's values laid on those of the file it extends, the place of each, and the names of all files read, its own last."""
     path = path.resolve()
     if path in chain:
         names = " -> ".join(p.name for p in (*chain, path))
@@ -96,9 +96,9 @@ def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, na
     """Lay a profile on an experiment. It scales what is there and never switches on what the experiment leaves off.
 
     Its sections apply in this order: `all`, then the model's name (`vit`), then `experiments.NAME` for each of `names`, which are the files
-    that the experiment extends, the farthest first, and its own. In a section lie sizes and settings as in an experiment, and
-    `epochs_percent`, of the epochs that the experiment has. `regularisation` is one factor for all probabilities and rates of
-    regularisation.
+    that the experiment extends, the farthest first, and its own. A section has sizes and settings as an experiment has them, and
+    `epochs_percent`: how many percent of the experiment's own epochs to train. `regularisation` is one factor for all probabilities
+    and rates of regularisation.
     """
     over, over_places = read_yaml(PROFILE_DIR / f"{profile}.yaml")
     known = ("regularisation", "all", *MODELS, "experiments")
@@ -115,7 +115,7 @@ def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, na
         if part is None:
             continue
         percent = _positive(part, "epochs_percent", percent, over_places.get((*section, "epochs_percent")))
-        # what is no section, though it should be, stays for the validation to name
+        # a value where a section is expected stays, so that the validation reports it
         part = {
             k: v
             for k, v in part.items()
@@ -124,7 +124,7 @@ def _overlay(values: dict[str, Any], places: dict[Keys, Place], profile: str, na
         if "model" in part:
             defaults = MODELS[kind].model_fields if kind else {}
             part["model"] = {k: v for k, v in part["model"].items() if k not in defaults or model.get(k, defaults[k].default)}
-        if "ema" in part and values["ema"].get("start") is None:  # a decay that does not rise stays one that does not
+        if "ema" in part and values["ema"].get("start") is None:  # a constant decay stays constant
             part["ema"] = {k: v for k, v in part["ema"].items() if k != "start"}
         n = len(section)
         _merge(values, part, places, {p[n:]: place for p, place in over_places.items() if p[:n] == section and p[n:]})
@@ -142,12 +142,12 @@ def _positive(section: dict[str, Any], key: str, default: float, place: Place | 
 
 
 def _weaken(values: dict[str, Any], factor: float) -> None:
-    """Multiply by `factor`: how often batches are mixed, images erased and given TrivialAugment, DropPath's and dropout's rates, label smoothing."""
+    """Multiply by `factor`: probabilities of mixing, erasing and TrivialAugment, rates of DropPath and dropout, label smoothing."""
 
     def scale(section: Any, key: str, default: float = 0.0) -> None:
         if isinstance(section, dict):
             value = section.get(key, default)
-            if type(value) in (int, float) and value:  # anything else stays for the validation to name
+            if type(value) in (int, float) and value:  # anything else stays, so that the validation reports it
                 section[key] = round(value * factor, 6)
 
     if factor == 1:
@@ -205,11 +205,15 @@ class Resolved:
 
     @property
     def label(self) -> str:
+        """Return the experiment's id, with its --set overrides in brackets where there are any."""
         return f"{self.id} [{self.variant}]" if self.variant else self.id
 
 
 def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) -> Resolved:
-    """Read, extend, scale, override and validate one experiment. Raises UserError: `file:line: key: what and remedy`."""
+    """Read, extend, scale, override and validate the experiment in the file `path`; return what comes out.
+
+    `sets` are KEY=VALUE overrides. Raises UserError: `file:line: key: what is wrong and the remedy`.
+    """
     path = Path(path)
     if profile not in PROFILES:
         raise UserError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
@@ -223,7 +227,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         config = Experiment.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as e:
         found = e.errors()
-        # a list one of whose entries is wrong is also called too short: what is wrong is the entry
+        # pydantic also calls a list too short if one of its entries is wrong: report the entry alone
         found = [
             err for err in found if err["type"] != "too_short" or all(err is o or o["loc"][: len(err["loc"])] != err["loc"] for o in found)
         ]
@@ -240,7 +244,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
 
 
 def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str:
-    """One pydantic error as `file:line: key: what was expected`."""
+    """Return one pydantic error as `file:line: key: what was expected`."""
     path: list[str | int] = []
     node = values
     loc = err["loc"]
@@ -282,7 +286,7 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _known_keys(loc: tuple[Any, ...]) -> list[str]:
-    """The keys allowed beside the unknown last one of `loc`, which may pass through union tags."""
+    """Return the keys that are allowed in place of the unknown one, the last of `loc`. `loc` may contain union tags."""
     kinds: dict[str, type[Schema]] = {
         "data": Data, "claim": Claim, "ema_gain": ClaimedRange, "per_class": ClaimedClass, "phases": Phase, "augment": Augment,
         "color_jitter": ColorJitter, "mix": Mix, "warmup": Length, "train": Train, "ema": EMA, "distill": Distill, **MODELS, **OPTIMS,

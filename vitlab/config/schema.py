@@ -1,4 +1,4 @@
-"""The schema of an experiment: every section and key with its default and bounds; the fingerprint of what it sets; its plain forms."""
+"""The schema of an experiment: every key with its default and bounds. Also its fingerprint, and its forms for YAML and MLflow."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IMAGE_SIZE = 32  # height and width of every image, in pixels
-SCHEMA_VERSION = 2  # raised when a default changes, or what a key means: it is part of every fingerprint
+SCHEMA_VERSION = 2  # part of every fingerprint; raised when a default or the meaning of a key changes
 
 
 class Schema(BaseModel):
+    """A frozen model that refuses unknown keys, values of another type, NaN and infinities."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -24,7 +26,7 @@ class Schema(BaseModel):
 
 
 class Length(Schema):
-    """A stretch of training in exactly one unit; `schedule.steps` converts it once."""
+    """A length of training, in exactly one unit. `schedule.steps` converts it to steps."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
@@ -50,12 +52,14 @@ class ClaimedClass(Schema):
 
 
 class ClaimedRange(Schema):
+    """A range that a report gives."""
+
     low: float
     high: float
 
 
 class Claim(Schema):
-    """What the original report says this experiment reaches; shown beside the measured numbers. No part of a run's fingerprint."""
+    """What the original report says this experiment reaches, shown beside the measured numbers. It is not part of a run's fingerprint."""
 
     text: str  # the claimed accuracy as the report words it
     source: str  # report and section
@@ -65,12 +69,12 @@ class Claim(Schema):
     top5: Percent | None = None
     train_loss: Annotated[float, Field(ge=0)] | None = None  # nats
     params: Annotated[float, Field(gt=0)] | None = None  # millions
-    train_minutes: Annotated[float, Field(gt=0)] | None = None  # a student's without its teacher's
-    device: str | None = None  # that trained it
+    train_minutes: Annotated[float, Field(gt=0)] | None = None  # of a student alone, its teacher's not included
+    device: str | None = None  # what it was trained on
     teacher_top1: Percent | None = None
     ema_gain: ClaimedRange | None = None  # points of top-1, averaged weights less raw ones
     before_tail_top1: Percent | None = None  # on the test split, when the last phase begins
-    confidence: Percent | None = None  # that predictions are said to exceed
+    confidence: Percent | None = None  # predictions are said to be more confident than this
     per_class: dict[str, ClaimedClass] = {}
     confusions: dict[str, dict[str, Annotated[int, Field(ge=0)]]] = {}  # true class -> predicted class -> of 1,000 test images
 
@@ -84,13 +88,15 @@ class Claim(Schema):
 
 
 class Data(Schema):
+    """How the data set is limited, and how much of it is set aside for validation."""
+
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of the training images, stratified
     train_limit: Annotated[int, Field(ge=20)] | None = None  # a stratified subset, the same for every seed
     test_limit: Annotated[int, Field(ge=20)] | None = None
 
 
 class ViT(Schema):
-    """stem (patch | resnet18) x encoder (torch | explicit) x head."""
+    """A vision transformer: stem (patch | resnet18) x encoder (torch | explicit) x one or two heads."""
 
     name: Literal["vit"]
     stem: Literal["patch", "resnet18"] = "patch"
@@ -140,6 +146,8 @@ Model = Annotated[reduce(or_, MODELS.values()), Field(discriminator="name")]
 
 
 class ColorJitter(Schema):
+    """How far brightness, contrast, saturation and hue are changed, as in torchvision's ColorJitter."""
+
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
     saturation: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -147,6 +155,8 @@ class ColorJitter(Schema):
 
 
 class Augment(Schema):
+    """How each training image is augmented. By default nothing is on."""
+
     crop: Annotated[int, Field(ge=0, le=16)] = 0  # RandomCrop's padding in pixels; 0 is off
     flip: bool = False  # left-right, p = 0.5; off where the data set has no such symmetry
     color_jitter: ColorJitter | None = None
@@ -155,7 +165,7 @@ class Augment(Schema):
 
 
 class Mix(Schema):
-    """Per batch: CutMix with probability `switch_prob`, else Mixup; as timm does where both are on."""
+    """How batches are mixed: by CutMix or Mixup; where both are on, by CutMix with probability `switch_prob`, as in timm."""
 
     mixup: Annotated[float, Field(ge=0, le=10)] = 0.0  # alpha of Beta(alpha, alpha); 0 is off
     cutmix: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -181,6 +191,8 @@ class Phase(Schema):
 
 
 class AdamW(Schema):
+    """AdamW (Loshchilov and Hutter 2019)."""
+
     name: Literal["adamw"]
     lr: Annotated[float, Field(gt=0, le=10)]
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -190,6 +202,8 @@ class AdamW(Schema):
 
 
 class SGD(Schema):
+    """Stochastic gradient descent with Nesterov momentum."""
+
     name: Literal["sgd"]
     lr: Annotated[float, Field(gt=0, le=10)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # Nesterov's
@@ -219,6 +233,8 @@ Optim = Annotated[reduce(or_, OPTIMS.values()), Field(discriminator="name")]
 
 
 class Train(Schema):
+    """How long is trained, in batches of what size and in what precision."""
+
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 192
     eval_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 512
@@ -228,7 +244,7 @@ class Train(Schema):
 class EMA(Schema):
     """Exponential moving average of the weights; the decay goes linearly from start to end over the training."""
 
-    start: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: at its end from the first step
+    start: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: `end` from the first step on
     end: Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -241,6 +257,8 @@ class Distill(Schema):
 
 
 class Experiment(Schema):
+    """One experiment: what is trained, on what, and how."""
+
     title: str
     description: str = ""
     claim: Claim | None = None
@@ -273,10 +291,10 @@ class Experiment(Schema):
 
 
 def fingerprint(config: Experiment, data_digest: str, teacher: str | None) -> str:
-    """12 hex digits that name a run's work: the configuration (less names and claims), the data, the teacher's fingerprint.
+    """Return 12 hex digits that identify a run's work: its configuration (without names and claims), its data, its teacher's fingerprint.
 
-    Of the configuration counts what differs from the defaults, so that a key added later, whose default changes nothing, leaves every
-    finished run its name.
+    Only what differs from the defaults is hashed. So a key that is added later, with a default that changes nothing, leaves the
+    fingerprints of finished runs as they are.
     """
     what = config.model_dump(mode="json", exclude={"title", "description", "claim"}, exclude_defaults=True)
     what.get("distill", {}).pop("teacher", None)  # its path says nothing; its fingerprint does
@@ -285,7 +303,7 @@ def fingerprint(config: Experiment, data_digest: str, teacher: str | None) -> st
 
 
 def flatten(config: Experiment) -> dict[str, str]:
-    """`{"optim.lr": "0.0006", ...}`: what MLflow shows as a run's parameters."""
+    """Return `{"optim.lr": "0.0006", ...}`, which MLflow shows as a run's parameters."""
     flat: dict[str, str] = {}
 
     def walk(value: Any, key: str) -> None:
@@ -303,7 +321,7 @@ def flatten(config: Experiment) -> dict[str, str]:
 
 
 def plain(config: Experiment) -> dict[str, Any]:
-    """The resolved experiment as it is recorded, every default spelt out; the teacher by its name, not by this machine's path."""
+    """Return the configuration as it is recorded: every default written out, the teacher by its name and not by this machine's path."""
     values = config.model_dump(mode="json")
     if values["distill"]:
         values["distill"]["teacher"] = Path(values["distill"]["teacher"]).stem
@@ -311,11 +329,12 @@ def plain(config: Experiment) -> dict[str, Any]:
 
 
 def to_yaml(config: Experiment) -> str:
+    """Return `plain` as YAML."""
     return yaml.safe_dump(plain(config), sort_keys=False, width=120)
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of an experiment *file*: with `extends`, and nothing required, since the rest may be inherited."""
+    """Return the JSON Schema of an experiment *file*. It has `extends`, and no key is required, since a file may inherit any."""
     schema = Experiment.model_json_schema()
 
     def relax(node: Any) -> None:

@@ -39,7 +39,7 @@ def augment(images: Tensor, cfg: config.Augment, mean: Tensor, std: Tensor, gene
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32: pixels to [0, 1], less `mean`, over `std`, both (3,)."""
+    """Return uint8 images (B, 3, H, W) as float32: scaled to [0, 1], less `mean`, divided by `std`, both (3,)."""
     assert images.dtype == torch.uint8, images.dtype
     mean, std = (torch.as_tensor(v, dtype=torch.float32, device=images.device).view(3, 1, 1) for v in (mean, std))
     return images.float().mul_(1 / 255).sub_(mean).div_(std)
@@ -49,19 +49,19 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def draw_crop(batch: int, padding: int, generator: torch.Generator) -> Tensor:
-    """Top and left of each image's window in the padded image: (B, 2), uniform over 0 ... 2 * padding."""
+    """Draw the top and left of each image's window in the padded image: (B, 2) int64, uniform over 0 ... 2 * padding."""
     return torch.randint(2 * padding + 1, (batch, 2), generator=generator, device=generator.device)
 
 
 def draw_flip(batch: int, prob: float, generator: torch.Generator) -> Tensor:
-    """Which images to mirror: (B,) bool."""
+    """Draw which images to mirror, each with probability `prob`: (B,) bool."""
     return torch.rand(batch, generator=generator, device=generator.device) < prob
 
 
 def crop_flip(images: Tensor, corner: Tensor, padding: int, mirrored: Tensor) -> Tensor:
     """Pad with zeros on all sides, cut windows of the old size at `corner` (B, 2), mirror those `mirrored` (B,) left to right.
 
-    images (B, 3, H, W) uint8. Both at once, because moving the pixels is all it costs.
+    images (B, 3, H, W) uint8; returns the same shape. Both are done at once, because moving the pixels is nearly all of the cost.
     """
     height, width = images.shape[-2:]
     y, x = (torch.arange(size, device=images.device) for size in (height, width))
@@ -73,9 +73,10 @@ def crop_flip(images: Tensor, corner: Tensor, padding: int, mirrored: Tensor) ->
 
 
 def draw_erase(batch: int, height: int, width: int, prob: float, generator: torch.Generator) -> Tensor:
-    """A box per image: (B, 4), its top, left, height, width; height and width 0 where nothing is erased.
+    """Draw a box per image, (B, 4) int64: top, left, height, width. Height and width are 0 where nothing is erased.
 
-    With probability `prob`, area uniform in 2 to 33 % of the image and aspect ratio log-uniform in 0.3 to 3.3.
+    An image is erased with probability `prob`. The box's area is uniform in 2 to 33 % of the image, its aspect ratio log-uniform in 0.3 to
+    3.3.
     """
     device = generator.device
     # torchvision tries up to ten times for a box smaller than the image: draw all ten, take the first that is
@@ -86,14 +87,14 @@ def draw_erase(batch: int, height: int, width: int, prob: float, generator: torc
     first = fits.byte().argmax(1, keepdim=True)
     erased = fits.gather(1, first) & (torch.rand(batch, 1, generator=generator, device=device) < prob)
     size = size.gather(1, first[:, :, None].expand(-1, 1, 2)).squeeze(1) * erased
-    # every image has another number of places; that 2^31 is no multiple of it favours some by less than one in 10^6
+    # the number of possible places differs from image to image; the remainder favours some of them by less than one in 10^6
     anywhere = torch.randint(1 << 31, (batch, 2), generator=generator, device=device)
     top, left = anywhere[:, 0] % (height - size[:, 0] + 1), anywhere[:, 1] % (width - size[:, 1] + 1)
     return torch.stack([top, left, size[:, 0], size[:, 1]], 1)
 
 
 def erase(images: Tensor, box: Tensor) -> Tensor:
-    """Set each image's box (B, 4: top, left, height, width) to 0: once images are normalised, to the mean colour."""
+    """Set each image's box (B, 4: top, left, height, width) to 0, which in normalised images is the mean colour."""
     top, left, h, w = (v[:, None] for v in box.unbind(1))
     y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
     rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)  # (B, H), (B, W)
@@ -105,7 +106,7 @@ def erase(images: Tensor, box: Tensor) -> Tensor:
 
 
 def draw_shares(cfg: config.Mix, seed: int) -> tuple[float, float]:
-    """What Mixup and CutMix leave each image of itself: Beta(alpha, alpha), 1 for the one that is off.
+    """Draw the shares that an image keeps of itself under Mixup and under CutMix: Beta(alpha, alpha), 1 for a method that is off.
 
     Drawn on the host, by NumPy: PyTorch has no public draw of a Beta from a generator.
     """
@@ -115,7 +116,7 @@ def draw_shares(cfg: config.Mix, seed: int) -> tuple[float, float]:
 
 
 def cutmix_box(lam: Tensor, center: Tensor, height: int, width: int) -> Tensor:
-    """(H, W) bool: a box of (1 - lam) of the area around `center` (2,), y and x, less what lies outside the image."""
+    """Return which pixels CutMix replaces, (H, W) bool: a box of 1 - `lam` of the area around `center` (2,), (y, x), cut at the edges."""
     half = 0.5 * (1 - lam).sqrt()
     inside = []
     for at, size in zip(center, (height, width), strict=True):
@@ -125,10 +126,10 @@ def cutmix_box(lam: Tensor, center: Tensor, height: int, width: int) -> Tensor:
 
 
 def blend(images: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Give each pixel `weight` (H, W) of its own image and the rest of the batch's previous one; targets by the mean weight.
+    """Return each image mixed with the one before it in the batch: `weight` (H, W) of its own pixels, the rest of the other's.
 
-    A constant weight is Mixup (Zhang et al., 2018), one of zeros and ones is CutMix (Yun et al., 2019). images (B, 3, H, W) float,
-    targets (B, C) float.
+    Targets are mixed by the mean weight. A constant weight is Mixup (Zhang et al. 2018), one of zeros and ones is CutMix (Yun et al. 2019).
+    images (B, 3, H, W) float, targets (B, C) float.
     """
     share = weight.mean()
     return (
@@ -140,10 +141,10 @@ def blend(images: Tensor, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tens
 def mix(
     images: Tensor, targets: Tensor, cfg: config.Mix, shares: tuple[Tensor, Tensor], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """With probability `cfg.prob` mix the whole batch: CutMix with probability `cfg.switch_prob` where both are on, else the one that is.
+    """Mix the whole batch with probability `cfg.prob`: by CutMix or Mixup; where both are on, by CutMix with probability `cfg.switch_prob`.
 
-    images (B, 3, H, W) float, targets (B, C) float, `shares` as `draw_shares` draws them, () float64, the generator; all on one device.
-    Returns the like of images and targets.
+    images (B, 3, H, W) float, targets (B, C) float, `shares` as `draw_shares` draws them, () float64; all on the generator's device.
+    Returns images and targets in the same shapes.
     """
     if not (cfg.mixup or cfg.cutmix):
         return images, targets

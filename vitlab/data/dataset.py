@@ -1,4 +1,4 @@
-"""Sources -> uint8 tensors on the device, and their fixed splits."""
+"""From a source to uint8 tensors on the device, split in a fixed way."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Dataset:
 
 
 def load(source: Source, cfg: config.Data, device: torch.device | str) -> Dataset:
-    """Read, limit and split the data set; the validation split is a share of the (limited) training images.
+    """Read, limit and split the data set, and return it on `device`. The validation split is a share of the (limited) training images.
 
     Raises UserError for damaged or unreadable files, and for limits too small for the number of classes.
     """
@@ -77,9 +77,9 @@ def load(source: Source, cfg: config.Data, device: torch.device | str) -> Datase
 
 
 def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and (population) standard deviation of uint8 images (N, 3, H, W) in [0, 1]; each (3,) float32.
+    """Return the mean and (population) standard deviation per channel of uint8 images (N, 3, H, W) scaled to [0, 1]; both (3,) float32.
 
-    From counts of the 256 values, hence exact. A constant channel gets std 1: normalised, it is 0 and not NaN.
+    They are computed from counts of the 256 values, hence exact. A constant channel gets std 1, so that normalising makes it 0 and not NaN.
     """
     counts = torch.zeros(3, 256, dtype=torch.int64)
     for part in images.split(5000):
@@ -91,10 +91,10 @@ def mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stratified_split(labels: Tensor, take: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Row numbers (take,) and (N - take,), both ascending: drawn at random, and the others. A function of its arguments alone.
+    """Return the rows of `take` images drawn at random, (take,), and those of the others, (N - take,); both ascending.
 
-    Each class gives its share of `take`, rounded by largest remainder. Every class stays among the others, and one of two
-    images or more is among those taken too, where `take` allows it.
+    Each class gives its share of `take`, rounded by largest remainder. Every class keeps an image among the others; where `take` allows
+    it, a class of two images or more also has one among those taken. The result depends on the arguments alone.
     """
     counts = torch.bincount(labels)
     most = (counts - 1).clamp(min=0)
@@ -126,7 +126,7 @@ def _limit(images: Images, limit: int | None, key: str) -> Images:
 
 
 def _split_test(images: Images) -> tuple[Images, Images]:
-    """(train, test) of a data set without a test split of its own."""
+    """Return `(train, test)` for a data set without a test split of its own."""
     pixels, labels = images
     take = min(max(len(labels.unique()), round(TEST_SHARE * len(labels))), len(labels) - len(labels.unique()))
     test, train = stratified_split(labels, take, "test")
@@ -137,7 +137,7 @@ def _split_test(images: Images) -> tuple[Images, Images]:
 
 
 def _read_cifar(source: Source) -> tuple[Images, Images]:
-    """By torchvision, which checks the md5 of every batch before it unpickles one: a pickle can run code."""
+    """Return the train and test images, read by torchvision: it checks each batch's md5 before it unpickles it. A pickle can run code."""
     import torchvision.datasets  # late: scipy comes with it
 
     assert source.path is not None
@@ -155,9 +155,9 @@ def _read_cifar(source: Source) -> tuple[Images, Images]:
 
 
 def _read_digits(source: Source) -> tuple[Images, Images]:
-    """8x8 grey images, 0..16, enlarged four times and spread to 0..255.
+    """Return scikit-learn's digits: 8x8 grey images of values 0..16, enlarged four times and scaled to 0..255.
 
-    Bilinear, because nearest would make each 4x4 patch of a ViT one constant. All weights are multiples of 1/64, so
+    Bilinear, because nearest would give each 4x4 patch of a ViT a single value. All weights are multiples of 1/64, so
     float32 is exact here and the bits are the same on every machine.
     """
     from sklearn.datasets import load_digits  # late: it takes a second
@@ -194,16 +194,16 @@ def _read_folder(source: Source) -> tuple[Images, Images]:
 
 
 def decode(path: Path) -> np.ndarray:
-    """One image file as uint8 (3, 32, 32): upright as its EXIF says, squeezed to a square (bicubic, antialiased), RGB.
+    """Return an image file as uint8 (3, 32, 32) RGB: turned upright as its EXIF says, squeezed to a square (bicubic, antialiased).
 
-    Transparent pixels lie on black; 16-bit grey is divided by 257; of an animation the first frame counts. Raises
-    UserError, with the file, for what is no image, is cut, has more than 50 million pixels or is not 8 or 16 bits deep.
+    Transparent pixels are laid on black, 16-bit grey is divided by 257, and an animation's first frame is taken. Raises UserError, naming
+    the file, if it is no image, is cut short, has more than 50 million pixels or is not 8 or 16 bits deep.
     """
     try:
         if not path.is_file():  # opening a pipe would wait for ever
             raise UserError("not a file" if path.exists() else "no such file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, which are not read, and of size, which is refused here
+            warnings.simplefilter("ignore")  # about damaged metadata, which are not read, and about size, which is checked here
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
@@ -230,7 +230,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _read_cache(path: Path, n: int) -> np.ndarray | None:
-    """The decoded images (n, 3, 32, 32), or None where the cache is absent, damaged or another's.
+    """Return the decoded images (n, 3, 32, 32), or None where the cache is absent, damaged or of other images.
 
     The file is the SHA-256 of the pixels, then the pixels.
     """
@@ -245,7 +245,7 @@ def _read_cache(path: Path, n: int) -> np.ndarray | None:
 
 
 def _write_cache(path: Path, images: np.ndarray) -> None:
-    """Atomic, so that another run sees a whole file or none. A cache that cannot be written is done without."""
+    """Write the cache atomically, so that another run sees a whole file or none. Where it cannot be written, go on without it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as f:
@@ -255,7 +255,7 @@ def _write_cache(path: Path, images: np.ndarray) -> None:
         return
 
 
-READERS: dict[str, Callable[[Source], tuple[Images, Images]]] = {  # by a source's kind: all images to train on, all to test on
+READERS: dict[str, Callable[[Source], tuple[Images, Images]]] = {  # by a source's kind: (images to train on, images to test on)
     "cifar10": _read_cifar,
     "cifar100": _read_cifar,
     "digits": _read_digits,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitlab import config
 
-Op = Callable[[Tensor, Tensor], Tensor]  # (uint8 images (n, 3, H, W), what it takes for each, (n,) or (n, ...)) -> images
+Op = Callable[[Tensor, Tensor], Tensor]  # (uint8 images (n, 3, H, W), a parameter for each, (n,) or (n, ...)) -> images
 
 
 def apply_each(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tensor]]) -> Tensor:
@@ -43,7 +43,7 @@ def apply_by_mask(images: Tensor, which: Tensor, steps: Sequence[tuple[Op, Tenso
 
 
 def _column(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(n,) -> (n, 1, 1, 1)"""
+    """Return `values` (n,) as (n, 1, 1, 1)."""
     return values.to(dtype)[:, None, None, None]
 
 
@@ -52,12 +52,12 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 
 def _add(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """float32 a + alpha * b, rounded once, as the fused multiply-add of `torch.add(a, b, alpha=...)`; that takes one alpha for all."""
+    """Return float32 a + alpha * b, rounded once like `torch.add(a, b, alpha=...)`, which takes only one alpha for all images."""
     return (a + b.double() * _column(alpha).double()).float()
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Whole grey levels, (n, 1, H, W) float32."""
+    """Return the grey levels in whole numbers, (n, 1, H, W) float32."""
     r, g, b = images.split(1, dim=1)
     return r.mul(0.2989).add_(g, alpha=0.587).add_(b, alpha=0.114).floor_()
 
@@ -67,20 +67,23 @@ def _same(images: Tensor, _: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply each value by `factor`."""
     return _to_uint8(images * _column(factor))
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend `factor` of the image with 1 - `factor` of its mean grey level."""
     mean = _gray(images).mean((1, 2, 3), keepdim=True)
     return _to_uint8(_add(images * _column(factor), mean, 1 - factor))
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend `factor` of the image with 1 - `factor` of its grey levels."""
     return _to_uint8(_add(images * _column(factor), _gray(images), 1 - factor))
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift` of the circle, in [-0.5, 0.5], by way of HSV."""
+    """Turn the hue by `shift`, a part of the full circle in [-0.5, 0.5], by way of HSV."""
     rgb = images.float().mul_(1 / 255)
     r, g, _ = rgb.unbind(1)
     low, high = rgb.aminmax(dim=1)  # (n, H, W)
@@ -99,7 +102,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a 3x3 blur (weights 1, the centre's 5, over 13); the outermost pixels stay."""
+    """Blend `factor` of the image with 1 - `factor` of a 3x3 blur (weights 1, at the centre 5, divided by 13). Pixels at the edge stay."""
     x = images.float()
     rows = x[..., :-2, :] + x[..., 1:-1, :] + x[..., 2:, :]
     center = x[..., 1:-1, 1:-1]
@@ -115,7 +118,7 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the values from `threshold` * 255 on, threshold in [0, 1]."""
+    """Invert the values that are at least 255 * `threshold`, which is in [0, 1]."""
     return images ^ (images >= _column((255 * threshold).float().ceil(), torch.uint8)).to(torch.uint8).neg_()
 
 
@@ -140,7 +143,10 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 def affine(images: Tensor, theta: Tensor) -> Tensor:
-    """The pixel nearest to (a x + b y + c, d x + e y + f) in place of (x, y), counted from the centre; 0 outside. theta (n, 6): a ... f."""
+    """Replace pixel (x, y), counted from the centre, by the one nearest to (a x + b y + c, d x + e y + f), or by 0 if that lies outside.
+
+    theta (n, 6): a ... f.
+    """
     height, width = images.shape[-2:]
     x = torch.arange((1 - width) / 2, width / 2, device=images.device)
     y = torch.arange((1 - height) / 2, height / 2, device=images.device)[:, None]
@@ -162,7 +168,7 @@ _JITTERS = (brightness, contrast, saturation, hue)
 
 
 def draw_color_jitter(batch: int, cfg: config.ColorJitter, generator: torch.Generator) -> tuple[tuple[Tensor | None, ...], Tensor]:
-    """Four parameters (B,) in the order of `_JITTERS`, None where `cfg` leaves one off; and (B, 4), the order to apply them in.
+    """Draw four parameters (B,) in the order of `_JITTERS`, None for one that is off, and the order to apply them in, (B, 4).
 
     Factors are uniform in [max(0, 1 - x), 1 + x], the hue's shift in [-x, x].
     """
@@ -208,9 +214,9 @@ def signed_magnitudes(device: torch.device) -> Tensor:
 
 
 def draw_trivial_augment(batch: int, prob: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Per image one operation, (B,) by its place in TRIVIAL_AUGMENT, and its signed magnitude, (B,) float64; all equally likely.
+    """Draw for each image one operation, (B,) indices into TRIVIAL_AUGMENT, and its signed magnitude, (B,) float64; all equally likely.
 
-    With probability 1 - `prob` an image gets the first, which leaves it as it is.
+    With probability 1 - `prob` an image gets operation 0, which leaves it as it is.
     """
     sizes = signed_magnitudes(generator.device).shape
     op, magnitude, sign = (torch.randint(n, (batch,), generator=generator, device=generator.device) for n in sizes)
@@ -220,12 +226,12 @@ def draw_trivial_augment(batch: int, prob: float, generator: torch.Generator) ->
 
 
 def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
-    """Apply one operation to each uint8 image, parameters as drawn (Mueller and Hutter, 2021, as torchvision's `TrivialAugmentWide`)."""
+    """Apply to each uint8 image its operation and magnitude, as drawn (Mueller and Hutter 2021, as torchvision's `TrivialAugmentWide`)."""
     height, width = images.shape[-2:]
     shear_x, shear_y, right, down, degrees = (torch.where(op == k, magnitude, 0) for k in range(1, 6))
     angle = degrees.deg2rad()
     cos, sin = angle.cos(), angle.sin()
-    # from the new place to the old, hence the signs; sheared images keep their top or left edge in place
+    # these map a pixel's new place to its old one, hence the signs; sheared images keep their top or left edge in place
     across = [cos, shear_x - sin, shear_x * (height / 2) - right.trunc()]
     along = [shear_y + sin, cos, shear_y * (width / 2) - down.trunc()]
     factor = 1 + magnitude
@@ -244,7 +250,7 @@ def trivial_augment(images: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
     return apply_each(images, torch.where(op > 5, op - 4, op.clamp(max=1)), steps)  # 1 to 5 are one
 
 
-TRANSFORMS = {  # what `augment` applies between flipping and normalising, in this order: key of `augment` in a YAML: (draw, apply)
+TRANSFORMS = {  # applied between flipping and normalising, in this order; key of `augment` in a YAML: (draw, apply)
     "color_jitter": (draw_color_jitter, color_jitter),
     "trivial_augment": (draw_trivial_augment, trivial_augment),
 }

@@ -1,4 +1,4 @@
-"""Which data set, where it lies, its digest, its classes and its symmetries. No pixels here: `data.load` reads them."""
+"""Which data set a run uses, where it lies, its digest, its classes and its symmetry. No pixels are read here, but in `dataset.load`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CIFAR100_CLASSES = (  # of the fine labels, in torchvision's order
     "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television",
     "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 )  # fmt: skip
-DIGITS_DIGEST = "0fbe54eb00f1b730f06afc8d66f9aa71"  # what `dataset` finds in scikit-learn's digits
+DIGITS_DIGEST = "0fbe54eb00f1b730f06afc8d66f9aa71"  # of scikit-learn's digits; dataset.py compares
 REACH_SECONDS = 10  # for the first answer of the data set's site, name look-up included
 STALL_SECONDS = 60  # a download in which nothing arrives for so long has failed
 
@@ -56,11 +56,11 @@ class Source:
 
 
 def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> Source:
-    """The data set that `data` (auto, a name in SOURCES, or a folder's path) names.
+    """Return the data set that `data` names: auto, a name in SOURCES, or a folder's path.
 
-    `auto` is CIFAR-10; in the profile `quick` alone, where that is not to be had, it is the digits, and `note` says so.
-    `download=False` touches no network and writes nothing: what it returns may be planned with, and `note` says what is not here
-    yet. Raises UserError: what is missing or damaged, and the remedy.
+    `auto` is CIFAR-10. In the profile `quick` it is the digits where CIFAR-10 cannot be had, and `note` says so. `download=False` uses
+    no network and writes nothing: the result is good for a plan, and `note` says what is not here yet. Raises UserError, with the
+    remedy, for what is missing or damaged.
     """
     if data in SOURCES:
         return SOURCES[data](data_dir, download)
@@ -80,7 +80,7 @@ def resolve(data: str, data_dir: Path, profile: str, download: bool = True) -> S
 
 
 def name_of(data: str | Path) -> str:
-    """The data set's name in records: as in SOURCES, or one made of the folder's. Nothing is read, and the folder need not exist."""
+    """Return the data set's name in records: as in SOURCES, or made from the folder's name. The folder is not read and need not exist."""
     if data in SOURCES:
         return str(data)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(os.path.expanduser(data)).resolve().name).strip("-.")[:80] or "folder"
@@ -88,7 +88,7 @@ def name_of(data: str | Path) -> str:
 
 
 def prepare(data_dir: Path) -> tuple[str, ...]:
-    """Make CIFAR-10 available and verify every checksum; returns one line on each data set that a run may use unasked.
+    """Make CIFAR-10 available and verify every checksum; return a line for the user on each data set that `auto` may stand for.
 
     Raises UserError as `resolve` and `verify` do.
     """
@@ -105,7 +105,7 @@ def prepare(data_dir: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Cifar:
-    """What torchvision knows of the data set, and what it does not: sizes, and classes before anything is read."""
+    """CIFAR-10 or CIFAR-100: its names in torchvision, its files' sizes and checksums, and its classes, known before anything is read."""
 
     title: str
     torchvision: str  # the class in torchvision.datasets that fetches and reads it
@@ -165,7 +165,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _complete(cifar: Cifar, folder: Path) -> bool:
-    """Whether every file is there, with its right size. Raises UserError for a file of another size; looks into none."""
+    """Return whether every file is present with its right size; opens none. Raises UserError for a file of another size."""
     complete = True
     for name, (size, _) in cifar.files.items():
         path = folder / name
@@ -206,7 +206,7 @@ def _remedy(cifar: Cifar, data_dir: Path) -> str:
 
 
 def _fetch(cifar: Cifar, data_dir: Path) -> None:
-    """Extract the archive where it lies in `data_dir`, else download it first; torchvision checks its md5 before it opens it."""
+    """Extract the archive in `data_dir`, downloading it first where it is not there whole; torchvision checks its md5 before opening it."""
     import torchvision.datasets  # late: it imports torch
 
     theirs = getattr(torchvision.datasets, cifar.torchvision)
@@ -272,7 +272,7 @@ def _digits(data_dir: Path, download: bool) -> Source:
 
 @dataclass(frozen=True)
 class Scan:
-    """The images of a folder: `train` and `test` hold (file, class index); `test` is None where the folder has no such halves."""
+    """The images of a folder: `train` and `test` hold (file, class index); `test` is None where the folder is not so divided."""
 
     classes: tuple[str, ...]
     train: tuple[tuple[Path, int], ...]
@@ -315,7 +315,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> its images' paths, both sorted; at least two classes, none of them empty."""
+    """Return class name -> its images' paths, both sorted. Raises UserError for fewer than two classes, and for an empty one."""
     by_class = {}
     for class_folder in (p for p in _entries(folder) if p.is_dir()):
         files = [p for p in _entries(class_folder) if p.name != "dataset.yaml"]
@@ -338,7 +338,10 @@ def _labelled(by_class: dict[str, list[Path]]) -> tuple[tuple[Path, int], ...]:
 
 
 def folder_digest(folder: Path, found: Scan, mirror: bool) -> str:
-    """32 hex digits of SHA-256 over the images' relative names and contents, and the symmetry, which changes what is trained."""
+    """Return 32 hex digits of SHA-256 over the images' relative names, their contents and the symmetry, which changes what is trained.
+
+    Raises UserError for a file that cannot be read.
+    """
     digest = hashlib.sha256(f"vitlab folder 1 mirror={mirror}\0".encode())
     for path, _ in (*found.train, *(found.test or ())):
         try:

@@ -160,7 +160,9 @@ def _curves(record: RunRecord, path: Path) -> None:
     fig = style.figure(9.4, 3.7)
     loss, top1, lr = fig.subplots(1, 3, width_ratios=(1.15, 1.15, 0.8))
     keys = sorted({k for entry in record.history for k in entry})
-    losses = [k for k in LOSS_NAMES if k in keys and not (k == "train/ce" and "train/kd" not in keys)]  # alone it is the total
+    losses = [
+        k for k in LOSS_NAMES if k in keys and not (k == "train/ce" and "train/kd" not in keys)
+    ]  # without distillation it is the total
     losses += [k for k in keys if k.startswith("train/") and k not in (*LOSS_NAMES, "train/top1", "train/grad_norm")]
     for i, key in enumerate(losses):
         line = "--" if key.startswith("validation/") else "-"

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model. The formulas of FORMULAS build no model, so that a plan loads no torch; any other model is counted.
+"""Parameters and FLOPs of a model: by formula (FORMULAS), so that a plan loads no torch; models without a formula are built and counted.
 
 One multiply-add is 2 FLOPs. Convolutions and matrix products count, nothing else does, as in torch.utils.flop_counter.
 """
@@ -14,6 +14,8 @@ from vitlab.config import IMAGE_SIZE
 
 @dataclass(frozen=True)
 class Cost:
+    """The cost of a part of a model. Parts are added, and multiplied by how often they occur."""
+
     parameters: int = 0
     flops: int = 0  # forward, one image
 
@@ -25,17 +27,20 @@ class Cost:
 
 
 def parameters(cfg: config.Schema, classes: int) -> int:
-    """Trainable parameters."""
+    """Return the model's number of trainable parameters."""
     return _formula(cfg, classes).parameters if cfg.name in FORMULAS else _counted(cfg, classes)[0]
 
 
 def forward_flops(cfg: config.Schema, classes: int) -> int:
-    """FLOPs of one image's forward pass, all heads included."""
+    """Return the FLOPs of one image's forward pass, all heads included."""
     return _formula(cfg, classes).flops if cfg.name in FORMULAS else _counted(cfg, classes)[1]
 
 
 def training_flops(cfg: config.Schema, classes: int, teacher: int = 0) -> int:
-    """FLOPs of one image's training step: forward, backward (twice that, but for the gradient of the image itself), teacher's forward."""
+    """Return the FLOPs of one image's training step: forward, backward, and `teacher`, those of the teacher's forward pass.
+
+    Backward is twice forward, less the gradient of the image itself.
+    """
     own = 3 * forward_flops(cfg, classes) - _first(cfg).flops if cfg.name in FORMULAS else _counted(cfg, classes)[2]
     return own + teacher
 
@@ -52,24 +57,24 @@ def _counted(cfg: config.Schema, classes: int) -> tuple[int, int, int]:
 
 
 def late_flops(cfg: config.ViT) -> int:
-    """FLOPs of the last third of the blocks, each computed whole: where class attention saves work, if it is there."""
+    """Return the forward FLOPs of the last third of the blocks, which is where class attention saves work. Plain blocks count whole."""
     third = max(1, cfg.depth // 3)
     saving = min(cfg.class_attention, third)  # class attention comes last
     return (_block(cfg, _special(cfg) + _grid(cfg) ** 2) * (third - saving) + _class_block(cfg) * saving).flops
 
 
 def _special(cfg: config.ViT) -> int:
-    """Tokens that are no patches: class, and distillation."""
+    """Return the number of tokens that are not patches: the class token, and the distillation token if there is one."""
     return 2 if cfg.distill_token else 1
 
 
 def _grid(cfg: config.ViT) -> int:
-    """Patches along a side. Each stage of the ResNet-18 stem but the first halves the resolution."""
+    """Return the number of patches along a side. Each stage of the ResNet-18 stem but the first halves the resolution."""
     return IMAGE_SIZE // (cfg.patch_size if cfg.stem == "patch" else 2 ** (cfg.stem_stages - 1))
 
 
 def _first(cfg: config.ViT | config.ResNet) -> Cost:
-    """The layer that reads the image."""
+    """Return the cost of the layer that reads the image."""
     if isinstance(cfg, config.ViT) and cfg.stem == "patch":
         return _linear(3 * cfg.patch_size**2, cfg.dim, tokens=(IMAGE_SIZE // cfg.patch_size) ** 2)
     return _conv(3, cfg.stem_width if isinstance(cfg, config.ViT) else cfg.width, 3, IMAGE_SIZE)
@@ -85,13 +90,13 @@ def _linear(inputs: int, outputs: int, tokens: int = 1) -> Cost:
 
 
 def _conv(inputs: int, outputs: int, kernel: int, size: int) -> Cost:
-    """Without bias, followed by a batch norm; `size` x `size` is the output."""
+    """Return the cost of a convolution without bias and the batch norm after it; the output is `size` x `size`."""
     weights = inputs * outputs * kernel**2
     return Cost(weights + 2 * outputs, 2 * weights * size**2)
 
 
 def _features(width: int, depths: tuple[int, ...], bottleneck: bool) -> tuple[Cost, int]:
-    """Of models.resnet.features, and the channels that come out of it."""
+    """Return the cost of models.resnet.features, and the number of channels that come out of it."""
     cost, channels, size = _conv(3, width, 3, IMAGE_SIZE), width, IMAGE_SIZE
     for i, depth in enumerate(depths):
         planes = width * 2**i
@@ -126,7 +131,7 @@ def _vit(cfg: config.ViT, classes: int) -> Cost:
 
 
 def _block(cfg: config.ViT, queries: int) -> Cost:
-    """A block that updates `queries` of its tokens: all of them, or the special ones alone."""
+    """Return the cost of a block that updates `queries` of its tokens: all of them, or the special ones alone."""
     dim, grid = cfg.dim, _grid(cfg)
     tokens = _special(cfg) + grid**2
     attention = _linear(dim, dim, queries) + _linear(dim, 2 * dim, tokens) + _linear(dim, dim, queries)
@@ -137,14 +142,14 @@ def _block(cfg: config.ViT, queries: int) -> Cost:
 
 
 def _class_block(cfg: config.ViT) -> Cost:
-    """A block in which each special token attends to the patches, with an attention of its own."""
+    """Return the cost of a block in which each special token attends to the patches, with an attention of its own."""
     dim, special, patches = cfg.dim, _special(cfg), _grid(cfg) ** 2
     attention = _linear(dim, dim) + _linear(dim, 2 * dim, patches) + _linear(dim, dim) + Cost(0, 2 * 2 * patches * dim)
     return attention * special + _mlp(cfg, special)
 
 
 def _mlp(cfg: config.ViT, tokens: int) -> Cost:
-    """Of a block, all but its attention: the MLP on `tokens`, two layer norms, two LayerScales."""
+    """Return the cost of a block without its attention: the MLP on `tokens`, two layer norms, two LayerScales."""
     dim, hidden = cfg.dim, int(cfg.dim * cfg.mlp_ratio)
     return _linear(dim, hidden, tokens) + _linear(hidden, dim, tokens) + Cost(2 * 2 * dim + (2 * dim if cfg.layer_scale is not None else 0))
 

@@ -21,7 +21,7 @@ class OneHead(nn.Sequential):
     head_names = ("cls",)
 
     def forward_heads(self, x: Tensor) -> Tensor:
-        """(B, 3, 32, 32) -> (1, B, classes) logits."""
+        """Return the logits of the one head: (B, 3, 32, 32) -> (1, B, classes)."""
         return self(x).unsqueeze(0)
 
 
@@ -32,8 +32,8 @@ class PatchEmbed(nn.Conv2d):
         super().__init__(channels, dim, patch_size, stride=patch_size)
 
     def reset_parameters(self) -> None:
-        # The linear map it is, so initialised as every other one. With LeCun's unit-variance tokens the position embeddings
-        # (0.02) would start 50 times smaller than the content; this way they are seen from the first step.
+        # It is a linear map, and initialised as every other one. With LeCun's unit-variance tokens the position embeddings
+        # (0.02) would start 50 times smaller than the content; so they count from the first step.
         init_linear(self.weight, self.bias)
 
 
@@ -135,14 +135,14 @@ class ClassAttention(nn.Module):
     """Class attention in which special tokens attend to patches only (distillation report, "Architecture"): (B, N, D) -> (B, S, D).
 
     It is CaiT's (Touvron et al. 2021, section 3) with two changes: keys and values come from the patches alone, and each special token has
-    an attention of its own. Those are computed as one attention with S * h heads and a single query, of which each token has h.
+    an attention of its own. They are computed as one attention with S * h heads, h for each special token, and a single query.
     """
 
     def __init__(self, dim: int, heads: int, special: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.special, self.dropout = heads, special, dropout
         self.q = nn.ModuleList(nn.Linear(dim, dim) for _ in range(special))
-        self.kv = nn.Linear(dim, 2 * special * dim)  # one product for all: the keys of each special token, then the values of each
+        self.kv = nn.Linear(dim, 2 * special * dim)  # one product for all special tokens: their keys, then their values
         self.proj = nn.ModuleList(nn.Linear(dim, dim) for _ in range(special))
 
     def forward(self, x: Tensor) -> Tensor:

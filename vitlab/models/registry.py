@@ -20,5 +20,5 @@ BUILDERS = {  # by the name of its section, which stands in MODELS of vitlab/con
 
 
 def build(cfg: config.Schema, classes: int) -> nn.Module:
-    """The model, initialised from the global generator, its convolutions in channels_last (faster with bf16 on GPUs)."""
+    """Return the model, initialised from the global generator, with convolutions in channels_last (faster with bf16 on GPUs)."""
     return BUILDERS[cfg.name](cfg, classes).to(memory_format=torch.channels_last)

@@ -89,21 +89,21 @@ def _stem(cfg: config.ViT) -> tuple[nn.Module, int]:
         return PatchEmbed(3, cfg.dim, cfg.patch_size), IMAGE_SIZE // cfg.patch_size
     layers = features(BasicBlock, (2,) * cfg.stem_stages, cfg.stem_width)
     reduced = 2 ** (cfg.stem_stages - 1)  # each stage but the first halves the resolution and doubles the channels
-    # Projected also where the channels are `dim` already: every width is then the same design, and features that come out of a
-    # ReLU about 1 in size do not drown position embeddings of 0.02.
+    # Projected even where the channels are `dim` already: so every width has the same design, and features of about 1 from a ReLU
+    # do not drown position embeddings of 0.02.
     layers["proj"] = PatchEmbed(reduced * cfg.stem_width, cfg.dim, 1)
     return nn.Sequential(layers), IMAGE_SIZE // reduced
 
 
 def _torch_encoder(cfg: config.ViT) -> nn.Module:
-    """Return PyTorch's encoder with its defaults, post-norm and ReLU. What it lacks (see config.ViT) only the explicit encoder has.
+    """Return PyTorch's encoder with its defaults, post-norm and ReLU. config.ViT refuses what it lacks.
 
     Attention and dropout are computed our way, which is faster on a CPU and the same mathematics.
     """
     layer = nn.TransformerEncoderLayer(cfg.dim, cfg.heads, int(cfg.dim * cfg.mlp_ratio), cfg.dropout, batch_first=True)
     layer.self_attn = TorchAttention(cfg.dim, cfg.heads, cfg.dropout, batch_first=True)
     layer.dropout, layer.dropout1, layer.dropout2 = Dropout(cfg.dropout), Dropout(cfg.dropout), Dropout(cfg.dropout)
-    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)  # those are for padding, and warn about odd heads
+    return nn.TransformerEncoder(layer, cfg.depth, enable_nested_tensor=False)  # nested tensors are for padding, and warn about odd heads
 
 
 def _explicit_encoder(cfg: config.ViT, grid: int, special: int) -> nn.Module:

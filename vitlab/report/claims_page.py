@@ -1,4 +1,4 @@
-"""What a set's pages say of its claims, as texts and tables. Escaping is the templates' business."""
+"""What a set's pages say of its claims, as texts and tables. Escaping is left to the templates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitlab.stats import Pair
 
 
 def section(book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Texts and tables of the pages' section on claims; escaping is the templates' business."""
+    """Return the texts and tables of the pages' section on claims. Escaping is left to the templates."""
     return {
         "said": said(book),
         "scale": _scale(book),

@@ -154,7 +154,7 @@ def index(results_dir: Path) -> None:
 
 
 def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
-    """What a page says of the set in `folder` without showing all of it."""
+    """Return what a page says of the set in `folder` without showing all of it."""
     book = folder / ledger.FILE
     return set_page.page(ladder(runs), variants(runs), [], folder) | {"claims": ledger.said(ledger.read(book)) if book.is_file() else ""}
 
@@ -256,7 +256,7 @@ def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: 
         return ""
     try:
         weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
-    except UserError:  # as with predictions: what is not at hand is left out
+    except UserError:  # as with predictions: without them the report is made all the same
         return ""
     try:
         published.write(out_dir, run, weights)

@@ -1,4 +1,4 @@
-"""What a set's pages say of one experiment. How it looks is the templates' and the figures' business; escaping is not done here."""
+"""What a set's pages say of one experiment. How it looks, and escaping, are left to the templates and figures."""
 
 from __future__ import annotations
 
@@ -112,11 +112,11 @@ def _reported(rung: Rung) -> Table | None:
         reported = ", ".join(filter(None, [f"{claim.train_minutes:g} min", claim.device]))
         rows.append(_Said("Training time", reported, f"{words.duration(rung.seconds)}, {words.devices(runs)}"))
     if claim.per_class and runs[0].per_class:
-        said = {name: of.accuracy for name, of in claim.per_class.items()}
+        claimed = {name: of.accuracy for name, of in claim.per_class.items()}
         own = {same[0].name: float(np.mean([c.accuracy for c in same])) for same in zip(*(r.per_class for r in runs), strict=True)}
         for row, extreme in (("Best class, accuracy (%)", max), ("Worst class, accuracy (%)", min)):
-            names = [extreme(of, key=lambda name: of[name]) for of in (said, own)]
-            rows.append(_Said(row, *(f"{name} {of[name]:.2f}" for name, of in zip(names, (said, own), strict=True))))
+            names = [extreme(of, key=lambda name: of[name]) for of in (claimed, own)]
+            rows.append(_Said(row, *(f"{name} {of[name]:.2f}" for name, of in zip(names, (claimed, own), strict=True))))
     if claim.teacher_top1 is not None:
         teachers = [r.teacher for r in runs if r.teacher is not None]
         rows.append(
@@ -146,9 +146,9 @@ def _reported(rung: Rung) -> Table | None:
         rows.append(_Said("Of these right (%)", words.NONE, words.two(mean_of(runs, "test_confidence_above_90_accuracy"))))
     what = "What the report says, and what was measured: mean ± 95 % CI over seeds"
     columns = (
-        Column("Metric", {"metric": lambda said: said.metric}, left=True),
-        Column("Report", {"report": lambda said: said.report}),
-        Column("Measured", {"measured": lambda said: said.measured}),
+        Column("Metric", {"metric": lambda row: row.metric}, left=True),
+        Column("Report", {"report": lambda row: row.report}),
+        Column("Measured", {"measured": lambda row: row.measured}),
     )
     return table(caption(what, runs), columns, rows)
 
@@ -168,8 +168,8 @@ def _per_class(rung: Rung) -> Table:
         measured = {key: lambda same: np.mean([getattr(c, key) for c in same])}
         if not reported:
             return Column(heading, measured, words.two)
-        said = {f"{key}_reported": lambda same: getattr(reported.get(same[0].name), key, None)}
-        return Column(heading, said | measured, lambda theirs, ours: f"{words.two(theirs)} / {words.two(ours)}")
+        claimed = {f"{key}_reported": lambda same: getattr(reported.get(same[0].name), key, None)}
+        return Column(heading, claimed | measured, lambda theirs, ours: f"{words.two(theirs)} / {words.two(ours)}")
 
     columns = (
         Column("Class", {"class": lambda same: same[0].name}, left=True),

@@ -38,7 +38,7 @@ class Rung:
 
     @property
     def difference(self) -> float | None:
-        """Points of measured over claimed top-1, of a claimed range its middle; None where nothing is claimed."""
+        """Return measured less claimed top-1 in points; of a claimed range its middle counts. None where nothing is claimed."""
         return None if self.claimed is None else self.mean - sum(self.claimed) / 2
 
     @property
@@ -48,9 +48,7 @@ class Rung:
 
 
 def newest(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Return `(kept, left out)`: for each experiment and variant the configuration finished last, and each seed's last run of it; and all
-    others.
-    """
+    """Return `(kept, left out)`. Of each experiment and variant the configuration that finished last is kept, with each seed's last run."""
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for run in sorted(runs, key=lambda r: (r.experiment, r.variant, r.seed, r.finished, r.fingerprint)):
         groups.setdefault((run.experiment, run.variant), []).append(run)
@@ -117,8 +115,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def picture_folder(run: RunRecord) -> str:
-    """Return the name of a run's folder of pictures. It holds the fingerprint, so that no picture is shown beside another configuration's
-    numbers.
+    """Return the name of a run's folder of pictures.
+
+    It has the fingerprint in it, so that no picture is shown beside another configuration's numbers.
     """
     return f"{run.experiment}-s{run.seed}-{run.fingerprint}"
 

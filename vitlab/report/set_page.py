@@ -1,4 +1,4 @@
-"""What the pages of a set, and of all sets, say. How it looks is the templates' and the figures' business; escaping is not done here."""
+"""What the pages of a set, and of all sets, say. How it looks, and escaping, are left to the templates and figures."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def _epochs(runs: Sequence[RunRecord]) -> list[float]:
 def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
     """Return what a reader must know, one sentence each."""
     top = max(rungs, key=lambda r: r.mean)
-    said = [f"Best: “{top.runs[0].title}”, {words.pm(top.mean, top.half)} % of the test images right{_against(top)}."]
+    sentences = [f"Best: “{top.runs[0].title}”, {words.pm(top.mean, top.half)} % of the test images right{_against(top)}."]
     compared = [r for r in rungs if r.claimed is not None]
     if compared and runs[0].profile == "full":
         reached = [r for r in compared if r.mean >= sum(r.claimed) / 2]
         surely = sum(r.half is not None and r.mean - r.half >= sum(r.claimed) / 2 for r in reached)
-        said.append(
+        sentences.append(
             f"{len(reached)} of {len(compared)} claimed accuracies are reached by the mean over seeds (of a claimed range: its middle), "
             f"{surely} with the whole confidence interval."
         )
@@ -118,15 +118,15 @@ def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
         agreement = np.mean([r.teacher.agreement for r in rung.runs])
         verb = "is ahead of" if gain > 0 else "is behind" if gain < 0 else "equals"
         unsure = "; the interval includes no difference" if half is not None and abs(gain) <= half else ""
-        said.append(
+        sentences.append(
             f"Student “{rung.runs[0].title}” {verb} its teacher ({rung.runs[0].teacher.experiment}) by {words.pm(abs(gain), half)} points{unsure}, "
             f"and predicts the same class on {agreement:.1f} % of the test images."
         )
     seeds = Counter(len(r.runs) for r in rungs)
     if seeds[1]:
         some = "Every experiment has" if seeds[1] == len(rungs) else f"{seeds[1]} of {len(rungs)} experiments have"
-        said.append(f"{some} one seed only: no interval can be given, and small differences mean nothing.")
-    return said
+        sentences.append(f"{some} one seed only: no interval can be given, and small differences mean nothing.")
+    return sentences
 
 
 def _against(rung: Rung) -> str:

@@ -1,4 +1,4 @@
-"""A table as every page, the terminal and CSV files have it. Escaping is not done here."""
+"""The tables that pages, the terminal and CSV files show. Escaping is not done here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ FORMULA = ("=", "+", "-", "@")  # a text that begins so is run as a formula by s
 
 
 class Link(NamedTuple):
+    """A cell that is a link."""
+
     text: str
     href: str  # relative, or #anchor within the HTML page
 
@@ -26,24 +28,26 @@ Cell = str | Link
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what it takes from the item of a row, unrounded, and what a cell says of it."""
+    """One column: the values that it takes from a row's item, unrounded, and how a cell shows them."""
 
     heading: str
     values: Mapping[str, Callable[[Any], Any]]  # name in the frame, and in a CSV file -> the item's value; None where it has none
-    show: Callable[..., Cell] = str  # these values, in their order, to a cell; not asked where all of them are missing
+    show: Callable[..., Cell] = str  # makes a cell from the values, in their order; not called where all are missing
     left: bool = False  # texts flush left, numbers flush right
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table with its caption, and its values as a frame."""
+
     caption: str
     columns: tuple[Column, ...]
     frame: pd.DataFrame  # a row for each item, a column for each value, unrounded
-    rule_before: int | None = None  # the row from which on other things stand than above
+    rule_before: int | None = None  # the row above which a rule is drawn, since another kind of rows begins
 
     @property
     def rows(self) -> list[list[tuple[Column, Cell]]]:
-        """Each row's cells, beside the columns that they stand in."""
+        """Return each row's cells, each with its column."""
         values = self.frame.astype(object).where(self.frame.notna(), None).to_dict("records")
         return [[(column, _cell(column, row)) for column in self.columns] for row in values]
 
@@ -72,7 +76,7 @@ def _plain(text: str) -> str:
 
 
 def caption(what: str, runs: Sequence[RunRecord], rule: bool = True) -> str:
-    """Return what a table is of, with data set, profile, seeds and device of its runs."""
+    """Return a table's caption: `what` it shows, and data set, profile, seeds and device of its runs."""
     first = runs[0]
     where = f"Data set {first.dataset.name}, profile {first.profile}, {words.seeds(runs)}, device {words.devices(runs)}"
     return f"{what}. {where}{'; ' + RULE if rule else ''}."

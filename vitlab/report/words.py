@@ -1,4 +1,4 @@
-"""Numbers, and what is said of runs, as pages and the terminal write them."""
+"""How pages and the terminal write numbers, seeds, devices and commits."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from vitlab.train.meter import Meter, total
 from vitlab.train.objective import CrossEntropy, Distillation
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
-STOP_SECONDS = 5  # how long one that is to stop does
+STOP_SECONDS = 5  # how long a run that is to stop waits for that
 
 
 def git_state() -> dict[str, str]:
@@ -63,7 +63,7 @@ def load_weights(run: Run, where: torch.device) -> nn.Module:
 
 
 def predicted(run: Run) -> torch.Tensor:
-    """Return (N,) the class that the finished run gave each test image, by its headline weights.
+    """Return the class, (N,), that the finished run predicts for each test image with its headline weights.
 
     Raises UserError where its predictions are missing or damaged.
     """
@@ -95,7 +95,7 @@ def execute(
     """
     cfg, where = run.resolved.config, data.train_images.device
     teacher = teacher_validation = None
-    if run.teacher is not None:  # all that is wanted of it, before anything is written and hours are spent
+    if run.teacher is not None:  # read all that is needed of it before anything is written and hours are spent
         teacher = load_weights(run.teacher, where)
         run.teacher.record()
         predicted(run.teacher)
@@ -248,7 +248,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
 
 
 def identity(run: Run, where: torch.device) -> dict[str, Any]:
-    """What the record and MLflow both say of a run, under the same names."""
+    """Return what the record and MLflow both say of a run, under the same names."""
     return {
         "experiment": run.resolved.id,
         "variant": run.resolved.variant,
@@ -262,7 +262,7 @@ def identity(run: Run, where: torch.device) -> dict[str, Any]:
 
 
 def sizes(data: Dataset) -> dict[str, int]:
-    """Images in each split."""
+    """Return the number of images in each split."""
     return {"train": len(data.train_labels), "validation": len(data.validation_labels), "test": len(data.test_labels)}
 
 

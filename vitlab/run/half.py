@@ -13,10 +13,10 @@ LARGEST = np.finfo(np.float16).max  # 65504
 
 
 def to_half(content: bytes, where: str, metadata: dict[str, str] | None = None) -> bytes:
-    """Safetensors with every floating tensor of `content`, the safetensors of the run `where`, in half precision; others as they are.
+    """Return the safetensors `content` with every floating tensor in half precision and the others as they are.
 
-    The same tensors give the same bytes; `metadata` has one entry at most, since safetensors keeps no order of them. Raises UserError,
-    naming run and tensor, for a number that half precision would make infinite, and for what are no weights.
+    `where` names the run in errors. The same tensors give the same bytes; `metadata` has one entry at most, since safetensors keeps no
+    order of them. Raises UserError, naming run and tensor, for a number that half precision would make infinite, and for damaged weights.
     """
     try:
         tensors = parse_safetensors(content)
@@ -24,7 +24,7 @@ def to_half(content: bytes, where: str, metadata: dict[str, str] | None = None) 
         raise UserError(f"{where}: cannot be used as the run's weights ({e}); train it anew with --force") from None
     for name, tensor in tensors.items():
         if tensor.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # it is looked for next, and named
+            with np.errstate(over="ignore"):  # an overflow is found, and named, below
                 tensors[name] = tensor.astype(np.float16)
             lost = np.isinf(tensors[name]) & np.isfinite(tensor)
             if lost.any():

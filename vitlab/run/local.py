@@ -144,7 +144,7 @@ def _stop_all(running: dict[Connection, Job]) -> None:
 
 
 def _tell_to_stop(process: BaseProcess, number: int) -> None:
-    """A deadline needs no telling: the process has its own. Of a signal it may have heard from the terminal: twice within a second is once."""
+    """Pass the signal on to the process; not a deadline, which it has itself. What a terminal has sent as well counts as once."""
     if number != signal.SIGALRM and process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)

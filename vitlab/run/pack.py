@@ -1,7 +1,7 @@
 """Finished runs as an archive small enough to carry away from a machine: `vitlab pack`.
 
-One tar, as it streams by cut into parts. What is in it lies as it does below runs/, so that `tar` alone brings it back, and the same
-runs give the same bytes. It is not compressed: weights and pictures, nearly all of it, hardly shrink.
+It is one tar, cut into parts while it is written. Its paths are those below runs/, so that `tar` alone unpacks it, and the same runs
+give the same bytes. It is not compressed: nearly all of it is weights and pictures, which hardly shrink.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from vitlab.run import half, published
 from vitlab.train import checkpoint
 
 PART_BYTES = 15_000_000
-PARTS = 1_000  # three digits, so that the shell's order is theirs
+PARTS = 1_000  # at most: numbers have three digits, so that the shell lists the parts in their order
 RECORD = "record.json"
 
 
 def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) -> list[Path]:
     """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.000 and so on.
 
-    All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks and what a kill left half written.
-    `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are removed. Raises
-    UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half precision.
+    A run's whole folder is packed, its weights in half precision, except for checkpoints, locks and files that a kill left half written.
+    `tell` is called with a line for each run that is left out because it is not finished. Parts of an earlier archive of that name are
+    removed. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half
+    precision.
     """
     folder, runs_dir = folder.resolve(), runs_dir.resolve()
     if not folder.is_dir() or not folder.is_relative_to(runs_dir):
@@ -62,7 +63,7 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
 
 
 def _finished(record: Path) -> int:
-    """When the run did, in seconds since the epoch: the date of all its files in the archive."""
+    """Return when the run finished, in seconds since the epoch: the date of all its files in the archive."""
     finished = records.read(record).finished
     try:
         return int(datetime.fromisoformat(finished).timestamp())
@@ -71,20 +72,20 @@ def _finished(record: Path) -> int:
 
 
 def _contents(run: Path) -> list[Path]:
-    """The record last, as training writes it: where unpacking is cut short, no run seems finished that is not."""
-    there = [p for p in run.rglob("*") if p.is_file() and not p.is_symlink()]
-    kept = [p for p in there if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock")]
+    """Return the run's files to pack. The record is last, as in training, so that no run seems finished if unpacking is cut short."""
+    present = [p for p in run.rglob("*") if p.is_file() and not p.is_symlink()]
+    kept = [p for p in present if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock")]
     return sorted(kept, key=lambda p: (p == run / RECORD, p))
 
 
 def _add(tar: tarfile.TarFile, path: Path, name: Path, seconds: int) -> None:
-    info = tarfile.TarInfo(name.as_posix())  # nobody's, and readable by all
+    info = tarfile.TarInfo(name.as_posix())  # with no owner, and readable by all
     info.mtime = seconds
     with path.open("rb") as file:
         content: BinaryIO = file
         if path.name == published.WEIGHTS:
             content = io.BytesIO(half.to_half(file.read(), str(path)))
-        info.size = content.seek(0, io.SEEK_END)  # of the file that is open, whatever takes its place meanwhile
+        info.size = content.seek(0, io.SEEK_END)  # of the open file, even if another one takes its place meanwhile
         content.seek(0)
         tar.addfile(info, content)
 

@@ -127,9 +127,9 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
 
 
 def students_first(runs: list[Run]) -> list[Run]:
-    """Return `runs` with, within each seed, students and their teachers first and the others in their order after them.
+    """Return `runs` so that within each seed students and their teachers come first, then the others, each in their order.
 
-    For when time may run out: most claims are about distillation, and at full size the other rungs would leave no time for it.
+    It is for a limited time: most claims are about distillation, and at full size the other rungs would leave no time for it.
     """
     teachers = {run.teacher.folder for run in runs if run.teacher}
     seeds = list(dict.fromkeys(run.seed for run in runs))

@@ -59,7 +59,7 @@ def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
 
 
 def _model_config(record: records.RunRecord, path: Path) -> config.Schema:
-    """Raises UserError where the record, which was read from `path`, has none that this vitlab knows."""
+    """Return the configuration of the record's model. Raises UserError, naming the record's file `path`, for one unknown to this vitlab."""
     try:
         return TypeAdapter(config.Model).validate_json(json.dumps(record.config.get("model")), strict=True)
     except ValidationError as e:
@@ -79,7 +79,9 @@ def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
     """
     name = sources.name_of(data)
     mine, sets = [own(path.parent) for path in sorted(runs_dir.glob("*/*/*/record.json"))], published.sets(results_dir)
-    found = [c for c in mine if c.record.dataset.name == name]  # before the published ones: of the same run they are the exact weights
+    found = [
+        c for c in mine if c.record.dataset.name == name
+    ]  # own runs first: where one is also published, its own weights are the exact ones
     found += [_published(out_dir, runs) for out_dir, runs in sets.items() if runs[0].dataset.name == name]
     chosen = published.best(c.record for c in found)
     if chosen is not None:

@@ -1,4 +1,4 @@
-"""The weights published with a set, its best student's: which run that is, the file that holds them, and whom they are read back for."""
+"""The weights that are published with a set: which run they come from, the best student, and how their file is written and read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,20 @@ FILE = "best.safetensors"  # beside the records; half precision
 
 
 def best(runs: Iterable[RunRecord]) -> RunRecord | None:
-    """The student with the best validation top-1; where there is none, the best of all. Variations are left out; the test split selects nothing."""
+    """Return the student with the best validation top-1, the best run if there is no student, None for no runs.
+
+    Variations are left out. The test split selects nothing.
+    """
     ladder = [run for run in runs if not run.variant]
     students = [run for run in ladder if run.teacher is not None]
     return max(students or ladder, key=lambda run: (run.metrics["validation_top1"], records.file_name(run)), default=None)
 
 
 def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
-    """Publish the run's `weights`, unless they are. Raises UserError where they are damaged or beyond half precision."""
+    """Write the run's weights, the file `weights`, to `out_dir` in half precision, unless they are there already.
+
+    Raises UserError where they are damaged or beyond half precision.
+    """
     content, path = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)}), out_dir / FILE
     if not (path.is_file() and path.read_bytes() == content):
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -33,8 +39,10 @@ def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
 
 
 def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
-    """Whose weights are published with the set of `runs`, and these as safetensors. Raises UserError, naming the file, where it is
-    missing, damaged or of none of them."""
+    """Return the one of `runs` whose weights are published in `out_dir`, and these weights as safetensors.
+
+    Raises UserError, naming the file, where it is missing, damaged or of none of `runs`.
+    """
     path, named = out_dir / FILE, {_name(run): run for run in runs}
     try:
         content = path.read_bytes()
@@ -48,12 +56,13 @@ def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
 
 
 def unusable(out_dir: Path, reason: Exception) -> UserError:
+    """Return the UserError for published weights that cannot be used for this reason; it names the file and the remedy."""
     remedy = "restore it, or delete it: 'vitlab report --publish' writes it anew where its run is at hand"
     return UserError(f"{out_dir / FILE}: cannot be used as published weights ({reason}); {remedy}")
 
 
 def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
-    """The best of `runs`, if its weights are the published ones; any others are removed."""
+    """Return the best of `runs` if its weights are the published ones; otherwise remove the published ones and return None."""
     runs = list(runs)
     with contextlib.suppress(UserError):
         run, _ = read(out_dir, runs)
@@ -64,7 +73,7 @@ def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
 
 
 def sets(results_dir: Path) -> dict[Path, list[RunRecord]]:
-    """Each set with published weights, and its runs, by name. Raises UserError for a set without records."""
+    """Return the folder of each set that has published weights, with its runs, by name. Raises UserError for a set without records."""
     found = {path.parent: records.read_all(path.parent) for path in sorted(results_dir.glob(f"*/{FILE}"))}
     for out_dir, runs in found.items():
         if not runs:
@@ -73,5 +82,5 @@ def sets(results_dir: Path) -> dict[Path, list[RunRecord]]:
 
 
 def _name(run: RunRecord) -> str:
-    """A record's file, and which of the runs that could have left one of this name."""
+    """Return the record's file, and what tells its run from others that could have left a record of this name."""
     return f"records/{records.file_name(run)}: {run.fingerprint}, finished {run.finished}"

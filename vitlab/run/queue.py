@@ -40,7 +40,7 @@ def train(
     """
     where = machine.device()
     print_device(console, machine.device_name(where), store.shown_uri(root))
-    # Whatever is damaged is found now: before anything is written or removed, and before hours are spent on the runs ahead of it.
+    # Damaged records and data are found now, before anything is written or removed and before hours are spent on earlier runs.
     before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
     wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
     loaded = {cfg: dataset.load(source, cfg, where) for cfg in wanted}

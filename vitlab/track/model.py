@@ -33,7 +33,7 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
 
     store = connect(root)
     for earlier in store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'"):
-        if earlier.status == LoggedModelStatus.READY:  # and a kill came before it was noted
+        if earlier.status == LoggedModelStatus.READY:  # logged, but a kill came before its id was noted
             link(store, earlier.model_id, run_id)
             return earlier.model_id
         store.client.delete_logged_model(earlier.model_id)
@@ -41,7 +41,7 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
     images = np.ascontiguousarray(example / 255 if example.dtype == np.uint8 else example, dtype=np.float32)
     float32 = np.dtype(np.float32)
     experiment = store.client.get_run(run_id).data.tags["vitlab.experiment"]
-    name = re.sub(r"[/:.%\"']", "_", experiment)  # what MLflow has against a model's name
+    name = re.sub(r"[/:.%\"']", "_", experiment)  # characters that MLflow refuses in a model's name
     logged = store.client.create_logged_model(store.experiment_id, name=name, source_run_id=run_id)
     status = "FAILED"
     try:
@@ -66,7 +66,7 @@ def log_model(root: Path, run_id: str, model: nn.Module, example: np.ndarray) ->
 
 
 def link(store: Store, model_id: str, run_id: str) -> None:
-    """Make the model an output of the run, unless it is one."""
+    """Make the model an output of the run, unless it is one already."""
     from mlflow.entities import LoggedModelOutput
 
     if all(output.model_id != model_id for output in store.client.get_run(run_id).outputs.model_outputs):

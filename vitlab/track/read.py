@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from vitlab.errors import UserError
 from vitlab.track.store import connect, own_runs, own_uri, reason, shown_uri, tracking_uri
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

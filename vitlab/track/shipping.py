@@ -32,9 +32,9 @@ from vitlab.track.store import Store, connect, locked, own_runs, own_uri, reason
 if TYPE_CHECKING:
     from torch import nn
 
-Model = Callable[[], "tuple[nn.Module, np.ndarray]"]  # a finished run's, and two images for it; made only where it is wanted
+Model = Callable[[], "tuple[nn.Module, np.ndarray]"]  # makes a finished run's model, and two images for it, when wanted
 ARTIFACTS = ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt")
-SHIPPING_SECONDS = 30  # how long one waits for another that ships the same run
+SHIPPING_SECONDS = 30  # how long a process waits for another one that ships the same run
 BACK_OFF_SECONDS = 300  # the longest pause between two attempts to reach a server that is down
 
 
@@ -57,7 +57,7 @@ class _Shipped:
 class _State:
     """What of a run has reached which store: `<run_dir>/mlflow.json`. Losing it costs time only, since shipping again adds nothing."""
 
-    started: int  # the journal's first timestamp: another one is another attempt at the same seed, and another run in MLflow
+    started: int  # the journal's first timestamp: a different one means another attempt at the seed, and another run in MLflow
     covered: int = 0  # bytes of the journal that a checkpoint covers
     status: str = "RUNNING"  # as it should be in MLflow
     stores: dict[str, _Shipped] = field(default_factory=dict)
@@ -109,7 +109,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-_COVERED = -1  # as many bytes as were noted before
+_COVERED = -1  # stands for: as many bytes as were noted before
 
 
 def _note(run_dir: Path, status: str, upto: int | None = _COVERED) -> None:
@@ -193,7 +193,7 @@ def _note_text(info: RunInfo) -> str:
 def _describe(store: Store, run_id: str, info: RunInfo) -> None:
     """Set the run's tags, params and data set, and the view that shows it.
 
-    Params cannot be changed, so what a resumed run may have otherwise is a tag.
+    MLflow's params cannot be changed, so what may differ in a resumed run is a tag.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -276,7 +276,7 @@ def _supersede(store: Store, info: RunInfo) -> None:
 
 
 def _summarise(store: Store, parent_id: str) -> None:
-    """Compute the parent's metrics and status from its children's.
+    """Compute the parent's metrics and status from those of its children.
 
     `final/x` is the mean; a test metric also has `_sd`, `_ci95_low`, `_ci95_high`. The step is the number of seeds, since the run table
     shows the latest step, and the time the last child's end, so that computing it again adds nothing.

@@ -104,7 +104,7 @@ def _relocate(root: Path, old: str, new: str) -> None:
 
 
 def locked(root: Path) -> FileLock:
-    """Return the store's lock, across threads and processes. Whoever looks something up to make or change it holds it meanwhile."""
+    """Return the store's lock, across threads and processes. Hold it while looking something up in order to make or change it."""
     return FileLock(root / "mlflow.db.lock", timeout=LOCK_SECONDS)
 
 
@@ -154,7 +154,7 @@ class Store:
         from mlflow import MlflowClient
 
         for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
-            logging.getLogger(name).setLevel(level)  # else tables made and requests retried are told amid the progress
+            logging.getLogger(name).setLevel(level)  # else they print about new tables and retried requests amid the progress
         self.root = root
         self.key = without_password(uri)
         root.mkdir(parents=True, exist_ok=True)
@@ -279,7 +279,7 @@ def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
     runs: dict[str, tuple[str, str, dict[str, str]]] = {}
     with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db:
         for run_id, uri, key, value in db.execute(sql, (EXPERIMENT,)):
-            moved = new + uri.removeprefix(old) if uri.startswith(old) else uri  # nothing, where the folder is where it was
+            moved = new + uri.removeprefix(old) if uri.startswith(old) else uri  # the same, unless the folder was moved
             runs.setdefault(run_id, (run_id, moved, {}))[2][key] = value
     return list(runs.values())
 

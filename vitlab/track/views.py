@@ -15,7 +15,7 @@ from vitlab.track import store
 
 TAG = "mlflow.sharedViewState."  # and the view's key; those that are saved in the UI have other keys
 RUNS, MEANS = "runs:", "means:"
-PIXELS = {  # the columns, in this order, with what makes those of the runs fit into a window of 1,600
+PIXELS = {  # the columns, in this order, and their widths: those of the runs fit into a window of 1,600
     "metrics.`final/test_top1`": 105, "metrics.`final/test_top1_sd`": 120,
     "metrics.`final/test_top1_ci95_low`": 150, "metrics.`final/test_top1_ci95_high`": 155,
     "metrics.`final/params`": 90, "metrics.`final/train_seconds`": 125,
@@ -40,7 +40,7 @@ def tags(profile: str, dataset: str, created: int) -> dict[str, str]:
     means = [column for column in PIXELS if column not in ("tags.`vitlab.seed`", "attributes.`Models`")]  # a model is of one run
     name = f"{profile} · {dataset}"
     parents = "tags.`vitlab.kind` = 'parent'"
-    # without what --force has superseded, and with what is still training: without a result it comes last
+    # Runs that --force has superseded are not shown; runs in training are: without a result they come last.
     latest = "tags.`vitlab.kind` = 'seed' and tags.`vitlab.finished` != 'superseded'"
     return {
         f"{TAG}{RUNS}{set_name(profile, dataset)}": _view(name, f"{latest} and {where}", runs, created),

@@ -1,6 +1,6 @@
 """Checkpoints: written atomically with a checksum, the last two kept, restored in full or not at all. Also a finished run's weights.
 
-Neither is unpickled freely: a checkpoint is read with torch's `weights_only`, weights are safetensors.
+Neither can run code when read: a checkpoint is unpickled with torch's `weights_only`, and weights are safetensors.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HashingFile:
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` as the newest checkpoint in `folder` and keep the one before.
 
-    Write, fsync, rename, fsync the folder: whatever happens, one of the two is there whole. Raises DiskFull.
+    Write, fsync, rename, fsync the folder: whatever happens, one of the two is whole on the disk. Raises DiskFull.
     """
     newest, previous = (folder / name for name in NAMES)
     with files.replacing(newest, previous) as f:
@@ -93,7 +93,10 @@ def _foreign(path: Path, e: Exception) -> UserError:
 
 
 def load_model(path: Path, cfg: config.Schema, classes: int) -> nn.Module:
-    """The model with the weights in `path`, on the CPU, in eval mode. Raises UserError where they are missing, damaged or another model's."""
+    """Return the model with the weights in `path`, on the CPU, in eval mode.
+
+    Raises UserError where they are missing, damaged or another model's.
+    """
     try:
         return parse_model(path.read_bytes(), cfg, classes)  # not mapped: a file that another process cuts would kill this one
     except (OSError, UserError) as e:
@@ -101,8 +104,10 @@ def load_model(path: Path, cfg: config.Schema, classes: int) -> nn.Module:
 
 
 def parse_model(content: bytes, cfg: config.Schema, classes: int) -> nn.Module:
-    """The model in single precision, with the weights in `content`: safetensors of any precision. Raises UserError, in one line, where
-    they are damaged or another model's."""
+    """Return the model in float32 with the weights in `content`, safetensors of any precision; on the CPU, in eval mode.
+
+    Raises UserError, in one line, where they are damaged or another model's.
+    """
     try:
         tensors = parse_safetensors(content)
     except (ValueError, SafetensorError) as e:

@@ -17,9 +17,9 @@ from vitlab.records import ClassFacts
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> Tensor:
-    """images uint8 (N, 3, H, W) -> float32 (heads, N, C), on the images' device. Leaves the model in eval mode.
+    """Return the logits of uint8 images (N, 3, H, W): float32 (heads, N, C), on the images' device. Leaves the model in eval mode.
 
-    Computed in float32 whatever training's precision: bf16 has 8 significant bits, so that many logits would tie.
+    Computed in float32 whatever the precision of training: bf16 has 8 significant bits, so many logits would tie.
     """
     model.eval()
     out = []
@@ -29,12 +29,12 @@ def logits(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, batch_si
 
 
 def ranking(scores: Tensor) -> Tensor:
-    """scores (N, C) on any device -> (N, C) classes on the CPU, ordered by `ranked`."""
+    """Return the classes (N, C) of scores (N, C), in the order of `ranked`; on the CPU, wherever the scores are."""
     return torch.from_numpy(ranked(scores.numpy(force=True)))
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """scores (N, C) logits, labels (N,) -> top1 and top5 in percent, loss in nats. Top-5 of fewer classes is top-C."""
+    """Return top1 and top5 in percent, and loss in nats, of logits `scores` (N, C) and labels (N,). With C < 5 classes top5 is top-C."""
     right = ranking(scores)[:, :5] == labels.cpu()[:, None]
     return {
         "top1": right[:, 0].float().mean().item() * 100,
@@ -44,14 +44,17 @@ def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def confidence(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """scores (N, C) logits, labels (N,) -> in percent: the mean probability of the predicted class, how many images have it above
-    0.9, and, where any has, how many of these are right."""
+    """Return the confidence in percent, of logits `scores` (N, C) and labels (N,).
+
+    It is the mean probability of the predicted class, the share of images in which that is above 0.9, and, if there are such images, the
+    share of them that are right.
+    """
     probability, predicted = scores.softmax(-1).max(-1)
     sure = probability > 0.9
-    told = {"confidence": probability.mean().item() * 100, "confidence_above_90": sure.float().mean().item() * 100}
+    values = {"confidence": probability.mean().item() * 100, "confidence_above_90": sure.float().mean().item() * 100}
     if sure.any():
-        told["confidence_above_90_accuracy"] = (predicted == labels)[sure].float().mean().item() * 100
-    return told
+        values["confidence_above_90_accuracy"] = (predicted == labels)[sure].float().mean().item() * 100
+    return values
 
 
 METRICS = (  # of the test split, in the record as test_<key>: each takes scores (N, C) and labels (N,), and returns {key: number}
@@ -61,19 +64,22 @@ METRICS = (  # of the test split, in the record as test_<key>: each takes scores
 
 
 def measure(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """All of METRICS on scores (N, C) logits and labels (N,)."""
+    """Return all of METRICS for logits `scores` (N, C) and labels (N,)."""
     return {key: value for metric in METRICS for key, value in metric(scores, labels).items()}
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int) -> np.ndarray:
-    """predicted and labels (N,) -> (C, C) counts, [true][predicted]."""
-    from sklearn.metrics import confusion_matrix  # a second, which nothing needs while training; so below
+    """Return the counts (C, C), [true][predicted], for predicted classes and labels, both (N,)."""
+    from sklearn.metrics import confusion_matrix  # late, as below: it takes a second, and training does without
 
     return confusion_matrix(labels.cpu(), predicted.cpu(), labels=range(classes))
 
 
 def per_class(predicted: Tensor, labels: Tensor, names: tuple[str, ...]) -> tuple[ClassFacts, ...]:
-    """predicted and labels (N,) -> precision, recall, F1 and accuracy of each class in percent; 0 where a class was never predicted."""
+    """Return each class's precision, recall, F1 and accuracy in percent, for predicted classes and labels, both (N,).
+
+    Precision and F1 are 0 for a class that was never predicted.
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
     scores = precision_recall_fscore_support(labels.cpu(), predicted.cpu(), labels=range(len(names)), zero_division=0)
@@ -84,7 +90,7 @@ def per_class(predicted: Tensor, labels: Tensor, names: tuple[str, ...]) -> tupl
 
 
 def classification_report(predicted: Tensor, labels: Tensor, names: tuple[str, ...]) -> str:
-    """predicted and labels (N,) -> scikit-learn's table, in fractions."""
+    """Return scikit-learn's table as text, in fractions, for predicted classes and labels, both (N,)."""
     from sklearn import metrics
 
     return metrics.classification_report(
@@ -93,14 +99,17 @@ def classification_report(predicted: Tensor, labels: Tensor, names: tuple[str, .
 
 
 def sample_grid(scores: Tensor, labels: Tensor, count: int = 36) -> tuple[list[int], list[tuple[int, int, float]]]:
-    """The first `count` test images, not picked by result: their indices, and (true, predicted, confidence in [0, 1]) of each."""
+    """Return the indices of the first `count` test images, with (true, predicted, confidence in [0, 1]) of each; not picked by result."""
     predicted, confidence = ranking(scores[:count])[:, 0], scores[:count].softmax(-1).amax(-1)
     shown = [(int(t), int(p), float(c)) for t, p, c in zip(labels[:count], predicted, confidence, strict=True)]
     return list(range(len(shown))), shown
 
 
 def write_predictions(path: Path, weights: dict[str, Tensor], labels: Tensor, heads: tuple[str, ...], classes: tuple[str, ...]) -> None:
-    """`weights` maps "raw" and, where there is one, "ema" to logits (heads, N, C); stored as logits_raw, logits_ema in float32."""
+    """Write logits, labels (N,), and the names of heads and classes to the .npz file `path`. Raises DiskFull.
+
+    `weights` maps "raw" and, where there is one, "ema" to logits (heads, N, C), which are stored in float32 as logits_raw and logits_ema.
+    """
     arrays = {f"logits_{name}": z.cpu().numpy() for name, z in weights.items()}
     with files.replacing(path) as f:
         np.savez_compressed(f, labels=labels.cpu().numpy(), heads=np.array(heads), classes=np.array(classes), **arrays)

@@ -21,7 +21,7 @@ from vitlab.train.meter import Meter
 from vitlab.train.step import Step
 
 SAVING_SHARE = 0.01  # of the time, at most, goes into checkpoints
-WINDOW = {"cpu": 10, "cuda": 50}  # steps between two looks at the loss: each makes a GPU wait
+WINDOW = {"cpu": 10, "cuda": 50}  # steps between two readings of the loss: each makes a GPU wait
 
 
 class Interrupted(Exception):
@@ -100,7 +100,7 @@ def train(
     """
     device = data.train_images.device
     batch = min(cfg.train.batch_size, len(data.train_labels))
-    per_epoch = len(data.train_labels) // batch  # what is left of the last batch is dropped; the next epoch's order is another
+    per_epoch = len(data.train_labels) // batch  # an incomplete last batch is dropped; each epoch has another order
     total = cfg.train.epochs * per_epoch
     warmup = schedule.steps(cfg.optim.warmup, total, per_epoch)
     phase_ends = schedule.phase_ends(cfg.phases, total, per_epoch)
@@ -111,7 +111,7 @@ def train(
     first, sums, counted = 0, {}, {}
 
     # Resume order: weights, their average, optimizer, dropout's generators, the epoch's sums; then the journal is cut to
-    # what the checkpoint covers, so that no step is told twice. Data order and augmentation are functions of the step.
+    # what the checkpoint covers, so that no step is in it twice. Data order and augmentation are functions of the step.
     state, damaged = checkpoint.load(folder, device)
     if state is None:
         journal.truncate(0)  # of an attempt that was killed before its first checkpoint
@@ -145,7 +145,7 @@ def train(
         decay = schedule.ema_decay(step, total, cfg.ema) if cfg.ema else 0.0
         one_step(order[at * batch : (at + 1) * batch], phase, seed_for(seed, "augment", step), lr, decay)
 
-        stopping = stop.asked() is not None  # asked once a step: whatever is saved below, its loss is looked at first
+        stopping = stop.asked() is not None  # asked once a step, so that no step is saved whose loss was not looked at
         if (at + 1) % window == 0 or at + 1 == per_epoch or stopping:
             means = {name: float(value) / (at + 1) for name, value in one_step.sums.items()}
             if not all(map(math.isfinite, means.values())):
@@ -175,7 +175,7 @@ def train(
             out.seconds, clock = out.seconds + now - clock, now
             if not _finite(model):
                 raise Diverged(_divergence(means, step, at % window, lr))
-            journal.sync()  # the checkpoint speaks of its size
+            journal.sync()  # the checkpoint refers to its size
             checkpoint.save(
                 folder,
                 {
@@ -208,7 +208,7 @@ def _validate(model: nn.Module, data: Dataset, cfg: Experiment, prefix: str) -> 
 
 
 def _finite(model: nn.Module) -> bool:
-    """Whether all weights are finite. A step that is too large leaves infinite weights behind a finite loss and finite gradients."""
+    """Return whether all weights are finite. A step that is too large leaves infinite weights behind a finite loss and finite gradients."""
     return all(value.isfinite().all() for value in model.state_dict().values())
 
 

@@ -88,7 +88,7 @@ def measured_peak(where: torch.device, dtype: str) -> float:
     """
     key = f"{device_name(where)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {dtype}"
     path = RUNS / "machine.json"
-    with files.held(path.with_suffix(".lock"), lambda holder: None):  # two that measure together would see half each
+    with files.held(path.with_suffix(".lock"), lambda holder: None):  # two processes that measure at once would each see half
         known = _read_peaks(path)
         if key not in known:
             known[key] = matrix_product_rate(where, torch.bfloat16 if dtype == "bf16" else torch.float32)

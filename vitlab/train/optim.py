@@ -11,9 +11,9 @@ from vitlab import config
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and kernels only: not on biases, norms and LayerScale (1-D), nor on tokens, positions and bias tables.
+    """Return two parameter groups: matrices and kernels with weight decay; biases, norms, LayerScale, tokens, positions, tables without.
 
-    As timm and big_vision do; a model names its tables in `no_weight_decay() -> set[str]`.
+    As in timm and big_vision. What has one dimension is exempt, and what the model names in `no_weight_decay() -> set[str]`.
     """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     decayed, plain = [], []
@@ -40,13 +40,13 @@ class Muon:
 
     @property
     def param_groups(self) -> list[dict]:
-        """AdamW's groups. Muon takes its learning rate from the first of them."""
+        """Return AdamW's groups. Muon takes its learning rate from the first of them."""
         return self.adamw.param_groups
 
     @torch.no_grad()
     def step(self) -> None:
         # torch's Muon wants its learning rate as a number on the host, and would make a GPU wait for it. Its step, decay
-        # included, is proportional to that rate: one is taken at a rate of 1, then the weights go that part of the way.
+        # included, is proportional to the rate: so take it at a rate of 1, then move the weights by `lr` of it.
         before = [p.clone() for p in self.matrices]
         self.muon.step()
         for p, start in zip(self.matrices, before, strict=True):
@@ -66,15 +66,17 @@ class Muon:
 
 
 def adamw(cfg: config.AdamW, model: nn.Module) -> torch.optim.AdamW:
+    """Return torch's AdamW over `parameter_groups`."""
     return _adamw(parameter_groups(model, cfg.weight_decay), cfg)
 
 
 def _adamw(groups: list[dict], cfg: config.AdamW | config.Muon) -> torch.optim.AdamW:
-    on_gpu = groups[0]["params"][0].is_cuda  # its step count too, for a CUDA graph
+    on_gpu = groups[0]["params"][0].is_cuda  # capturable: its step count is on the GPU too, for a CUDA graph
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=on_gpu)
 
 
 def sgd(cfg: config.SGD, model: nn.Module) -> torch.optim.SGD:
+    """Return torch's SGD over `parameter_groups`, with Nesterov momentum."""
     groups = parameter_groups(model, cfg.weight_decay)
     return torch.optim.SGD(groups, lr=cfg.lr, momentum=cfg.momentum, nesterov=cfg.momentum > 0, fused=True)
 
@@ -87,14 +89,14 @@ BUILDERS = {  # by the name of its section, which stands in OPTIMS of vitlab/con
 
 
 def build(cfg: config.Schema, model: nn.Module) -> torch.optim.Optimizer | Muon:
-    """The optimizer that an experiment's section `optim` names."""
+    """Return the optimizer that an experiment's section `optim` describes."""
     return BUILDERS[cfg.name](cfg, model)
 
 
 class EMA:
     """A shadow of the model, `shadow = decay * shadow + (1 - decay) * model` after each step; batch-norm statistics too.
 
-    Not torch.optim.swa_utils.AveragedModel: it asks the host at each update how many there were, so no CUDA graph can hold it.
+    Not torch.optim.swa_utils.AveragedModel: at each update it asks the host how many there were, so no CUDA graph can hold it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,7 +104,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, rate: Tensor) -> None:
-        """rate (): 1 - decay, on the model's device."""
+        """Move the average towards `model` by `rate`, () on the model's device: 1 - decay."""
         for ours, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
             if ours.is_floating_point():
                 ours.lerp_(theirs, rate)

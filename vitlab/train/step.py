@@ -52,7 +52,7 @@ class Step:
         self.sums: dict[str, Tensor] = {}
         self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
         self.warm: dict[Phase, int] = {}
-        # On two cores compiling gained 10 % at full size and nothing at a tenth of it, and took one to two minutes: not there.
+        # On two cores compiling gained 10 % at full size and nothing at a tenth of it, and took one to two minutes: so not on a CPU.
         pays = device.type == "cuda" and total >= COMPILE_FROM
         self.forward = torch.compile(model.forward_heads) if pays else model.forward_heads
 

@@ -1,0 +1,159 @@
+"""What the commands print: the plan, results, tables. Heavy modules are imported where they are needed, as in cli.py."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab.errors import UserError
+from vitlab.files import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitlab.claims.declarations import Ledger
+    from vitlab.claims.verdicts import Result
+    from vitlab.data.sources import Source
+    from vitlab.records import RunRecord
+    from vitlab.report.tables import Table
+    from vitlab.run.plan import Run
+
+
+def console() -> Console:
+    """Return the console that all commands print to."""
+    from rich.console import Console
+
+    # No markup, because titles, variations and folders may contain brackets. A log file has no edge to wrap at.
+    return Console(markup=False, highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+
+
+def short(path: Path) -> str:
+    """Return the path as seen from the current directory."""
+    return os.path.relpath(path)
+
+
+def announce(console: Console, profile: str, source: Source, seeds: list[int], runs: list[Run], budget: float) -> None:
+    """Print what is about to be trained, and on what data. `budget` is in seconds, infinite for none."""
+    from rich.panel import Panel
+
+    from vitlab.run.progress import clock
+
+    if source.note:
+        console.print(Panel(source.note, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
+    limit = f" · budget {clock(budget)}" if math.isfinite(budget) else ""
+    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} runs{limit}")
+
+
+def print_plan(
+    console: Console, runs: list[Run], jobs: int | None, speed: float | None, settles: Mapping[Path, list[str]] | None = None
+) -> None:
+    """Print the runs in their order, and how long they will take with so many `jobs` at `speed`, in FLOP/s of this machine; None: not known.
+
+    `settles` maps a run's folder to the claims that have all their runs once this one is finished.
+    """
+    from rich.table import Table
+
+    from vitlab.run import jobs as order
+    from vitlab.run.progress import clock
+
+    basis = "the speed of the last finished run here" if speed else "an assumed 45 GFLOP/s per CPU core"
+    speed = speed or 45e9 * (os.cpu_count() or 1)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title, justify in (
+        ("", "right"), ("experiment", "left"), ("seed", "right"), ("teacher", "left"), ("state", "left"), ("epochs", "right"),
+        ("params", "right"), ("FLOPs/img", "right"), ("time", "right"), *([] if settles is None else [("settles", "left")]),
+    ):  # fmt: skip
+        table.add_column(title, justify=justify)
+    left = 0.0
+    for i, run in enumerate(runs, 1):
+        cfg = run.resolved.config
+        seconds = run.train_flops / speed
+        left += 0 if run.finished else seconds
+        state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
+        table.add_row(
+            str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
+            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(seconds),
+            *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
+        )  # fmt: skip
+    console.print(table)
+    unfinished, threads = [run for run in runs if not run.finished], os.cpu_count() or 1
+    jobs = jobs or order.best(unfinished, threads)
+    beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""
+    if beside:
+        left *= order.makespan(unfinished, jobs, threads) / order.makespan(unfinished, 1, threads)
+    console.print(f"about {clock(left)} to go{beside}, by {basis}")
+
+
+def print_result(console: Console, label: str, record: RunRecord) -> None:
+    """Print a finished run's line: accuracy, time and speed."""
+    from rich.text import Text
+
+    from vitlab.run.progress import clock
+
+    student = f"  {record.teacher.gain:+.2f} on its teacher" if record.teacher else ""
+    share = f", {record.perf['mfu']:.0f} % of peak" if record.perf else ""
+    speed = f"{clock(record.train_seconds)}  {record.img_s:,.0f} img/s{share}{student}"
+    console.print(
+        Text.assemble(
+            f"{label}  ",
+            (f"test top-1 {record.metrics['test_top1']:.2f} %", "bold"),
+            f"  top-5 {record.metrics['test_top5']:.2f} %  {speed}",
+        )
+    )
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print one of the report's tables."""
+    from rich import table as grids
+
+    grid = grids.Table(title=printable(table.caption), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        grid.add_column(column.heading, justify="left" if column.left else "right")
+    for row in table.rows:
+        grid.add_row(*(printable(cell) for _, cell in row))
+    console.print(grid)
+
+
+def print_summary(console: Console, done: list[RunRecord], root: Path, reports_dir: Path) -> None:
+    """Print the finished runs' table, and where their report and the table of them in the MLflow store of `root` are."""
+    from vitlab.report import set_page
+    from vitlab.track import store, views
+
+    first = done[0]
+    print_table(console, set_page.closing(done))
+    where = reports_dir / f"{first.profile}-{first.dataset.name}"
+    console.print(f"report: make report, then {short(where)}/report.html")
+    with contextlib.suppress(UserError):  # a server that is down has been reported before
+        tables = views.addresses(root)
+        table = tables.get(views.set_name(first.profile, first.dataset.name), tables[""])
+        console.print(f"compare runs: {'' if store.server(root) else 'make ui, then '}{table}")
+
+
+def print_ledger(console: Console, ledger: Ledger, name: str, results: list[Result]) -> None:
+    """Print each claim of the set `name` with its effect, interval and verdict."""
+    from collections import Counter
+
+    from rich.table import Table
+
+    from vitlab.claims import declarations, verdicts
+
+    table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
+        table.add_column(title, justify="right" if title in ("wanted", "effect", "seeds", "p (Holm)") else "left", no_wrap=title == "claim")
+    for r in results:
+        interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
+        more = f", {r.more_seeds} more seeds" if r.more_seeds else ""
+        more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
+        table.add_row(
+            r.id, printable(r.statement), verdicts.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
+            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
+        )  # fmt: skip
+    console.print(table, soft_wrap=False)  # statements wrap within their column
+    counts = Counter(r.verdict for r in results)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    console.print(f"{counted}; intervals over seeds, {ledger.confidence:.0%}; declared in {short(declarations.FILE)}")
