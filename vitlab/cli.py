@@ -169,14 +169,12 @@ def _profile(asked: str) -> str:
     """auto: full with CUDA, else quick. torch, seconds to load, is asked only where NVIDIA's driver knows of a GPU."""
     if asked != "auto":
         return asked
-    import pynvml
+    from vitlab.run import plan
 
-    with contextlib.suppress(pynvml.NVMLError):  # no driver
-        pynvml.nvmlInit()
-        if pynvml.nvmlDeviceGetCount():
-            import torch
+    if plan.gpus():
+        import torch
 
-            return "full" if torch.cuda.is_available() else "quick"
+        return "full" if torch.cuda.is_available() else "quick"
     return "quick"
 
 
@@ -196,19 +194,17 @@ def _print_plan(console: Console, runs: list[Run], settles: Mapping[Path, list[s
         ("params", "right"), ("FLOPs/img", "right"), ("time", "right"), *([] if settles is None else [("settles", "left")]),
     ):  # fmt: skip
         table.add_column(title, justify=justify)
-    left = 0.0
+    flops = plan.flops_left(runs, stores=not plan.gpus())
     for i, run in enumerate(runs, 1):
         cfg = run.resolved.config
-        seconds = run.train_flops / speed
-        left += 0 if run.finished else seconds
         state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
         table.add_row(
             str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
-            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(seconds),
+            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(flops[run.folder] / speed),
             *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
         )  # fmt: skip
     console.print(table)
-    console.print(f"about {clock(left)} to go, by {basis}")
+    console.print(f"about {clock(sum(flops.values()) / speed)} to go, by {basis}")
     return 0
 
 
@@ -272,7 +268,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
     report.add_argument("--publish", action="store_true", help="add them to what is published: results/ and the blocks of README.md")
-    command("runs", _list_runs, "list the runs of this checkout, finished or not")
+    runs = command(
+        "runs", _list_runs, "list the runs of this checkout, finished or not, with the size of the logits stored beside teachers"
+    )
+    runs.add_argument(
+        "--clear-logits", action="store_true", help="delete these logits instead; the next student has its teacher compute them anew"
+    )
     predict = command("predict", _predict, "classify images with the best CIFAR-10 model, trained here or published")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     model = predict.add_mutually_exclusive_group()
@@ -322,7 +323,11 @@ def _report(args: argparse.Namespace) -> int:
 def _list_runs(args: argparse.Namespace) -> int:
     from vitlab import records
     from vitlab.report.tables import Column, table
+    from vitlab.train import logits_store
 
+    if args.clear_logits:
+        print(f"deleted {logits_store.clear(RUNS) / 1e6:.1f} MB of teachers' logits")
+        return 0
     folders = sorted(p for p in RUNS.glob("*/*/*") if p.is_dir())
     if not folders:
         print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
@@ -335,6 +340,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         Column("State", {"state": lambda run: "finished" if run[1] else "unfinished"}, left=True),
         Column("Test top-1 (%)", {"test_top1": lambda run: run[1] and run[1].metrics["test_top1"]}, "{:.2f}".format),
         Column("Finished (UTC)", {"finished": lambda run: run[1] and run[1].finished}, left=True),
+        Column("Logits (MB)", {"logits_mb": lambda run: logits_store.megabytes(run[0]) or None}, "{:.1f}".format),
     )
     _print_table(_console(), table("", columns, found))
     return 0

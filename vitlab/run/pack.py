@@ -17,7 +17,7 @@ from typing import BinaryIO
 from vitlab import files, records
 from vitlab.errors import UserError
 from vitlab.run import half, published
-from vitlab.train import checkpoint
+from vitlab.train import checkpoint, logits_store
 
 PART_BYTES = 15_000_000
 PARTS = 1_000  # three digits, so that the shell's order is theirs
@@ -27,7 +27,8 @@ RECORD = "record.json"
 def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) -> list[Path]:
     """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.000 and so on.
 
-    All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks and what a kill left half written.
+    All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks, a teacher's stored logits and what a
+    kill left half written.
     `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are removed. Raises
     UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half precision.
     """
@@ -73,7 +74,7 @@ def _finished(record: Path) -> int:
 def _contents(run: Path) -> list[Path]:
     """The record last, as training writes it: where unpacking is cut short, no run seems finished that is not."""
     there = [p for p in run.rglob("*") if p.is_file() and not p.is_symlink()]
-    kept = [p for p in there if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock")]
+    kept = [p for p in there if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock", logits_store.SUFFIX)]
     return sorted(kept, key=lambda p: (p == run / RECORD, p))
 
 
