@@ -28,9 +28,9 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
     """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.000 and so on.
 
     All that is in a run's folder goes with it, its weights in half precision, but checkpoints, locks, a teacher's stored logits and what a
-    kill left half written.
-    `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are removed. Raises
-    UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half precision.
+    kill left half written. `tell` is told which runs are left out, since they are not finished. Parts of an earlier archive of that name are
+    removed. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond
+    half precision.
     """
     folder, runs_dir = folder.resolve(), runs_dir.resolve()
     if not folder.is_dir() or not folder.is_relative_to(runs_dir):

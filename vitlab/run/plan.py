@@ -95,7 +95,10 @@ class Run:
 
     @property
     def views(self) -> str:
-        """Return 12 hex digits that name the images of the training, step by step: those of runs that differ in nothing that shapes them."""
+        """Return 12 hex digits, the same for runs that differ in nothing that shapes the images which they see, step by step.
+
+        A file of stored logits has them in its name, for the plan's estimate. What is read is found by the images themselves.
+        """
         cfg = self.resolved.config
         ends = schedule.phase_ends(cfg.phases, self.steps, self.steps // cfg.train.epochs)
         shown = [
