@@ -7,7 +7,6 @@ user's mistake, with one message; 128 + the signal where one stopped it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import gc
 import json
@@ -162,14 +161,12 @@ def _profile(asked: str) -> str:
     """Return the profile: for auto, full with CUDA, else quick. torch takes seconds to load, so it is asked only if NVML sees a GPU."""
     if asked != "auto":
         return asked
-    import pynvml
+    from vitlab.run import plan
 
-    with contextlib.suppress(pynvml.NVMLError):  # no driver
-        pynvml.nvmlInit()
-        if pynvml.nvmlDeviceGetCount():
-            import torch
+    if plan.gpus():
+        import torch
 
-            return "full" if torch.cuda.is_available() else "quick"
+        return "full" if torch.cuda.is_available() else "quick"
     return "quick"
 
 
@@ -188,7 +185,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
     report.add_argument("--publish", action="store_true", help="add them to results/ and to the blocks of README.md and docs/")
-    command("runs", _list_runs, "list the runs of this checkout, finished or not")
+    runs = command(
+        "runs", _list_runs, "list the runs of this checkout, finished or not, with the size of the logits stored beside teachers"
+    )
+    runs.add_argument(
+        "--clear-logits", action="store_true", help="delete these logits instead; the next student has its teacher compute them anew"
+    )
     predict = command("predict", _predict, "classify images with the best CIFAR-10 model, trained here or published")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     model = predict.add_mutually_exclusive_group()
@@ -238,7 +240,11 @@ def _report(args: argparse.Namespace) -> int:
 def _list_runs(args: argparse.Namespace) -> int:
     from vitlab import records
     from vitlab.report.tables import Column, table
+    from vitlab.train import logits_store
 
+    if args.clear_logits:
+        print(f"deleted {logits_store.clear(RUNS) / 1e6:.1f} MB of teachers' logits")
+        return 0
     folders = sorted(p for p in RUNS.glob("*/*/*") if p.is_dir())
     if not folders:
         print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
@@ -251,6 +257,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         Column("State", {"state": lambda run: "finished" if run[1] else "unfinished"}, left=True),
         Column("Test top-1 (%)", {"test_top1": lambda run: run[1] and run[1].metrics["test_top1"]}, "{:.2f}".format),
         Column("Finished (UTC)", {"finished": lambda run: run[1] and run[1].finished}, left=True),
+        Column("Logits (MB)", {"logits_mb": lambda run: logits_store.megabytes(run[0]) or None}, "{:.1f}".format),
     )
     terminal.print_table(terminal.console(), table("", columns, found))
     return 0

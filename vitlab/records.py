@@ -84,8 +84,10 @@ class RunRecord(_Frozen):
     flops: int  # forward, per image; one multiply-add is 2
     train_seconds: float  # of the training loop, evaluation included, over all resumed parts
     img_s: float  # training images per second, evaluation not counted; median over epochs
-    # speed at img_s: train_gflops_per_image (a training step's, the teacher's forward included), tflops, peak_tflops (a large
-    # matrix product's on this machine), mfu (their ratio, percent); and seconds_<phase>: of train_seconds, and of the test split's forward
+    # speed, medians over epochs: train_gflops_per_image (a training step's, the teacher's forward included), tflops (of what was computed),
+    # peak_tflops (a large matrix product's on this machine), mfu (their ratio, percent); seconds_<phase>: of train_seconds, and of the
+    # test split's forward; teacher_logits_read: the percentage of steps that read the teacher's logits as an earlier run had stored them,
+    # and cost no forward of it: times compare only where it is the same
     perf: dict[str, float] = {}
     device: str
     precision: str  # of training; predictions are computed in float32

@@ -59,6 +59,7 @@ def print_plan(
     from rich.table import Table
 
     from vitlab.run import jobs as order
+    from vitlab.run import plan
     from vitlab.run.progress import clock
 
     basis = "the speed of the last finished run here" if speed else "an assumed 45 GFLOP/s per CPU core"
@@ -69,18 +70,17 @@ def print_plan(
         ("params", "right"), ("FLOPs/img", "right"), ("time", "right"), *([] if settles is None else [("settles", "left")]),
     ):  # fmt: skip
         table.add_column(title, justify=justify)
-    left = 0.0
+    flops = plan.flops_left(runs, stores=not plan.gpus())
     for i, run in enumerate(runs, 1):
         cfg = run.resolved.config
-        seconds = run.train_flops / speed
-        left += 0 if run.finished else seconds
         state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
         table.add_row(
             str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
-            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(seconds),
+            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(flops[run.folder] / speed),
             *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
         )  # fmt: skip
     console.print(table)
+    left = sum(flops.values()) / speed
     unfinished, threads = [run for run in runs if not run.finished], os.cpu_count() or 1
     jobs = jobs or order.best(unfinished, threads)
     beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""

@@ -561,5 +561,7 @@ def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
     runs = fake_set(2, ("01_baseline_vit",), perf=perf | {"seconds_checkpoint": 1.0})
     (rung,) = rungs.ladder(runs)
     assert rung_page.speed(rung) == "2.00 TFLOP/s, 25 % of the machine's peak; forward and backward 98.0%, data 1.0%, checkpoint 1.0%"
+    (student,) = rungs.ladder(fake_set(1, ("01_baseline_vit",), perf=perf | {"teacher_logits_read": 100.0}))
+    assert rung_page.speed(student).endswith("data 1.0%; 100 % of the steps read the teacher's stored logits")
     (old,) = rungs.ladder(fake_set(1, ("01_baseline_vit",)))
     assert rung_page.speed(old) == words.NONE

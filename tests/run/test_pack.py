@@ -57,7 +57,9 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     trained = contents(here / "runs")
     assert {"mlflow.json", "journal.jsonl", "run.json", "predictions.npz"} <= {p.name for p in student.iterdir()}
 
-    for name in ("checkpoint.pt", "checkpoint.previous.pt", "mlflow.lock", "record.json.01234567.tmp", "figures/curves.png.89abcdef.tmp"):
+    for name in (
+        "checkpoint.pt", "checkpoint.previous.pt", "mlflow.lock", "record.json.01234567.tmp", "figures/curves.png.89abcdef.tmp", "0-1.logits",
+    ):  # fmt: skip
         (student / name).write_bytes(b"of no use elsewhere")
     unfinished = student.parent / "0123456789ab-s7"
     shutil.copytree(student, unfinished)
@@ -79,7 +81,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     shutil.copytree(here / "packed", there / "packed")
     subprocess.run(["bash", "-c", command], check=True, cwd=there)
     unpacked = contents(there / "runs")
-    wanted = {name for name in trained if not name.endswith(".lock")}
+    wanted = {name for name in trained if not name.endswith((".lock", ".logits"))}
     assert unpacked.keys() == wanted
     assert {n for n in wanted if unpacked[n] != trained[n]} == {n for n in wanted if n.endswith("/weights.safetensors")}
     for path in (there / "runs").rglob("weights.safetensors"):

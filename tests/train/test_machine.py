@@ -108,6 +108,25 @@ def test_the_meter_adds_up_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     assert total([row, row], meter.read())["checkpoint"] == 1.0
 
 
+def test_what_stored_logits_spare_is_not_in_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four steps had no teacher's forward, which is half of the FLOPs; the next epoch has it all."""
+    now = 0.0
+    monkeypatch.setattr("vitlab.train.meter.time.perf_counter", lambda: now)
+    meter = Meter(CPU, flops_per_image=2e9, peak=1e12, teacher_flops=1e9)
+    for answers, read, tflops in (((True, False, True, True), 75.0, 0.125), ((False,), 0.0, 0.2)):
+        for stored in answers:
+            meter.answered(stored)
+        now += 1.0
+        meter.lap("forward_backward")
+        row = meter.epoch(images=100)
+        assert row["perf/teacher_logits_read"] == read
+        assert row["perf/tflops"] == pytest.approx(tflops)
+        assert row["perf/mfu"] == pytest.approx(100 * tflops)
+    now += 1.0
+    meter.lap("forward_backward")
+    assert "perf/teacher_logits_read" not in meter.epoch(images=100)  # nobody was asked
+
+
 def test_autocast_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has in (False, True):
         monkeypatch.setattr(machine, "hardware_bf16", lambda _, has=has: has)

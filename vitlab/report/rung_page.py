@@ -75,15 +75,21 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
 
 
 def speed(rung: Rung) -> str:
-    """Return the speed beside that of the machine's own large matrix product, mean over the runs that measured it, and where the time went."""
+    """Return the speed beside that of the machine's own large matrix product, mean over the runs that measured it, and where the time went;
+    of students also how many of their steps cost no forward pass of the teacher, since an earlier run had stored its logits.
+    """
     perfs = [r.perf for r in rung.runs if r.perf]
     if not perfs:
         return words.NONE
     tflops, mfu = (float(np.mean([p[key] for p in perfs])) for key in ("tflops", "mfu"))
     spent = {key.removeprefix("seconds_"): sum(p.get(key, 0.0) for p in perfs) for p in perfs for key in p if key.startswith("seconds_")}
     shares = sorted(((seconds / sum(spent.values()), phase.replace("_", " and ")) for phase, seconds in spent.items()), reverse=True)
-    return f"{words.sig(tflops)} TFLOP/s, {mfu:.0f} % of the machine's peak; " + ", ".join(
-        f"{phase} {share:.1%}" for share, phase in shares
+    read = float(np.mean([p.get("teacher_logits_read", 0.0) for p in perfs]))
+    spared = f"; {read:.0f} % of the steps read the teacher's stored logits" if read else ""
+    return (
+        f"{words.sig(tflops)} TFLOP/s, {mfu:.0f} % of the machine's peak; "
+        + ", ".join(f"{phase} {share:.1%}" for share, phase in shares)
+        + spared
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import statistics
@@ -31,8 +32,9 @@ from vitlab.run.plan import Run
 from vitlab.track.journal import Journal, RunInfo
 from vitlab.track.shipping import Shipper
 from vitlab.train import checkpoint, evaluate, loop, machine, schedule
+from vitlab.train.logits_store import LogitsStore
 from vitlab.train.meter import Meter, total
-from vitlab.train.objective import CrossEntropy, Distillation
+from vitlab.train.objective import CrossEntropy, Distillation, RememberingTeacher
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
 STOP_SECONDS = 5  # how long a run that is to stop waits for that
@@ -112,17 +114,21 @@ def execute(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     shipper = Shipper(ROOT, run.folder)
 
+    peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
+    meter = Meter(where, run.step_flops, peak, run.teacher.flops if run.teacher else 0.0)
     objective: CrossEntropy | Distillation = CrossEntropy()
+    store: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if run.teacher is not None and teacher is not None and cfg.distill is not None:
         scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
         teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
         say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
+        if where.type == "cpu":
+            store = teacher_store(run, scores, journal)
+            teacher = RememberingTeacher(teacher, store, meter.answered)
         objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
 
-    peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
-    meter = Meter(where, run.step_flops, peak)
     try:
-        with make_bar(len(data.train_labels)) as bar:
+        with make_bar(len(data.train_labels)) as bar, store:
             trained = loop.train(
                 cfg, data, model, objective,
                 seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
@@ -142,6 +148,24 @@ def execute(
     if not shipper.finish(lambda: STOP_SECONDS if stop.asked() else SHIP_SECONDS, model=best, example=example):
         say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
     return record
+
+
+def teacher_store(run: Run, validation_logits: torch.Tensor, journal: Journal) -> LogitsStore:
+    """Return the store of the logits that the student's teacher gives on this machine; what goes wrong with it goes to the journal.
+
+    `validation_logits`: the teacher's, as just computed. Their bits stand for its weights, its code and the libraries' that it runs on, and
+    are known without a forward pass more. Precision and threads are the training's.
+    """
+    assert run.teacher is not None
+    where, precision = validation_logits.device, run.resolved.config.train.precision
+    facts = (machine.precision(precision, where), torch.get_num_threads(), machine.device_name(where), torch.__version__, run.logits_bytes)
+    answers = hashlib.sha256(repr(facts).encode() + validation_logits.numpy().tobytes()).hexdigest()[:12]
+
+    def tell(text: str) -> None:
+        with contextlib.suppress(files.DiskFull):  # which is what it may be about
+            journal.append("event", text=text)
+
+    return LogitsStore(run.teacher.folder, run.views, answers, run.logits_bytes, tell)
 
 
 def finish(
@@ -184,7 +208,8 @@ def finish(
     teacher = None
     if run.teacher is not None and teacher_validation is not None:
         teacher = teacher_facts(run.teacher, scores, metrics["test_top1"], teacher_validation)
-    img_s = statistics.median(row["perf/img_s"] for row in trained.history)
+    img_s, tflops, mfu = (statistics.median(row[f"perf/{key}"] for row in trained.history) for key in ("img_s", "tflops", "mfu"))
+    read = [row["perf/teacher_logits_read"] for row in trained.history if "perf/teacher_logits_read" in row]
     classes = evaluate.ranking(scores)[:, 0]
     record = RunRecord(
         **identity(run, where),
@@ -203,10 +228,11 @@ def finish(
         img_s=img_s,
         perf={
             "train_gflops_per_image": run.step_flops / 1e9,
-            "tflops": img_s * run.step_flops / 1e12,
+            "tflops": tflops,
             "peak_tflops": peak / 1e12,
-            "mfu": 100 * img_s * run.step_flops / peak,
+            "mfu": mfu,
         }
+        | ({"teacher_logits_read": statistics.mean(read)} if read else {})
         | {f"seconds_{phase}": value for phase, value in seconds.items()},
         precision=machine.precision(cfg.train.precision, where),
         threads=torch.get_num_threads(),

@@ -15,8 +15,7 @@ RUN_FLOPS = 8 * 50e9
 
 def work(run: Run, threads: int) -> float:
     """Return what the run costs with so many threads, in FLOPs of one thread."""
-    steps = run.train_flops / run.step_flops / run.resolved.config.train.batch_size
-    return run.train_flops / threads + steps * STEP_FLOPS + RUN_FLOPS
+    return run.train_flops / threads + run.steps * STEP_FLOPS + RUN_FLOPS
 
 
 def by_path(runs: list[Run]) -> list[Run]:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from vitlab import files, records
 from vitlab.errors import UserError
 from vitlab.run import half, published
-from vitlab.train import checkpoint
+from vitlab.train import checkpoint, logits_store
 
 PART_BYTES = 15_000_000
 PARTS = 1_000  # at most: numbers have three digits, so that the shell lists the parts in their order
@@ -27,10 +27,10 @@ RECORD = "record.json"
 def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) -> list[Path]:
     """Write the finished runs in `folder`, which is `runs_dir` or lies in it, to the parts `to`/<its name>.tar.000 and so on.
 
-    A run's whole folder is packed, its weights in half precision, except for checkpoints, locks and files that a kill left half written.
-    `tell` is called with a line for each run that is left out because it is not finished. Parts of an earlier archive of that name are
-    removed. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that are damaged or beyond half
-    precision.
+    A run's whole folder is packed, its weights in half precision, except for checkpoints, locks, a teacher's stored logits and files that
+    a kill left half written. `tell` is called with a line for each run that is left out because it is not finished. Parts of an earlier
+    archive of that name are removed. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that
+    are damaged or beyond half precision.
     """
     folder, runs_dir = folder.resolve(), runs_dir.resolve()
     if not folder.is_dir() or not folder.is_relative_to(runs_dir):
@@ -74,7 +74,7 @@ def _finished(record: Path) -> int:
 def _contents(run: Path) -> list[Path]:
     """Return the run's files to pack. The record is last, as in training, so that no run seems finished if unpacking is cut short."""
     present = [p for p in run.rglob("*") if p.is_file() and not p.is_symlink()]
-    kept = [p for p in present if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock")]
+    kept = [p for p in present if p.name not in checkpoint.NAMES and p.suffix not in (".tmp", ".lock", logits_store.SUFFIX)]
     return sorted(kept, key=lambda p: (p == run / RECORD, p))
 
 

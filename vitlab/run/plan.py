@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from vitlab.config.places import MAX_DEPTH, shown
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 from vitlab.models import cost
+from vitlab.train import logits_store, schedule
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,37 @@ class Run:
         """Return the FLOPs of the whole training."""
         cfg = self.resolved.config
         return float(self.step_flops) * train_images(self.source, cfg.data) * cfg.train.epochs
+
+    @property
+    def batch(self) -> int:
+        """Return how many images a step has."""
+        cfg = self.resolved.config
+        return min(cfg.train.batch_size, train_images(self.source, cfg.data))
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps the training has."""
+        cfg = self.resolved.config
+        return cfg.train.epochs * (train_images(self.source, cfg.data) // self.batch)
+
+    @property
+    def logits_bytes(self) -> int:
+        """Return the bytes of a step's logits in float16."""
+        return 2 * self.batch * len(self.source.classes)
+
+    @property
+    def views(self) -> str:
+        """Return 12 hex digits, the same for runs that differ in nothing that shapes the images which they see, step by step.
+
+        A file of stored logits has them in its name, for the plan's estimate. What is read is found by the images themselves.
+        """
+        cfg = self.resolved.config
+        ends = schedule.phase_ends(cfg.phases, self.steps, self.steps // cfg.train.epochs)
+        shown = [
+            (end, phase.augment.model_dump(), phase.mix and phase.mix.model_dump()) for end, phase in zip(ends, cfg.phases, strict=True)
+        ]
+        what = [self.seed, self.source.digest, cfg.data.model_dump(), self.batch, self.steps, shown]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def train_images(source: Source, data: config.Data) -> int:
@@ -134,6 +169,34 @@ def students_first(runs: list[Run]) -> list[Run]:
     teachers = {run.teacher.folder for run in runs if run.teacher}
     seeds = list(dict.fromkeys(run.seed for run in runs))
     return sorted(runs, key=lambda run: (seeds.index(run.seed), run.teacher is None and run.folder not in teachers))
+
+
+def flops_left(runs: list[Run], stores: bool) -> dict[Path, float]:
+    """Return the FLOPs of each run's training by its folder, 0 where it is finished.
+
+    `stores`: teachers' logits are stored on this machine. Then a teacher's forward pass is left out for as many steps as are stored, and
+    altogether where an earlier one of `runs` sees the same images with the same teacher.
+    """
+    left: dict[Path, float] = {}
+    taught: set[tuple[Path, str]] = set()
+    for run in runs:
+        left[run.folder] = 0.0 if run.finished else run.train_flops
+        if stores and run.teacher and not run.finished:
+            lesson = run.teacher.folder, run.views
+            done = run.steps if lesson in taught else min(run.steps, logits_store.steps(*lesson, run.logits_bytes))
+            left[run.folder] -= float(run.teacher.flops) * done * run.batch
+            taught.add(lesson)
+    return left
+
+
+def gpus() -> int:
+    """Return how many GPUs NVIDIA's driver knows of; 0 without one."""
+    import pynvml  # late: most plans need none
+
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetCount()
+    return 0
 
 
 def measured_speed(runs_dir: Path) -> float | None:

@@ -18,16 +18,18 @@ class Meter:
     On a GPU laps are events in its own queue, read where the host waits anyway, so that no step waits for the clock.
 
     flops_per_image: of one image's training step, the teacher's forward pass included. peak: FLOP/s, from `machine.measured_peak`.
+    teacher_flops: of the teacher's forward pass of one image, which is not computed where its logits are stored.
     """
 
-    def __init__(self, where: torch.device, flops_per_image: float, peak: float) -> None:
-        self.where, self.flops_per_image, self.peak = where, flops_per_image, peak
+    def __init__(self, where: torch.device, flops_per_image: float, peak: float, teacher_flops: float = 0.0) -> None:
+        self.where, self.flops_per_image, self.peak, self.teacher_flops = where, flops_per_image, peak, teacher_flops
         self.start({})
 
     def start(self, seconds: dict[str, float]) -> None:
         """Begin to measure, from the `seconds` by phase that this epoch had before it was interrupted."""
         self.seconds = dict(seconds)
         self.marks: list[tuple[str, Any]] = []
+        self.answers: list[bool] = []
         self.last = self._mark()
 
     def _mark(self) -> Any:
@@ -40,6 +42,10 @@ class Meter:
     def lap(self, phase: str) -> None:
         """Book the time since the last lap under `phase`."""
         self.marks.append((phase, self._mark()))
+
+    def answered(self, stored: bool) -> None:
+        """Note that the teacher was asked for a batch's logits, and whether they were stored."""
+        self.answers.append(stored)
 
     def read(self) -> dict[str, float]:
         """Return the seconds by phase since the last row of `epoch`. Waits for a GPU."""
@@ -55,13 +61,17 @@ class Meter:
         """Return the values to log for an epoch that trained on `images` images, and begin the next one.
 
         They are perf/img_s, perf/tflops, perf/mfu (percent of the peak) and perf/seconds_<phase>. The seconds count from the previous call,
-        so they include the checkpoint that was written after it.
+        so they include the checkpoint that was written after it. Of a student whose teacher has a store also perf/teacher_logits_read: the
+        percentage of steps, since the epoch began or was resumed, that read the teacher's logits. What they spared is not in perf/tflops.
         """
         seconds = self.read()
         img_s = images / sum(seconds.get(phase, 0.0) for phase in TRAINING)
-        flops = img_s * self.flops_per_image  # per second
-        self.seconds = {}
+        read = sum(self.answers) / len(self.answers) if self.answers else 0.0
+        flops = img_s * (self.flops_per_image - read * self.teacher_flops)  # per second
         values = {"perf/img_s": img_s, "perf/tflops": flops / 1e12, "perf/mfu": 100 * flops / self.peak}  # mfu in percent
+        if self.answers:
+            values["perf/teacher_logits_read"] = 100 * read
+        self.seconds, self.answers = {}, []
         return values | {f"perf/seconds_{phase}": value for phase, value in seconds.items()}
 
 

@@ -6,9 +6,14 @@ C) probabilities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitlab.train import logits_store
+from vitlab.train.logits_store import LogitsStore
 
 
 def smooth_one_hot(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -40,7 +45,8 @@ class CrossEntropy:
 class Distillation:
     """(1 - weight) * CE of the first head + weight * KL of the last head to the teacher. With one head it is both.
 
-    The teacher sees the same view as the student, mixing included ("A good teacher is patient and consistent", Beyer et al. 2022).
+    The teacher sees the same view as the student, mixing included ("A good teacher is patient and consistent", Beyer et al. 2022). Its
+    logits are rounded to float16, as a store keeps them, so that a student is the same with one and without.
     """
 
     def __init__(self, teacher: nn.Module, temperature: float, weight: float) -> None:
@@ -50,7 +56,30 @@ class Distillation:
 
     def __call__(self, images: Tensor, heads: Tensor, targets: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            teacher = self.teacher(images)
+            teacher = self.teacher(images).half()
         ce = soft_cross_entropy(heads[0], targets)
         kd = distillation_kl(heads[-1], teacher, self.temperature)
         return {"loss": (1 - self.weight) * ce + self.weight * kd, "ce": ce, "kd": kd}
+
+
+class RememberingTeacher(nn.Module):
+    """A teacher that asks its store first: it computes the logits of the same images once, whoever learns from it.
+
+    On a CPU only: on a GPU a step is a replayed graph, which cannot ask, and the teacher's forward is cheap. `answered(stored)` is called for
+    each batch, with whether its logits were stored.
+    """
+
+    def __init__(self, teacher: nn.Module, store: LogitsStore, answered: Callable[[bool], None]) -> None:
+        super().__init__()
+        self.teacher, self.store, self.answered = teacher, store, answered
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> float16 (B, C)."""
+        view = logits_store.digest(images.contiguous().numpy())
+        found = self.store.get(view)
+        self.answered(found is not None)
+        if found is not None:
+            return torch.frombuffer(bytearray(found), dtype=torch.float16).view(len(images), -1)
+        logits = self.teacher(images).half()
+        self.store.put(view, logits.numpy().tobytes())
+        return logits
