@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -47,7 +48,8 @@ class NoShipper:
     def notify(self, *_: object) -> None: ...
     def close(self, *_: object, **__: object) -> None: ...
 
-    def finish(self, *_: object, **__: object) -> bool:
+    def finish(self, *_: object, **__: object) -> None: ...
+    def arrived(self, *_: object) -> bool:
         return True
 
 
@@ -139,7 +141,7 @@ def template(root: Path) -> None:
         loaded = dataset.load(source, other.resolved.config.data, "cpu")
         stop = loop.Stop(signal.SIGINT)
         with pytest.raises(loop.Interrupted):
-            execute.execute(other, loaded, lambda n: Silent(), stop, lambda text: None)
+            execute.execute(other, loaded, lambda n: Silent(), stop, lambda text: None, contextlib.ExitStack())
 
 
 def finished(run: plan.Run) -> None:

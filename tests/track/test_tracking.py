@@ -461,7 +461,8 @@ def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tm
     finish(tmp_path)
     shipper.notify(journal.size())
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
-    assert shipper.finish(lambda: 60, model=model, example=images), shipper.outstanding
+    shipper.finish(model=model, example=images)
+    assert shipper.arrived(lambda: 60), shipper.outstanding
     child = run_id(tmp_path, root)
     assert status(root, child) == "FINISHED"
     assert [row for row in metric_rows(root, child) if not row[0].startswith("final/")] == expected_rows(tmp_path)
@@ -505,7 +506,8 @@ def test_server_that_is_down_costs_nothing_and_sync_ships_later(root: Path, tmp_
     half.notify(journals[1].size())
     journals[1].append("metrics", step=2, values={"train/loss": 0.5})  # no checkpoint covers it
     finish(tmp_path / "done")
-    assert not done.finish(lambda: 30)
+    done.finish()
+    assert not done.arrived(lambda: 30)
     assert not half.close("KILLED", 30)
     assert done.outstanding == "[Errno 111] Connection refused"
     assert store.reason(ValueError("http://user:secret@example.org:5000/api: 403\nand more")) == "http://example.org:5000/api: 403"
@@ -531,7 +533,8 @@ def test_server_that_never_answers_holds_nobody_up(root: Path, tmp_path: Path, m
         before = set(threading.enumerate())
         shipper = Shipper(root, tmp_path)
         (thread,) = (t for t in threading.enumerate() if t.name == "mlflow-shipper" and t not in before)
-        assert not shipper.finish(lambda: 0.2)
+        shipper.finish()
+        assert not shipper.arrived(lambda: 0.2)
         assert shipper.outstanding == "still on its way after 0.2 s"
         thread.join(30)
         assert not thread.is_alive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tarfile
 from collections.abc import Callable
@@ -369,14 +370,14 @@ def test_a_second_arm_costs_no_forward_and_says_so(
     loaded = dataset.load(one.source, one.resolved.config.data, "cpu")
     found = {}
     for run in (teacher, one):
-        found[run.folder] = execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), lambda text: None)
+        found[run.folder] = execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), lambda text: None, contextlib.ExitStack())
     left = plan.flops_left([two, tail, teacher, one], stores=True)
     assert left == {two.folder: nominal[two.folder] - spared, tail.folder: nominal[tail.folder], teacher.folder: 0.0, one.folder: 0.0}
 
     (stored,) = teacher.folder.glob("*.logits")
     stored.write_bytes(stored.read_bytes()[:-1])
     for run in (two, tail):
-        found[run.folder] = execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), lambda text: None)
+        found[run.folder] = execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), lambda text: None, contextlib.ExitStack())
     assert "teacher_logits_read" not in found[teacher.folder].perf
     assert [found[run.folder].perf["teacher_logits_read"] for run in (one, two, tail)] == [0.0, 87.5, 50.0]
     told = {

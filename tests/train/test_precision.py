@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ def test_every_number_follows_from_the_stored_predictions(bf16: bool, tmp_path: 
     source = sources.resolve("digits", tmp_path, "full")
     teacher, student = plan.make([tmp_path / "student.yaml"], "full", source, [0], (), tmp_path / "runs")
     loaded = dataset.load(source, student.resolved.config.data, "cpu")
-    first, second = (execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), print) for run in (teacher, student))
+    first, second = (
+        execute.execute(run, loaded, lambda n: Silent(), loop.Stop(), print, contextlib.ExitStack()) for run in (teacher, student)
+    )
     assert first.precision == second.precision == ("bf16" if bf16 else "fp32")
 
     rightly = {}

@@ -89,11 +89,13 @@ def execute(
     make_bar: Callable[[int], loop.Bar],
     stop: loop.Stop,
     say: Callable[[str], None],
+    shipping: contextlib.ExitStack,
 ) -> RunRecord:
     """Train (or resume) and evaluate one run, leave its record, predictions, weights and pictures in its folder, and return the record.
 
-    `make_bar(images_per_epoch)` gives the loop its progress display, `say(text)` prints a line. Raises loop.Interrupted and loop.Diverged,
-    DiskFull, and UserError for a damaged teacher or checkpoint.
+    `make_bar(images_per_epoch)` gives the loop its progress display, `say(text)` prints a line. The run's last metrics and its model
+    reach MLflow in the background: the end of `shipping` waits for them. Raises loop.Interrupted and loop.Diverged, DiskFull, and UserError
+    for a damaged teacher or checkpoint.
     """
     cfg, where = run.resolved.config, data.train_images.device
     teacher = teacher_validation = None
@@ -145,8 +147,13 @@ def execute(
     journal.close()
     best = trained.ema.model if trained.ema else model
     example = data.test_images[:2].cpu().numpy()
-    if not shipper.finish(lambda: STOP_SECONDS if stop.asked() else SHIP_SECONDS, model=best, example=example):
-        say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
+    shipper.finish(model=best, example=example)
+
+    def wait() -> None:
+        if not shipper.arrived(lambda: STOP_SECONDS if stop.asked() else SHIP_SECONDS):
+            say(f"not all of it has reached MLflow ({shipper.outstanding}); everything is kept in {run.folder}: run 'vitlab sync' later")
+
+    shipping.callback(wait)
     return record
 
 

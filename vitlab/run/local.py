@@ -42,27 +42,33 @@ class Job:
 
     task: Task
     process: BaseProcess
+    finished: bool = False
     bar: RunBar | None = None
     shown: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 def in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], display: Display, stop: Stop) -> Iterator[Finished]:
-    """Train one after the other in this process, and give each as it is finished. Raises Stopped, and what train_task raises."""
-    for task in tasks:
-        if asked := stop.asked():
-            raise Stopped(asked, [])
-        cfg = task.run.resolved.config
+    """Train one after the other in this process, and give each as it is finished: MLflow gets its last metrics while the next one trains.
 
-        def say(text: str, label: str = task.label) -> None:
-            display.console.print(f"{label}  {text}")
+    Raises Stopped, and what train_task raises.
+    """
+    with on_signals(stop_after_step(stop)), contextlib.ExitStack() as shipping:
+        for task in tasks:
+            yield _in_turn(task, loaded[task.run.resolved.config.data], display, stop, shipping)
 
-        bar = functools.partial(display.bar, task.label, cfg.train.epochs)
-        try:
-            with on_signals(stop_after_step(stop)):
-                record, here = train_task(task, loaded[cfg.data], bar, say, stop)
-        except loop.Interrupted as e:
-            raise Stopped(e.args[0], [task.run.folder]) from None
-        yield task, record, here
+
+def _in_turn(task: Task, data: Dataset, display: Display, stop: Stop, shipping: contextlib.ExitStack) -> Finished:
+    if asked := stop.asked():
+        raise Stopped(asked, [])
+
+    def say(text: str) -> None:
+        display.console.print(f"{task.label}  {text}")
+
+    bar = functools.partial(display.bar, task.label, task.run.resolved.config.train.epochs)
+    try:
+        return task, *train_task(task, data, bar, say, stop, shipping)
+    except loop.Interrupted as e:
+        raise Stopped(e.args[0], [task.run.folder]) from None
 
 
 def side_by_side(tasks: list[Task], jobs: int, display: Display, stop: Stop) -> Iterator[Finished]:
@@ -92,8 +98,10 @@ def side_by_side(tasks: list[Task], jobs: int, display: Display, stop: Stop) -> 
     with on_signals(stop_after_step(stop)), contextlib.ExitStack() as last:
         last.callback(_stop_all, running)
         while running or (left and asked is None):
-            while asked is None and len(running) < jobs and (run := order.ready(left, [job.task.run for job in running.values()])):
+            training = [job.task.run for job in running.values() if not job.finished]
+            while asked is None and len(training) < jobs and (run := order.ready(left, training)):
                 left.remove(run)
+                training.append(run)
                 begin(run)
             for pipe in wait(list(running), POLL):
                 job = running[pipe]
@@ -105,11 +113,15 @@ def side_by_side(tasks: list[Task], jobs: int, display: Display, stop: Stop) -> 
                     _display(display, job, kind, values)
                     continue
                 job.shown.close()
+                if kind == "finished":  # its process goes on until MLflow has everything
+                    job.finished = True
+                    yield job.task, *values
+                    continue
                 job.process.join()
                 del running[pipe]
-                if kind == "finished":
-                    yield job.task, *values
-                elif kind in ("interrupted", "died") and stop.asked() is not None:
+                if job.finished:
+                    continue
+                if kind in ("interrupted", "died") and stop.asked() is not None:
                     interrupted.append(job)
                 elif failure is None:
                     failure = values[0] if kind == "failed" else Died(_cause(job))
@@ -194,8 +206,9 @@ def _work(pipe: Connection, task: Task, threads: int, deadline: float) -> None:
         torch.set_num_threads(threads)
         try:
             data = dataset.load(task.run.source, task.run.resolved.config.data, machine.device())
-            record, here = train_task(task, data, functools.partial(_Bar, send), functools.partial(send, "said"), stop)
-            send("finished", record, here)
+            with contextlib.ExitStack() as shipping:
+                record, here = train_task(task, data, functools.partial(_Bar, send), functools.partial(send, "said"), stop, shipping)
+                send("finished", record, here)
         except loop.Interrupted:
             send("interrupted")
         except Exception as e:

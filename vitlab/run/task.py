@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable
@@ -38,11 +39,16 @@ class Stopped(Exception):
 
 
 def train_task(
-    task: Task, data: Dataset, make_bar: Callable[[int], loop.Bar], say: Callable[[str], None], stop: Stop
+    task: Task,
+    data: Dataset,
+    make_bar: Callable[[int], loop.Bar],
+    say: Callable[[str], None],
+    stop: Stop,
+    shipping: contextlib.ExitStack,
 ) -> tuple[RunRecord, bool]:
     """Train one run in this process, unless another process finishes it meanwhile; return its record, and whether it was trained here.
 
-    `make_bar(images_per_epoch)` and `say(text)` as for execute.execute. Raises loop.Interrupted where `stop` asks to stop, loop.Diverged
+    `make_bar(images_per_epoch)`, `say(text)` and `shipping` as for execute.execute. Raises loop.Interrupted where `stop` asks to stop, loop.Diverged
     with the run's label, DiskFull and UserError.
     """
     run = task.run
@@ -52,7 +58,7 @@ def train_task(
         if task.force:
             shutil.rmtree(run.folder, ignore_errors=True)
         try:
-            return execute.execute(run, data, make_bar, stop, say), True
+            return execute.execute(run, data, make_bar, stop, say, shipping), True
         except loop.Diverged as e:
             raise loop.Diverged(f"{run.label}: {e}") from None
 

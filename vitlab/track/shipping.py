@@ -360,21 +360,15 @@ class Shipper:
             self._upto = upto
             self._wake.notify()
 
-    def finish(self, patience: Callable[[], float], model: nn.Module | None = None, example: np.ndarray | None = None) -> bool:
-        """Ship the finished run and its model; return whether all of it arrived within `patience()` seconds, else `outstanding` says why.
+    def finish(self, model: nn.Module | None = None, example: np.ndarray | None = None) -> None:
+        """Ask for the finished run and its model to be shipped. Returns at once; then `arrived` tells what came of it."""
+        self._end("FINISHED", None if model is None or example is None else lambda: (model, example))
+
+    def arrived(self, patience: Callable[[], float]) -> bool:
+        """Wait at most `patience()` seconds and return whether all has arrived; if not, `outstanding` says why.
 
         `patience` is called again and again: a signal makes it return less.
         """
-        return self._end("FINISHED", patience, None if model is None or example is None else lambda: (model, example))
-
-    def close(self, status: str, timeout_s: float) -> bool:
-        """Ship what checkpoints refer to, for a run that is KILLED (interrupted) or has FAILED; returns as `finish` does."""
-        return self._end(status, lambda: timeout_s)
-
-    def _end(self, status: str, patience: Callable[[], float], final_model: Model | None = None) -> bool:
-        with self._wake:
-            self._last = (status, final_model)
-            self._wake.notify()
         began = time.monotonic()
         while self._thread.is_alive() and time.monotonic() - began < patience():
             self._thread.join(0.1)
@@ -382,6 +376,16 @@ class Shipper:
             self.outstanding = self.outstanding or f"still on its way after {patience():g} s"
             return False
         return not self.outstanding
+
+    def close(self, status: str, timeout_s: float) -> bool:
+        """Ship what checkpoints refer to, for a run that is KILLED (interrupted) or has FAILED; returns as `arrived` does."""
+        self._end(status, None)
+        return self.arrived(lambda: timeout_s)
+
+    def _end(self, status: str, final_model: Model | None) -> None:
+        with self._wake:
+            self._last = (status, final_model)
+            self._wake.notify()
 
     def _work(self) -> None:
         pause, not_before = 1.0, 0.0
