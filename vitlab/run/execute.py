@@ -32,7 +32,7 @@ from vitlab.track.journal import Journal, RunInfo
 from vitlab.track.shipping import Shipper
 from vitlab.train import checkpoint, evaluate, loop, machine, schedule
 from vitlab.train.meter import Meter, total
-from vitlab.train.objective import CrossEntropy, Distillation
+from vitlab.train.objective import CrossEntropy, Distillation, prepare_teacher
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
 STOP_SECONDS = 5  # how long one that is to stop does
@@ -55,6 +55,14 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
     """Return the model on the device `where`. Its initial weights are a function of the seed alone, whatever was drawn before."""
     torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
     return registry.build(cfg.model, classes).to(where)
+
+
+def distillation(cfg: config.Experiment, teacher: nn.Module, data: Dataset) -> Distillation:
+    """Return the objective of a student that learns from `teacher`, which is on the data's device."""
+    assert cfg.distill is not None
+    steps = cfg.train.epochs * schedule.epoch_steps(cfg, len(data.train_labels))
+    teacher = prepare_teacher(teacher, cfg.train.precision, data.train_images.device, steps)
+    return Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
@@ -116,7 +124,7 @@ def execute(
         scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
         teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
         say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
-        objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
+        objective = distillation(cfg, teacher, data)
 
     peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
     meter = Meter(where, run.step_flops, peak)
