@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from vitlab import config
-from vitlab.data import rng
+from vitlab.data import ops, rng
 from vitlab.data.dataset import Dataset
+from vitlab.models import layers
+from vitlab.train import optim
 
 if TYPE_CHECKING:
     from bad_input.build import World
@@ -63,6 +65,14 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
     return config.load(experiment_file()).config
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the CPU goes a way of its own, the GPU's instead."""
+    monkeypatch.setattr(ops, "_each", ops._each_by_mask)
+    monkeypatch.setattr(layers, "dropout", torch.nn.functional.dropout)
+    monkeypatch.setattr(optim, "_lerp", optim._lerp_together)
 
 
 @pytest.fixture
