@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from benchmarks import gpu_check
 from vitlab import config
 from vitlab.config import Experiment
 from vitlab.data import augment
@@ -437,3 +439,65 @@ def test_a_step_has_no_more_operators_than_planned(tiny_data: Dataset, as_on_a_g
         step._run(cfg.phases[0])
     for part, most in BUDGET.items():
         assert laps.counts[part] <= most, f"{part}: {laps.counts[part]} operators, planned are {most}"
+
+
+# ---------------------------------------------------------------------------------------------------------- make gpu-check
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments of two blocks and few channels."""
+    configuration = gpu_check.Check.configuration
+
+    def narrow(check: gpu_check.Check, path: str | Path) -> Experiment:
+        cfg = configuration(check, path)
+        sizes = {"width": 4} if cfg.model.name == "resnet" else {"dim": 16, "heads": 2, "depth": 2, "class_attention": 0, "stem_width": 4}
+        return cfg.model_copy(update={"model": cfg.model.model_copy(update=sizes)})
+
+    monkeypatch.setattr(gpu_check.Check, "configuration", narrow)
+
+
+@pytest.mark.slow
+def test_the_rehearsal_on_a_cpu_does_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    results = gpu_check.run(CPU, 60, tmp_path)
+    assert results == json.loads((tmp_path / "gpu_check.json").read_text())
+    parts = results["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == {
+        part.__name__: "needs a GPU" if part is gpu_check.waiting else "done" for part in gpu_check.PARTS
+    }, [part.get("error") for part in parts.values()]
+    assert parts["versions"]["found"]["torch"] == torch.__version__
+    assert parts["versions"]["found"]["missing"] == {}
+    assert all(row["finite"] for row in parts["attention"]["found"].values())
+    assert parts["equality"]["found"]["apart_of_moved"] == 0
+    assert all(row["minutes"] > 0 for row in parts["ladder"]["found"].values())
+    text = (tmp_path / "gpu_check.txt").read_text()
+    assert f"1 steps of {gpu_check.STUDENT}" in text, "the profile's table"
+
+
+def test_a_part_that_fails_stops_nothing_and_none_begins_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+
+    def broken(_: gpu_check.Check) -> dict[str, float]:
+        """Breaks."""
+        raise ZeroDivisionError("by hand")
+
+    def long(_: gpu_check.Check) -> dict[str, float]:
+        """Takes ten minutes."""
+        nonlocal now
+        now += 600
+        return {"value": 1.25}
+
+    def late(_: gpu_check.Check) -> dict[str, float]:
+        """Never begins."""
+        raise AssertionError
+
+    monkeypatch.setattr(gpu_check.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(gpu_check, "PARTS", (broken, long, late))
+    parts = gpu_check.run(CPU, 5, tmp_path)["parts"]
+    assert [part["status"] for part in parts.values()] == ["failed", "done", "no time left"]
+    assert "ZeroDivisionError: by hand" in parts["broken"]["error"]
+    assert parts["long"]["found"] == {"value": 1.25}
+    said = capsys.readouterr().out
+    assert "long (600.0 s): done. Takes ten minutes.\n  value: 1.25" in said
