@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitlab.paths import REPORTS
+
 NEEDED = ("torchvision", "numpy", "pydantic", "yaml", "rich", "safetensors", "filelock", "psutil", "pynvml", "matplotlib", "seaborn")
 STUDENT = "06_kd_r50_class_attention"
 LADDER = (
@@ -125,6 +127,7 @@ class Check:
 
     def kernels(self, what: Callable[[], object], title: str | None = None) -> dict[str, float]:
         """Milliseconds by kernel, the longest first; on a CPU by operator. With a title the table goes into the text."""
+        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         from vitlab.train.machine import wait
@@ -134,10 +137,11 @@ class Check:
             what()
             wait(self.where)
         averages = found.key_averages()
-        field = "self_device_time_total" if self.gpu else "self_cpu_time_total"
+        kind, field = (DeviceType.CUDA, "self_device_time_total") if self.gpu else (DeviceType.CPU, "self_cpu_time_total")
         if title:
             self.tables.append(f"{title}\n{averages.table(sort_by=field, row_limit=TOP, max_name_column_width=90)}")
-        spent = {event.key: getattr(event, field) / 1000 for event in averages if getattr(event, field) > 0}
+        # what a host's operator started counts as its kernels' time too, so these alone
+        spent = {event.key: getattr(event, field) / 1000 for event in averages if event.device_type == kind and getattr(event, field) > 0}
         return dict(sorted(spent.items(), key=lambda pair: -pair[1]))
 
 
@@ -450,7 +454,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=5, help="after which no further part begins")
-    parser.add_argument("--out", type=Path, default=Path("reports") / "benchmarks", metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=REPORTS / "benchmarks", metavar="FOLDER")
     args = parser.parse_args()
     where = torch.device(args.device)
     if args.device == "cuda" and not torch.cuda.is_available():
