@@ -204,8 +204,11 @@ class After(loop.Stop):
         return signal.SIGINT if self.left <= 0 else None
 
 
-def train(cfg: Experiment, data: Dataset, folder: Path, steps: int = 1_000) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:
-    """The weights and the average's, and each epoch's row less its times; None where it was stopped after `steps`."""
+def train(
+    cfg: Experiment, data: Dataset, folder: Path, steps: int = 1_000
+) -> tuple[dict[str, Tensor], list[dict[str, float]], list[float]] | None:
+    """The weights and the average's, each epoch's row less its times, and the epochs with time for compiling; None where it was stopped
+    after `steps`."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(7)
     model = registry.build(cfg.model, len(data.classes))
@@ -218,7 +221,8 @@ def train(cfg: Experiment, data: Dataset, folder: Path, steps: int = 1_000) -> t
         except loop.Interrupted:
             return None
     weights = model.state_dict() | {f"ema.{k}": v for k, v in trained.ema.model.state_dict().items()}
-    return weights, [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in trained.history]
+    rows = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in trained.history]
+    return weights, rows, [row["epoch"] for row in trained.history if "perf/seconds_compile" in row]
 
 
 @pytest.mark.slow
@@ -227,19 +231,20 @@ def test_a_run_of_replayed_steps_is_the_run(
 ) -> None:
     """8 epochs of 3 steps, the last 6 steps of another phase: replayed in one go, and stopped in either phase, equal to the bit to no graph."""
     cfg = tiny.model_copy(update={"train": tiny.train.model_copy(update={"epochs": 8})})
-    eager, history = train(cfg, tiny_data, tmp_path / "eager")
+    eager, history, none = train(cfg, tiny_data, tmp_path / "eager")
     log = request.getfixturevalue("stand_in")
     started = ["warm"] * WARM_UP + ["graph", "capture"]
-    whole, told = train(cfg, tiny_data, tmp_path / "whole")
+    whole, told, compiling = train(cfg, tiny_data, tmp_path / "whole")
     assert log == started + ["replay"] * (18 - WARM_UP) + started + ["replay"] * (6 - WARM_UP)
     log.clear()
     assert train(cfg, tiny_data, tmp_path / "parts", steps=7) is None
     assert train(cfg, tiny_data, tmp_path / "parts", steps=15) is None
-    parts, _ = train(cfg, tiny_data, tmp_path / "parts")
+    parts, *_ = train(cfg, tiny_data, tmp_path / "parts")
     first = started + ["replay"] * (7 - WARM_UP)
     second = started + ["replay"] * (11 - WARM_UP) + started + ["replay"]
     assert log == first + second + ["warm"] * 2
     assert told == history
+    assert (none, compiling) == ([], [1, 2, 7, 8]), "a phase's first steps, and the one that is captured"
     for name, value in eager.items():
         assert torch.equal(value, whole[name]), name
         assert torch.equal(value, parts[name]), name
