@@ -15,7 +15,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth shakeout bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth shakeout gpu-check bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-growth: setup ## time against tokens, batch, depth and number of runs: at 
 
 shakeout: setup ## train the first epochs of every experiment: does it run, how fast, how long will it take; profile full unless another is named
 	$(BIN)/python -m benchmarks.shakeout --profile $(PROFILE:auto=full) --data $(DATA) --data-dir $(DATA_DIR) $(if $(ONLY),--only $(ONLY))
+
+gpu-check: setup ## the first five minutes on a GPU: what works, which kernels are chosen, where a step's time goes
+	$(BIN)/python -m benchmarks.gpu_check
 
 bad-input: setup ## run the corpus of bad input alone; its last line counts the cases
 	$(BIN)/python -m pytest tests/robustness/test_bad_input.py

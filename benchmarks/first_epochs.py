@@ -120,7 +120,7 @@ def look(run: plan.Run, loaded: dataset.Dataset, epochs: int, folder: Path) -> d
     objective: CrossEntropy | Distillation = CrossEntropy()
     if run.teacher is not None and cfg.distill is not None:
         teacher = execute.build_model(run.teacher.resolved.config, classes, run.seed, where)
-        objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
+        objective = execute.distillation(cfg, teacher, loaded)
     meter = Meter(where, run.step_flops, peak)
     watch = Watch(meter, {0, *ends[:-1]}, half=per_epoch // 2, steps=epochs * per_epoch + LATER * (len(cfg.phases) - 1))
     with contextlib.closing(Journal(folder / "journal.jsonl")) as journal, contextlib.suppress(loop.Interrupted):

@@ -16,9 +16,11 @@ from PIL import Image
 
 from tests.support.experiments import TINY
 from vitlab import config
-from vitlab.data import rng
+from vitlab.data import ops, rng
 from vitlab.data.dataset import Dataset
+from vitlab.models import layers
 from vitlab.paths import EXPERIMENTS
+from vitlab.train import optim
 
 if TYPE_CHECKING:
     from tests.support.world import World
@@ -51,6 +53,14 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def tiny(experiment_file: Callable[..., Path]) -> config.Experiment:
     return config.load(experiment_file()).config
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the CPU goes a way of its own, the GPU's instead."""
+    monkeypatch.setattr(ops, "apply_each", ops.apply_by_mask)
+    monkeypatch.setattr(layers, "dropout", torch.nn.functional.dropout)
+    monkeypatch.setattr(optim, "lerp", optim.lerp_together)
 
 
 @pytest.fixture

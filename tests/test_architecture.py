@@ -83,10 +83,7 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_is_long(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGER.get(str(path.relative_to(PACKAGE)), 400)
-
-
-LONGER = {"track/shipping.py": 460}  # one way from journal to MLflow
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_the_order_of_imports_is_the_one_in_the_docs() -> None:
@@ -103,7 +100,7 @@ def test_no_test_module_imports_another(path: Path) -> None:
 
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
 OF_OTHERS = {  # private names of libraries that have no public way to the same; each is explained where it is used
-    "_exit", "_python_dispatch", "_subclasses", "_export_format", "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_fill", "_dist",
+    "_exit", "_python_dispatch", "_pytree", "_subclasses", "_export_format", "_AUGMENTATION_SPACE", "_apply_image_or_video_transform", "_fill", "_dist",
 }  # fmt: skip
 
 

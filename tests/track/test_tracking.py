@@ -26,7 +26,7 @@ from vitlab.stats import interval
 from vitlab.track import model as mlflow_model
 from vitlab.track import read, shipping, store
 from vitlab.track.journal import Journal, read_journal
-from vitlab.track.shipping import Shipper
+from vitlab.track.shipper import Shipper
 
 pytestmark = pytest.mark.slow
 

@@ -162,3 +162,16 @@ def test_muon_clears_every_gradient() -> None:
     assert all(p.grad is not None for p in model.parameters())
     optimizer.zero_grad()
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_averages_are_the_same_together_and_one_by_one() -> None:
+    """A GPU's way, of few kernels, against a CPU's; the rate is read where it lies, not kept."""
+    torch.manual_seed(0)
+    ours, theirs = ([torch.randn(3, 4), torch.randn(5)] for _ in range(2))
+    others, rate = [t.clone() for t in ours], torch.zeros(())
+    for value in (0.5, 0.005, 0.0005):
+        rate.fill_(value)
+        optim.lerp_each(ours, theirs, rate)
+        optim.lerp_together(others, theirs, rate)
+    for a, b in zip(ours, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

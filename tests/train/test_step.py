@@ -9,9 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode  # torch has it nowhere else
 
 from vitlab import config
-from vitlab.data import ops
 from vitlab.data.dataset import Dataset
-from vitlab.models import layers, registry
+from vitlab.models import registry
 from vitlab.paths import EXPERIMENTS
 from vitlab.train import optim
 from vitlab.train.meter import Meter
@@ -32,12 +31,6 @@ class Operations(TorchDispatchMode):
         if name not in self.names:
             self.names[name] = "".join(traceback.format_stack(limit=6)) if name in WAITING else ""
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "apply_each", ops.apply_by_mask)
-    monkeypatch.setattr(layers, "dropout", torch.nn.functional.dropout)
 
 
 def test_the_check_sees_a_wait() -> None:

@@ -24,18 +24,33 @@ def augment(images: Tensor, cfg: config.Augment, mean: Tensor, std: Tensor, gene
     images (B, 3, H, W) uint8; mean and std (3,), of pixels in [0, 1]; images, mean, std and generator on one device. `mirror`: the data
     set has a left-right symmetry; without it `cfg.flip` does nothing. Returns float32 (B, 3, H, W).
     """
-    batch, _, height, width = images.shape
+    return apply(images, draw(images.shape, cfg, generator, mirror), mean, std)
+
+
+def draw(shape: torch.Size, cfg: config.Augment, generator: torch.Generator, mirror: bool) -> dict[str, tuple]:
+    """Return what each transform that `cfg` asks for takes besides the images, which are of `shape` (B, 3, H, W)."""
+    batch, _, height, width = shape
+    drawn: dict[str, tuple] = {}
     flip = cfg.flip and mirror
     if cfg.crop or flip:
-        corner = draw_crop(batch, cfg.crop, generator)
-        images = crop_flip(images, corner, cfg.crop, draw_flip(batch, 0.5 if flip else 0, generator))
-    for key, (draw, apply) in TRANSFORMS.items():
+        drawn["crop_flip"] = draw_crop(batch, cfg.crop, generator), cfg.crop, draw_flip(batch, 0.5 if flip else 0, generator)
+    for key, (draw_one, _) in TRANSFORMS.items():
         if setting := getattr(cfg, key):  # None, 0 and false are off
-            images = apply(images, *draw(batch, setting, generator))
-    images = normalize(images, mean, std)
+            drawn[key] = draw_one(batch, setting, generator)
     if cfg.erase:
-        images = erase(images, draw_erase(batch, height, width, cfg.erase, generator))
-    return images
+        drawn["erase"] = (draw_erase(batch, height, width, cfg.erase, generator),)
+    return drawn
+
+
+def apply(images: Tensor, drawn: dict[str, tuple], mean: Tensor, std: Tensor) -> Tensor:
+    """Apply what `draw` drew. No generator and no configuration: a GPU's kernels for it are compiled as one graph."""
+    if "crop_flip" in drawn:
+        images = crop_flip(images, *drawn["crop_flip"])
+    for key, (_, apply_one) in TRANSFORMS.items():
+        if key in drawn:
+            images = apply_one(images, *drawn[key])
+    images = normalize(images, mean, std)
+    return erase(images, *drawn["erase"]) if "erase" in drawn else images
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

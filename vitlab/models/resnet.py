@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from vitlab import config
@@ -51,6 +54,18 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bn2.weight)
     elif isinstance(module, Bottleneck):
         nn.init.zeros_(module.bn3.weight)
+
+
+def fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Return a copy of `model`, for evaluation alone, in which each convolution does the work of the batch norm behind it too."""
+    model = copy.deepcopy(model).eval()
+    for parent in model.modules():
+        if isinstance(parent, nn.Sequential | BasicBlock | Bottleneck):  # their children stand in the order in which they compute
+            for (name, conv), (after, norm) in itertools.pairwise(list(parent.named_children())):
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                    setattr(parent, after, nn.Identity())
+    return model
 
 
 class ResNet(OneHead):

@@ -30,11 +30,11 @@ from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.run import published
 from vitlab.run.plan import Run
 from vitlab.track.journal import Journal, RunInfo
-from vitlab.track.shipping import Shipper
+from vitlab.track.shipper import Shipper
 from vitlab.train import checkpoint, evaluate, loop, machine, schedule
 from vitlab.train.logits_store import LogitsStore
 from vitlab.train.meter import Meter, total
-from vitlab.train.objective import CrossEntropy, Distillation, RememberingTeacher
+from vitlab.train.objective import CrossEntropy, Distillation, RememberingTeacher, prepare_teacher
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
 STOP_SECONDS = 5  # how long a run that is to stop waits for that
@@ -57,6 +57,14 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
     """Return the model on the device `where`. Its initial weights are a function of the seed alone, whatever was drawn before."""
     torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
     return registry.build(cfg.model, classes).to(where)
+
+
+def distillation(cfg: config.Experiment, teacher: nn.Module, data: Dataset) -> Distillation:
+    """Return the objective of a student that learns from `teacher`, which is on the data's device."""
+    assert cfg.distill is not None
+    steps = cfg.train.epochs * schedule.epoch_steps(cfg, len(data.train_labels))
+    teacher = prepare_teacher(teacher, cfg.train.precision, data.train_images.device, steps)
+    return Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
@@ -127,7 +135,7 @@ def execute(
         if where.type == "cpu":
             store = teacher_store(run, scores, journal)
             teacher = RememberingTeacher(teacher, store, meter.answered)
-        objective = Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
+        objective = distillation(cfg, teacher, data)
 
     try:
         with make_bar(len(data.train_labels)) as bar, store:

@@ -13,7 +13,6 @@ import hashlib
 import html
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 Model = Callable[[], "tuple[nn.Module, np.ndarray]"]  # makes a finished run's model, and two images for it, when wanted
 ARTIFACTS = ("config.yaml", "record.json", "predictions.npz", "weights.safetensors", "report.txt")
 SHIPPING_SECONDS = 30  # how long a process waits for another one that ships the same run
-BACK_OFF_SECONDS = 300  # the longest pause between two attempts to reach a server that is down
 
 
 # ------------------------------------------------------------------------------------------------------------ shipping
@@ -88,14 +86,14 @@ def ship(
     `final` adds the artifacts, the record's numbers, the marks of a finished run and the parent's summary over seeds; then the `model`, if
     one is given, with two images as `example`. Raises what mlflow raises where the store cannot be reached or refuses.
     """
-    _note(run_dir, "FINISHED" if final else "RUNNING", upto)
-    _ship(run_dir, root, None if model is None or example is None else lambda: (model, example))
+    note(run_dir, "FINISHED" if final else "RUNNING", upto)
+    ship_noted(run_dir, root, None if model is None or example is None else lambda: (model, example))
 
 
 def close(run_dir: Path, root: Path, status: str) -> None:
     """Ship what checkpoints refer to, and mark the run as `status`: KILLED (interrupted) or FAILED. A later `ship` makes it RUNNING again."""
-    _note(run_dir, status)
-    _ship(run_dir, root)
+    note(run_dir, status)
+    ship_noted(run_dir, root)
 
 
 @contextlib.contextmanager
@@ -109,23 +107,24 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-_COVERED = -1  # stands for: as many bytes as were noted before
+COVERED = -1  # stands for: as many bytes as were noted before
 
 
-def _note(run_dir: Path, status: str, upto: int | None = _COVERED) -> None:
+def note(run_dir: Path, status: str, upto: int | None = COVERED) -> None:
     """Write down in `mlflow.json` what is to be shipped, before trying to, so that a later `sync` can do it."""
     assert status in ("RUNNING", "KILLED", "FAILED", "FINISHED"), status
     entries = read_journal(run_dir / "journal.jsonl")
     if entries:
         with _alone(run_dir):
             state = _State.read(run_dir, entries[0][1]["time"])
-            if upto != _COVERED:
+            if upto != COVERED:
                 state.covered = entries[-1][0] if upto is None else upto
             state.status = status
             state.write(run_dir)
 
 
-def _ship(run_dir: Path, root: Path, final_model: Model | None = None) -> None:
+def ship_noted(run_dir: Path, root: Path, final_model: Model | None = None) -> None:
+    """Ship what `note` has written down, and the run's model. Raises what mlflow raises where the store cannot be reached or refuses."""
     info, entries = RunInfo.read(run_dir), read_journal(run_dir / "journal.jsonl")
     if entries:
         with _alone(run_dir):
@@ -342,77 +341,6 @@ def _ship_ledger(store: Store, path: Path) -> None:
     store.set_tags(run_id, {"vitlab.ledger": digest})  # last: it says that all of this is there
 
 
-class Shipper:
-    """Ships one run in a thread of its own, so that training never waits for MLflow and never fails because of it."""
-
-    def __init__(self, root: Path, run_dir: Path) -> None:
-        self.outstanding = ""  # why not everything has arrived, in one line; "" where it has
-        self._root, self._run_dir = root, run_dir
-        self._wake = threading.Condition()
-        self._upto: int | None = None  # what is to be shipped next; None: nothing
-        self._last: tuple[str, Model | None] | None = None  # status and model: then the thread ends
-        self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
-        self._thread.start()
-
-    def notify(self, upto: int) -> None:
-        """Ask for the journal's first `upto` bytes to be shipped: a checkpoint refers to them. Returns at once."""
-        with self._wake:
-            self._upto = upto
-            self._wake.notify()
-
-    def finish(self, model: nn.Module | None = None, example: np.ndarray | None = None) -> None:
-        """Ask for the finished run and its model to be shipped. Returns at once; then `arrived` tells what came of it."""
-        self._end("FINISHED", None if model is None or example is None else lambda: (model, example))
-
-    def arrived(self, patience: Callable[[], float]) -> bool:
-        """Wait at most `patience()` seconds and return whether all has arrived; if not, `outstanding` says why.
-
-        `patience` is called again and again: a signal makes it return less.
-        """
-        began = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - began < patience():
-            self._thread.join(0.1)
-        if self._thread.is_alive():
-            self.outstanding = self.outstanding or f"still on its way after {patience():g} s"
-            return False
-        return not self.outstanding
-
-    def close(self, status: str, timeout_s: float) -> bool:
-        """Ship what checkpoints refer to, for a run that is KILLED (interrupted) or has FAILED; returns as `arrived` does."""
-        self._end(status, None)
-        return self.arrived(lambda: timeout_s)
-
-    def _end(self, status: str, final_model: Model | None) -> None:
-        with self._wake:
-            self._last = (status, final_model)
-            self._wake.notify()
-
-    def _work(self) -> None:
-        pause, not_before = 1.0, 0.0
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._upto is not None or self._last is not None)
-                upto, last, self._upto = self._upto, self._last, None
-            try:
-                if upto is not None:
-                    _note(self._run_dir, "RUNNING", upto)
-                if last is not None:
-                    status, final_model = last
-                    _note(self._run_dir, status, None if status == "FINISHED" else _COVERED)
-                    _ship(self._run_dir, self._root, final_model)
-                elif time.monotonic() >= not_before:
-                    _ship(self._run_dir, self._root)
-                else:
-                    continue  # backing off; the next notice covers this one
-                self.outstanding, pause = "", 1.0
-            except Exception as e:
-                self.outstanding = reason(e)
-                pause = min(2 * pause, BACK_OFF_SECONDS)
-                not_before = time.monotonic() + pause
-            if last is not None:
-                return
-
-
 def outstanding(run_dir: Path, root: Path) -> bool:
     """Return whether MLflow lacks something of a finished run, as far as its folder tells. Raises UserError for a damaged journal."""
     if not ((run_dir / "record.json").exists() and (run_dir / "run.json").exists()):
@@ -439,13 +367,13 @@ def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module,
         try:
             name = RunInfo.read(run_dir).name
             if (run_dir / "record.json").exists():
-                _note(run_dir, "FINISHED", None)
+                note(run_dir, "FINISHED", None)
                 final_model = functools.partial(model_of, run_dir) if model_of is not None else None
             at = _all_shipped(run_dir, without_password(tracking_uri(root)), final_model is not None)
             if at == "" or (at and (store is None or store.exists(at))):
                 continue
             if store is not None:
-                _ship(run_dir, root, final_model)
+                ship_noted(run_dir, root, final_model)
         except Exception as e:  # one run's trouble is not the next one's
             trouble = reason(e)
         outcome.append((name, not trouble, trouble))

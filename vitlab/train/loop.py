@@ -100,7 +100,7 @@ def train(
     """
     device = data.train_images.device
     batch = min(cfg.train.batch_size, len(data.train_labels))
-    per_epoch = len(data.train_labels) // batch  # an incomplete last batch is dropped; each epoch has another order
+    per_epoch = schedule.epoch_steps(cfg, len(data.train_labels))
     total = cfg.train.epochs * per_epoch
     warmup = schedule.steps(cfg.optim.warmup, total, per_epoch)
     phase_ends = schedule.phase_ends(cfg.phases, total, per_epoch)

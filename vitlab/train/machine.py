@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,41 @@ from vitlab import files
 from vitlab.paths import RUNS
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+COMPILE_FROM = 5_000  # steps: a step of a smaller run takes milliseconds
 
 
 def device() -> torch.device:
     """Return the GPU where there is one, else the CPU, and set it up.
 
-    On a GPU float32 matrix products use TF32, and convolutions are chosen by timing. On a CPU glibc keeps freed memory.
+    On a GPU float32 matrix products use TF32, convolutions are chosen by timing, and cuDNN's attention is off. On a CPU glibc keeps freed
+    memory.
     """
     if not torch.cuda.is_available():
         _keep_freed_memory()
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    # torch prefers it on Hopper. With one query, as in our last blocks, it has failed or given NaN gradients (pytorch #138529,
+    # cudnn-frontend #1072), and with a mask at 64 keys NaN too (pytorch #196678). `make gpu-check` tries it.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return torch.device("cuda")
+
+
+def compiling_pays(where: torch.device, steps: int) -> bool:
+    """Return whether a training of `steps` steps on the device `where` is worth the minute or two that compiling takes.
+
+    On two cores it gained 10 % at full size and nothing at a tenth of it: never on a CPU.
+    """
+    return where.type == "cuda" and steps >= COMPILE_FROM
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` compiled as one graph for each set of shapes it is called with; it compiles when it is first called with one.
+
+    A break in the graph is an error, and so is torch's limit on how often one function is compiled, instead of a slow step and a warning.
+    Call `torch.compiler.reset()` before a run, so that what earlier runs of this process compiled does not count.
+    """
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _keep_freed_memory() -> None:

@@ -9,7 +9,9 @@ import torch
 
 from vitlab.train.machine import wait
 
-TRAINING = ("data", "forward_backward", "optimizer", "ema", "step")  # "step": all of these at once, replayed as one CUDA graph
+# "step": the four before it at once, replayed as one CUDA graph; "compile": on a GPU the first steps of each phase, which compile, choose
+# convolutions by timing and capture the graph
+TRAINING = ("data", "forward_backward", "optimizer", "ema", "step", "compile")
 
 
 class Meter:

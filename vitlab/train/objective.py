@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.train import logits_store
+from vitlab.models.resnet import fold_batch_norms
+from vitlab.train import logits_store, machine
 from vitlab.train.logits_store import LogitsStore
 
 
@@ -32,6 +33,23 @@ def distillation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     log_q = F.log_softmax(teacher.float() / temperature, dim=-1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def prepare_teacher(teacher: nn.Module, precision: str, where: torch.device, steps: int) -> nn.Module:
+    """Return `teacher` as it answers fastest on the device `where`, for a training of `steps` steps; on a CPU it is returned as it is.
+
+    On a GPU its batch norms are folded into its convolutions. In bf16 mixed precision (`precision` as in the configuration) the weights
+    that autocast would cast anew in each step are cast once, to the same bits, so call it under that autocast alone. It is compiled where
+    the student is.
+    """
+    if where.type == "cpu":
+        return teacher
+    teacher = fold_batch_norms(teacher).to(memory_format=torch.channels_last)
+    if machine.precision(precision, where) == "bf16":
+        for module in teacher.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+    return machine.compiled(teacher) if machine.compiling_pays(where, steps) else teacher
 
 
 class CrossEntropy:

@@ -93,6 +93,25 @@ def build(cfg: config.Schema, model: nn.Module) -> torch.optim.Optimizer | Muon:
     return BUILDERS[cfg.name](cfg, model)
 
 
+def lerp(ours: list[Tensor], theirs: list[Tensor], rate: Tensor) -> None:
+    """Move each of `ours` towards its like in `theirs` by the share `rate` (), in place."""
+    (lerp_together if rate.is_cuda else lerp_each)(ours, theirs, rate)
+
+
+def lerp_each(ours: list[Tensor], theirs: list[Tensor], rate: Tensor) -> None:
+    """Do lerp() one tensor after the other."""
+    for a, b in zip(ours, theirs, strict=True):
+        a.lerp_(b, rate)
+
+
+def lerp_together(ours: list[Tensor], theirs: list[Tensor], rate: Tensor) -> None:
+    """Three kernels over all tensors: a GPU takes longer to start a kernel for each than to add them up."""
+    # torch's own lerp over many takes one number from the host, which a CUDA graph would keep for ever, or a rate per element
+    difference = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(difference, rate)
+    torch._foreach_add_(ours, difference)
+
+
 class EMA:
     """A shadow of the model, `shadow = decay * shadow + (1 - decay) * model` after each step; batch-norm statistics too.
 
@@ -105,8 +124,9 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, rate: Tensor) -> None:
         """Move the average towards `model` by `rate`, () on the model's device: 1 - decay."""
-        for ours, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if ours.is_floating_point():
-                ours.lerp_(theirs, rate)
-            else:
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        lerp([ours for ours, _ in averaged], [theirs for _, theirs in averaged], rate)
+        for ours, theirs in pairs:
+            if not ours.is_floating_point():
                 ours.copy_(theirs)  # batch norm's counter

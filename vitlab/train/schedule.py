@@ -32,9 +32,14 @@ def phase_ends(phases: tuple[Phase, ...], total: int, per_epoch: int) -> list[in
     return ends
 
 
+def epoch_steps(cfg: Experiment, images: int) -> int:
+    """Return the optimizer steps of an epoch on `images` images. What is left of the last batch is dropped; the next epoch's order is another."""
+    return images // min(cfg.train.batch_size, images)
+
+
 def whole_epochs(cfg: Experiment, images: int) -> list[int]:
     """Return, for each phase, how many whole epochs are over when it ends, in a training on `images` images."""
-    per_epoch = images // min(cfg.train.batch_size, images)
+    per_epoch = epoch_steps(cfg, images)
     return [end // per_epoch for end in phase_ends(cfg.phases, cfg.train.epochs * per_epoch, per_epoch)]
 
 

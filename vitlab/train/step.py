@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import Experiment, Phase
-from vitlab.data.augment import augment, draw_shares, mix
+from vitlab.data import augment
 from vitlab.data.dataset import Dataset
-from vitlab.train.machine import autocast_for
+from vitlab.train import machine
 from vitlab.train.meter import Meter
 from vitlab.train.objective import smooth_one_hot
 from vitlab.train.optim import EMA
 
-WARM_UP = 3  # steps of a phase before it is captured: they allocate, and choose the convolutions
-COMPILE_FROM = 5_000  # steps: compiling takes about a minute, and a step of a small run milliseconds
+WARM_UP = 3  # steps of a phase before it is captured: they compile, allocate, and choose the convolutions
 
 
 class Step:
@@ -42,7 +41,8 @@ class Step:
         self.cfg, self.data, self.model, self.objective = cfg, data, model, objective
         self.optimizer, self.ema, self.meter = optimizer, ema, meter
         device = data.train_images.device
-        self.autocast = autocast_for(cfg.train.precision, device)
+        self.graphed = device.type == "cuda"
+        self.autocast = machine.autocast_for(cfg.train.precision, device)
         self.draws = torch.Generator(device)
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
         self.lr, self.rate = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -52,9 +52,10 @@ class Step:
         self.sums: dict[str, Tensor] = {}
         self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
         self.warm: dict[Phase, int] = {}
-        # On two cores compiling gained 10 % at full size and nothing at a tenth of it, and took one to two minutes: so not on a CPU.
-        pays = device.type == "cuda" and total >= COMPILE_FROM
-        self.forward = torch.compile(model.forward_heads) if pays else model.forward_heads
+        self.forward, self.apply = model.forward_heads, augment.apply
+        if machine.compiling_pays(device, total):
+            torch.compiler.reset()
+            self.forward, self.apply = machine.compiled(self.forward), machine.compiled(self.apply)
 
     def __call__(self, rows: Tensor, phase: Phase, seed: int, lr: float, decay: float) -> None:
         """Train on the images `rows`, (batch,) indices of training images, at the learning rate `lr` and with the EMA decay `decay`.
@@ -66,9 +67,9 @@ class Step:
         self.lr.fill_(lr)
         self.rate.fill_(1 - decay)
         if phase.mix is not None:
-            for share, drawn in zip(self.shares, draw_shares(phase.mix, seed), strict=True):
+            for share, drawn in zip(self.shares, augment.draw_shares(phase.mix, seed), strict=True):
                 share.fill_(drawn)
-        if self.rows.is_cuda:
+        if self.graphed:
             self._replay(phase)
         else:
             self.run(phase)
@@ -76,10 +77,11 @@ class Step:
     def run(self, phase: Phase) -> None:
         """Do the step that the tensors of this object describe. No operation in it waits for the device, so that a GPU can capture it."""
         data, classes = self.data, len(self.data.classes)
-        images = augment(data.train_images[self.rows], phase.augment, data.mean, data.std, self.draws, data.mirror)
+        images = data.train_images[self.rows]
+        images = self.apply(images, augment.draw(images.shape, phase.augment, self.draws, data.mirror), data.mean, data.std)
         targets = smooth_one_hot(data.train_labels[self.rows], classes, phase.label_smoothing)
         if phase.mix is not None:
-            images, targets = mix(images, targets, phase.mix, self.shares, self.draws)
+            images, targets = augment.mix(images, targets, phase.mix, self.shares, self.draws)
         self._lap("data")
 
         with self.autocast:
@@ -104,7 +106,7 @@ class Step:
         self._lap("ema")
 
     def _lap(self, phase: str) -> None:
-        if not (self.rows.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if not self.graphed:  # else the parts of a step have no times of their own
             self.meter.lap(phase)
 
     def _replay(self, phase: Phase) -> None:
@@ -118,11 +120,13 @@ class Step:
                     warnings.filterwarnings("ignore", ".*capturable")  # that a step runs uncaptured is meant
                     self.run(phase)
                 torch.cuda.current_stream().wait_stream(side)
+                self.meter.lap("compile")
                 return
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self.draws)
             with torch.cuda.graph(graph):
                 self.run(phase)
             self.graphs[phase] = graph
+            self.meter.lap("compile")
         self.graphs[phase].replay()
         self.meter.lap("step")
