@@ -48,27 +48,23 @@ class Job:
 
 
 def in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], display: Display, stop: Stop) -> Iterator[Finished]:
-    """Train one after the other in this process, and give each as it is finished: MLflow gets its last metrics while the next one trains.
+    """Train one after the other in this process, and give each as it is finished. Raises Stopped, and what train_task raises."""
+    for task in tasks:
+        if asked := stop.asked():
+            raise Stopped(asked, [])
+        cfg = task.run.resolved.config
 
-    Raises Stopped, and what train_task raises.
-    """
-    with on_signals(stop_after_step(stop)), contextlib.ExitStack() as shipping:
-        for task in tasks:
-            yield _in_turn(task, loaded[task.run.resolved.config.data], display, stop, shipping)
+        def say(text: str, label: str = task.label) -> None:
+            display.console.print(f"{label}  {text}")
 
-
-def _in_turn(task: Task, data: Dataset, display: Display, stop: Stop, shipping: contextlib.ExitStack) -> Finished:
-    if asked := stop.asked():
-        raise Stopped(asked, [])
-
-    def say(text: str) -> None:
-        display.console.print(f"{task.label}  {text}")
-
-    bar = functools.partial(display.bar, task.label, task.run.resolved.config.train.epochs)
-    try:
-        return task, *train_task(task, data, bar, say, stop, shipping)
-    except loop.Interrupted as e:
-        raise Stopped(e.args[0], [task.run.folder]) from None
+        bar = functools.partial(display.bar, task.label, cfg.train.epochs)
+        try:
+            # MLflow has everything before the next run begins: in a thread beside it torch's exporter would reset the generator of its dropout.
+            with on_signals(stop_after_step(stop)), contextlib.ExitStack() as shipping:
+                record, here = train_task(task, loaded[cfg.data], bar, say, stop, shipping)
+        except loop.Interrupted as e:
+            raise Stopped(e.args[0], [task.run.folder]) from None
+        yield task, record, here
 
 
 def side_by_side(tasks: list[Task], jobs: int, display: Display, stop: Stop) -> Iterator[Finished]:
