@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     model = predict.add_mutually_exclusive_group()
     model.add_argument(
         "--data", default="cifar10", metavar="cifar10|cifar100|digits|PATH",
-        help="use this data set's best model: students first, then by validation top-1 (default: %(default)s)",
+        help="use this data set's best model by validation top-1, teachers aside (default: %(default)s)",
     )  # fmt: skip
     model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="use this finished run")
     pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")

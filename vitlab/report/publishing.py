@@ -202,7 +202,7 @@ def _compile(
             if runs:
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
                 if with_weights and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
-                    tell(f"{name}: its best student's weights are not published ({trouble}); the report is whole without them")
+                    tell(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
                 book = _build(list(runs.values()), out_dir, at_hand, Path(tmp))
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if book is None and (out_dir / ledger.FILE).is_file():

@@ -71,8 +71,7 @@ def weights(run: RunRecord | None) -> dict[str, Any] | None:
     """Return what is said of the run whose weights are published with its set; None where there are none."""
     if run is None:
         return None
-    what = "student" if run.teacher is not None else "run"
-    best = f"the best {what} by validation top-1 ({run.metrics['validation_top1']:.2f} %)"
+    best = f"the best run by validation top-1, teachers aside ({run.metrics['validation_top1']:.2f} %)"
     return {
         "said": f"Weights for 'vitlab predict', in half precision, of {best}: “{run.title}”, seed {run.seed}",
         "file": published.FILE,

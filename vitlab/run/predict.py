@@ -75,7 +75,7 @@ def model_to_log(folder: Path) -> tuple[nn.Module, np.ndarray]:
 def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
     """Return the best model for the data set `data`, which is named as --data names it, of the own finished runs and the published weights.
 
-    `published.best` decides: students first, then by validation top-1. Raises UserError where there is none, and for a damaged file.
+    `published.best` decides: by validation top-1, teachers aside. Raises UserError where there is none, and for a damaged file.
     """
     name = sources.name_of(data)
     mine, sets = [own(path.parent) for path in sorted(runs_dir.glob("*/*/*/record.json"))], published.sets(results_dir)

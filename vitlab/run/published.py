@@ -1,4 +1,4 @@
-"""The weights that are published with a set: which run they come from, the best student, and how their file is written and read."""
+"""The weights that are published with a set: which run they come from, the best of the ladder, and how their file is written and read."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ FILE = "best.safetensors"  # beside the records; half precision
 
 
 def best(runs: Iterable[RunRecord]) -> RunRecord | None:
-    """Return the student with the best validation top-1, the best run if there is no student, None for no runs.
+    """Return the run with the best validation top-1 of those that teach no other of `runs`; None for no runs.
 
     Variations are left out. The test split selects nothing.
     """
     ladder = [run for run in runs if not run.variant]
-    students = [run for run in ladder if run.teacher is not None]
-    return max(students or ladder, key=lambda run: (run.metrics["validation_top1"], records.file_name(run)), default=None)
+    teachers = {run.teacher.experiment for run in ladder if run.teacher is not None}
+    return max(
+        [run for run in ladder if run.experiment not in teachers] or ladder,
+        key=lambda run: (run.metrics["validation_top1"], records.file_name(run)),
+        default=None,
+    )
 
 
 def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
