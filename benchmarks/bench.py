@@ -33,7 +33,7 @@ from vitlab.paths import REPOSITORY
 NUMBERS = ("01", "06")
 BATCHES = {"full": 2, "overnight": 6}  # in an epoch: enough for a loader to work ahead, and for an epoch to take a second or two
 SECONDS = {"full": 50, "overnight": 20}  # for each peer; a further round starts only if one as long as the longest so far would still fit
-# With each peer, at most and at least. Without bf16 a round takes two to four times as long, and two of each would take more than 12 minutes.
+# With each peer, at most and at least. Without bf16 in hardware a round takes two to five times as long: 12 minutes have no room for two of each.
 ROUNDS = {"bf16": (4, 2), "float32": (4, 1)}
 SHORT_RUN, BOOKKEEPING_PROFILE = 4000, "overnight"  # images and profile of the run of 01 whose bookkeeping is measured
 CLASSES = 10  # of CIFAR-10, and of the digits

@@ -217,8 +217,10 @@ def _kind(name: str, results: dict[str, Any]) -> list[str]:
 
 
 def _commit(results: dict[str, Any]) -> str:
-    if not results.get("commit"):  # measured before the file named it, or outside a repository
+    if "commit" not in results:
         return "at an earlier commit, which the file does not name"
+    if not results["commit"]:
+        return "outside a git repository"
     return f"at commit {results['commit'][:10]}{' with uncommitted changes' if results['dirty'] else ''}"
 
 

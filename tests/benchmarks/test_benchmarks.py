@@ -137,12 +137,12 @@ def test_peers_augment_and_mix_as_often_as_the_recipe(images: Path) -> None:
     assert changed(0.32) / changed(1) == pytest.approx(0.32, abs=0.06)
     mix = contenders.torchvision_mix(phase.mix, data.classes)
     batch = torch.zeros(4, 3, 32, 32), torch.arange(4)
-    assert sum(mix(*batch)[1].is_floating_point() for _ in range(1000)) / 1000 == pytest.approx(
-        0.32, abs=0.05
-    )  # labels stay labels unless mixed
+    mixed = sum(mix(*batch)[1].is_floating_point() for _ in range(1000)) / 1000  # labels stay labels unless mixed
+    assert mixed == pytest.approx(0.32, abs=0.05)
 
     loader = contenders.timm_loader(recipe.load("06", "overnight"), data)
-    assert (loader.collate_fn.mix_prob, loader.collate_fn.switch_prob) == (0.32, 0.5)
+    collate = loader.loader.collate_fn
+    assert (collate.mix_prob, collate.switch_prob) == (0.32, 0.5)
     (random,) = (t for t in loader.dataset.transform.transforms if type(t).__name__ == "RandAugment")
     assert (random.num_layers, {operation.prob for operation in random.ops}) == (1, {0.32})
 
@@ -242,6 +242,7 @@ def test_page_without_bookkeeping_and_commit_says_so() -> None:
     assert "measured on 2026-01-01 at an earlier commit, which the file does not name, in 10.0 minutes." in text
     assert "| tracking, checkpoints and bookkeeping: share of 01's time | ≤ 1% |  | **not measured** |" in text
     assert "at commit 0123456789 with uncommitted changes" in page.page({"bf16": comparison() | {"dirty": "f00"}})
+    assert "measured on 2026-01-01 outside a git repository, in" in page.page({"bf16": comparison() | {"commit": "", "dirty": ""}})
 
 
 def test_a_contender_that_does_not_learn_is_a_fault() -> None:
@@ -259,12 +260,11 @@ def test_page_is_rendered_from_the_measurements_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.bench", "--page", "--out", str(tmp_path)]
     nothing = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (nothing.returncode, "nothing measured there; expected bench-bf16.json or bench-float32.json" in nothing.stderr) == (2, True)
-    measured = {}
-    for kind in ("float32", "bf16"):
-        measured[kind] = comparison(bf16=kind == "bf16")
-        (tmp_path / f"bench-{kind}.json").write_text(json.dumps(measured[kind]))
-        subprocess.run(command, cwd=REPOSITORY, check=True)
-        assert (tmp_path / "README.md").read_text() == page.page(measured)
+    measured = {"bf16": comparison(), "float32": comparison(bf16=False)}
+    for kind, results in measured.items():
+        (tmp_path / f"bench-{kind}.json").write_text(json.dumps(results))
+    subprocess.run(command, cwd=REPOSITORY, check=True)
+    assert (tmp_path / "README.md").read_text() == page.page(measured)
 
 
 def test_accuracy_is_compared_seed_by_seed() -> None:
