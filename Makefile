@@ -51,7 +51,7 @@ test-slow: setup ## run the others: kills, outages, bad input, servers, whole la
 
 test-all: test test-slow ## run every test
 
-bench: setup ## compare with plain PyTorch, timm and Lightning: at most 12 minutes on two idle cores
+bench: setup ## compare with plain PyTorch, timm and Lightning at the sizes of full and overnight: at most 12 minutes on two idle cores
 	$(BIN)/python -m benchmarks.bench --data $(DATA) --data-dir $(DATA_DIR) $(if $(PUBLISH),--publish)
 
 bench-growth: setup ## time against tokens, batch, depth and number of runs: at most 6 minutes on two idle cores

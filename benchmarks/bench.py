@@ -1,7 +1,7 @@
-"""The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes latest.json and README.md.
+"""The harness: `python -m benchmarks.bench` measures vitlab and its peers in turn and writes what it measured, and README.md.
 
-At most 12 minutes on two cores; `--page` renders the page again from latest.json. `--publish` writes them beside this file, and the
-paragraph in docs/speed.md.
+There is one file of measurements for each kind of processor, bench-bf16.json and bench-float32.json; the page shows both. At most 12 minutes
+on two cores. `--page` renders the page again from these files. `--publish` writes all beside this file, and the paragraphs in docs/speed.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any
 import psutil
 
 from benchmarks import page, pages
-from benchmarks.recipe import Images, experiment_file, load
+from benchmarks.recipe import PROFILES, Images, experiment_file, load
 from vitlab import config
 from vitlab.config import ViT
 from vitlab.data.sources import Source, resolve
@@ -31,20 +31,22 @@ from vitlab.models import cost
 from vitlab.paths import REPOSITORY
 
 NUMBERS = ("01", "06")
-BATCHES = 2  # in an epoch: enough for a loader to work ahead
-ROUNDS = 4, 2  # with each peer, at most and at least
+BATCHES = {"full": 2, "overnight": 6}  # in an epoch: enough for a loader to work ahead, and for an epoch to take a second or two
+SECONDS = {"full": 50, "overnight": 20}  # for each peer; a further round starts only if one as long as the longest so far would still fit
+# With each peer, at most and at least. Without bf16 in hardware a round takes two to five times as long: 12 minutes have no room for two of each.
+ROUNDS = {"bf16": (4, 2), "float32": (4, 1)}
 SHORT_RUN, BOOKKEEPING_PROFILE = 4000, "overnight"  # images and profile of the run of 01 whose bookkeeping is measured
 CLASSES = 10  # of CIFAR-10, and of the digits
-SECONDS = 65  # for each peer; a further round starts only if one as long as the longest so far would still fit
 PACKAGES = ("torch", "torchvision", "timm", "lightning", "numpy", "pillow")
 
 
 class Contender:
     """A running worker of `benchmarks.contenders`, with the line it wrote when it was ready."""
 
-    def __init__(self, name: str, number: str, images: Path, sets: tuple[str, ...], log: IO[str]) -> None:
+    def __init__(self, name: str, number: str, profile: str, images: Path, sets: tuple[str, ...], log: IO[str]) -> None:
         self.name, self.log = name, log
-        command = [sys.executable, "-m", "benchmarks.contenders", name, "--experiment", number, "--images", str(images)]
+        command = [sys.executable, "-m", "benchmarks.contenders", name, "--experiment", number, "--profile", profile]
+        command += ["--images", str(images)]
         command += [word for assignment in sets for word in ("--set", assignment)]
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -85,23 +87,27 @@ def flops(cfg: ViT, name: str) -> int:
     return cost.forward_flops(cfg, CLASSES)
 
 
-def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str, Any]:
-    """Time vitlab and one peer in turn on an experiment, then the next peer; return {"ready": {name: facts}, "rounds": [{name: row}, ...]}.
+def training(number: str, profile: str, images: Images, sets: tuple[str, ...], say) -> dict[str, Any]:
+    """Time vitlab and one peer in turn on an experiment in a profile, then the next peer.
 
-    Only two processes run at a time: all five together need more memory than a laptop has. Exits where a peer's model has another size.
+    Returns {"batch": images in a step, "images": in an epoch, "ready": {name: facts}, "rounds": [{name: row}, ...]}. Only two processes run at
+    a time: all five together need more memory than a laptop has. Exits where a peer's model has another size.
     """
-    model, bf16 = load(number, sets).model, machine()["bf16"]
+    cfg, (most, least) = load(number, profile, sets), ROUNDS[page.kind(machine())]
+    images = images.first(BATCHES[profile] * cfg.train.batch_size)
     with ExitStack() as stack:
-        log = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".log"))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        log = stack.enter_context((folder / "log").open("w"))
+        images.write(folder / "images.npz")
         ready: dict[str, Any] = {}
         rounds: list[dict[str, Any]] = []
 
         def begin(name: str) -> Contender:
-            contender = Contender(name, number, images, sets, log)
-            ready[name] = contender.read() | {"flops": flops(model, name)}
+            contender = Contender(name, number, profile, folder / "images.npz", sets, log)
+            ready[name] = contender.read() | {"flops": flops(cfg.model, name)}
             if not page.same_size(ready, name, number) or not math.isfinite(ready[name]["loss"]):
                 raise SystemExit(
-                    f"{number}: {name} has {ready[name]['parameters']:,} parameters and a loss of {ready[name]['loss']}: nothing to compare with"
+                    f"{number} at {profile}: {name} has {ready[name]['parameters']:,} parameters and a loss of {ready[name]['loss']}: nothing to compare with"
                 )
             return contender
 
@@ -109,15 +115,12 @@ def training(number: str, images: Path, sets: tuple[str, ...], say) -> dict[str,
         for name in page.PEERS:
             start, longest, turn = time.perf_counter(), 0.0, 0
             with begin(name) as peer:
-                most, least = (
-                    (1, 1) if name == "timm-amp" and not bf16 else ROUNDS
-                )  # with emulated bf16 a round takes as long as two of any other peer
-                while turn < most and (turn < least or time.perf_counter() - start + longest < SECONDS):
+                while turn < most and (turn < least or time.perf_counter() - start + longest < SECONDS[profile]):
                     began = time.perf_counter()
                     rounds.append({c.name: c.epoch() for c in ((ours, peer), (peer, ours))[turn % 2]})
                     longest, turn = max(longest, time.perf_counter() - began), turn + 1
-                    say(f"{number} " + ", ".join(f"{name} {r['img_s']:.1f}" for name, r in rounds[-1].items()) + " images/s")
-    return {"ready": ready, "rounds": rounds}
+                    say(f"{number} at {profile}: " + ", ".join(f"{name} {r['img_s']:.1f}" for name, r in rounds[-1].items()) + " images/s")
+    return {"batch": cfg.train.batch_size, "images": len(images.labels), "ready": ready, "rounds": rounds}
 
 
 def startup(source: Source, data_dir: Path) -> dict[str, list[float]]:
@@ -187,30 +190,33 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, unless --page is given, and write the page; exit with 1 where a contender does not learn."""
+    """Measure, unless --page is given, and write the page; exit with 1 where a contender does not learn, 2 where nothing is measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="auto", help="auto, cifar10 or digits")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("VITLAB_DATA_DIR", "data")))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of both experiments")
     pages.add_out_flags(parser)
-    parser.add_argument("--page", action="store_true", help="only render the page from latest.json")
+    parser.add_argument("--page", action="store_true", help="only render the page from what was measured")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    latest = args.out / "latest.json"
-    results = json.loads(latest.read_text(encoding="utf-8")) if args.page else measure(args)
     if not args.page:
-        latest.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (args.out / "README.md").write_text(page.page(results), encoding="utf-8")
+        results = measure(args)
+        (args.out / page.FILES[page.kind(results["machine"])]).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    measured = pages.compared(args.out)
+    if not measured:
+        parser.error(f"{args.out}: nothing measured there; expected {' or '.join(page.FILES.values())}")
+    (args.out / "README.md").write_text(page.page(measured), encoding="utf-8")
     if args.out == pages.HERE:
         pages.write_blocks()
-    faults = page.faults(results)
+    faults = [f"{kind}: {fault}" for kind, results in measured.items() for fault in page.faults(results)]
     print(f"{args.out / 'README.md'} is written", *faults, sep="\n")
     sys.exit(bool(faults))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything and return what latest.json keeps."""
+    """Measure everything and return what the file of this kind of processor keeps."""
     from benchmarks import inputs
+    from vitlab.run.execute import git_state
 
     start = time.perf_counter()
 
@@ -219,21 +225,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     sets, data_dir = tuple(args.set), args.data_dir.resolve()
     source = resolve(args.data, data_dir, "quick")
-    batch = load(NUMBERS[0], sets).train.batch_size
+    most = max(BATCHES[profile] * load(number, profile, sets).train.batch_size for profile in PROFILES for number in NUMBERS)
+    images = first_images(source, most)
     results: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
+        **git_state(),
         "machine": machine(),
         "versions": {"Python": sys.version.split()[0]} | {name: metadata.version(name) for name in PACKAGES},
         "dataset": source.name,
-        "images": BATCHES * batch,
-        "batch": batch,
         "sets": args.set,
     }
-    images = first_images(source, BATCHES * batch)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "images.npz"
-        images.write(path)
-        results["experiments"] = {number: training(number, path, sets, say) for number in NUMBERS}
+    results["training"] = {profile: {number: training(number, profile, images, sets, say) for number in NUMBERS} for profile in PROFILES}
     say("input path")
     results["input"] = inputs.measure(images, rounds=5)
     say("start-up")

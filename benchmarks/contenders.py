@@ -1,4 +1,4 @@
-"""One contender in a process of its own: `python -m benchmarks.contenders NAME --experiment 01 --images FILE.npz`.
+"""One contender in a process of its own: `python -m benchmarks.contenders NAME --experiment 01 --profile full --images FILE.npz`.
 
 It builds everything, trains one epoch to warm up and writes a line {"ready": true, ...}; then, for each line it reads, one epoch more over
 the same images and a line {"seconds", "img_s", "loss", "peak_rss_mb"}. The end of its input ends it. An epoch's time is everything
@@ -125,17 +125,24 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(self.images[i]), self.labels[i]
 
 
+def with_probability(prob: float, transform):
+    """Return the torchvision transform such that it is applied with probability `prob`. What is always applied draws nothing for it."""
+    from torchvision.transforms import v2
+
+    return transform if prob == 1 else v2.RandomApply([transform], prob)
+
+
 def torchvision_transform(cfg: config.Augment, data: Images):
     """Return the augmentation in torchvision's transforms, ordered as in its training recipes: PIL image -> (3, 32, 32) float."""
     from torchvision.transforms import v2
 
-    jitter = cfg.color_jitter
+    jitter, trivial = cfg.color_jitter, cfg.trivial_augment
     return v2.Compose(
         [
             v2.RandomCrop(32, padding=cfg.crop),
             *([v2.RandomHorizontalFlip()] if cfg.flip and data.mirror else []),
             *([v2.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)] if jitter else []),
-            *([v2.TrivialAugmentWide()] if cfg.trivial_augment else []),
+            *([with_probability(trivial, v2.TrivialAugmentWide())] if trivial else []),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(data.mean, data.std),
@@ -144,19 +151,24 @@ def torchvision_transform(cfg: config.Augment, data: Images):
     )
 
 
+def torchvision_mix(cfg: config.Mix, classes: int):
+    """Return Mixup or CutMix by torchvision, of a whole batch: (B, 3, 32, 32) and labels (B,) -> the same mixed, targets (B, C) or labels."""
+    from torchvision.transforms import v2
+
+    kinds = v2.MixUp(alpha=cfg.mixup, num_classes=classes), v2.CutMix(alpha=cfg.cutmix, num_classes=classes)
+    return with_probability(cfg.prob, v2.RandomChoice(kinds, [1 - cfg.switch_prob, cfg.switch_prob]))
+
+
 def mixed_batch(mix, rows: list) -> tuple[Tensor, Tensor]:
-    """Collate the rows and return them mixed: images (B, 3, 32, 32), targets (B, C)."""
+    """Collate the rows and return what `mix` makes of them."""
     return mix(*torch.utils.data.default_collate(rows))
 
 
 def torchvision_loader(cfg: config.Experiment, data: Images) -> torch.utils.data.DataLoader:
     """Return a DataLoader with the first phase's augmentation and mixing by torchvision."""
-    from torchvision.transforms import v2
-
     phase, collate = cfg.phases[0], None
     if phase.mix:
-        kinds = v2.MixUp(alpha=phase.mix.mixup, num_classes=data.classes), v2.CutMix(alpha=phase.mix.cutmix, num_classes=data.classes)
-        collate = partial(mixed_batch, v2.RandomChoice(kinds))
+        collate = partial(mixed_batch, torchvision_mix(phase.mix, data.classes))
     pictures = Pictures(data, torchvision_transform(phase.augment, data))
     return torch.utils.data.DataLoader(
         pictures, cfg.train.batch_size, shuffle=True, num_workers=WORKERS, collate_fn=collate, drop_last=True, persistent_workers=True
@@ -250,24 +262,38 @@ def timm_model(cfg: config.ViT, classes: int) -> nn.Module:
     return model
 
 
-def timm(cfg: config.Experiment, data: Images, laps: Laps, amp: bool = False) -> None:
-    """Train with the pieces and defaults of timm's train script: prefetcher (on the CPU too), FastCollateMixup, four workers."""
+def timm_loader(cfg: config.Experiment, data: Images):
+    """Return timm's loader with the first phase's augmentation and mixing: prefetcher (on the CPU too), FastCollateMixup, four workers."""
     from timm.data import FastCollateMixup, create_loader
+
+    phase, mix, trivial = cfg.phases[0], cfg.phases[0].mix, cfg.phases[0].augment.trivial_augment
+    collate = None
+    if mix:
+        collate = FastCollateMixup(
+            mix.mixup,
+            mix.cutmix,
+            prob=mix.prob,
+            switch_prob=mix.switch_prob,
+            label_smoothing=phase.label_smoothing,
+            num_classes=data.classes,
+        )
+    return create_loader(
+        Pictures(data), (3, 32, 32), cfg.train.batch_size, is_training=True, device=torch.device("cpu"), num_workers=TIMM_WORKERS,
+        mean=data.mean, std=data.std, interpolation="random", hflip=0.5 if data.mirror else 0.0, color_jitter=None, collate_fn=collate,
+        # one operation of uniform magnitude an image: the nearest there is to TrivialAugment
+        auto_augment=f"rand-m10-n1-p{trivial:g}-mstd101-inc1" if trivial else None, re_prob=phase.augment.erase, re_mode="pixel",
+    )  # fmt: skip
+
+
+def timm(cfg: config.Experiment, data: Images, laps: Laps, amp: bool = False) -> None:
+    """Train with the pieces and defaults of timm's train script."""
     from timm.optim import create_optimizer_v2
     from timm.utils import ModelEmaV3, dispatch_clip_grad
 
     phase = cfg.phases[0]
     model = timm_model(cfg.model, data.classes)
     laps.enter(model)
-    collate = None
-    if phase.mix:
-        collate = FastCollateMixup(phase.mix.mixup, phase.mix.cutmix, label_smoothing=phase.label_smoothing, num_classes=data.classes)
-    loader = create_loader(
-        Pictures(data), (3, 32, 32), cfg.train.batch_size, is_training=True, device=torch.device("cpu"), num_workers=TIMM_WORKERS,
-        mean=data.mean, std=data.std, interpolation="random", hflip=0.5 if data.mirror else 0.0, color_jitter=None, collate_fn=collate,
-        # one operation of uniform magnitude an image: the nearest there is to TrivialAugment
-        auto_augment="rand-m10-n1-p1-mstd101-inc1" if phase.augment.trivial_augment else None, re_prob=phase.augment.erase, re_mode="pixel",
-    )  # fmt: skip
+    loader = timm_loader(cfg, data)
     optimizer = create_optimizer_v2(model, "adamw", cfg.optim.lr, cfg.optim.weight_decay, betas=cfg.optim.betas)
     ema = ModelEmaV3(model, decay=cfg.ema.start) if cfg.ema else None
     smoothing = 0.0 if phase.mix else phase.label_smoothing  # mixed targets are smooth already
@@ -297,10 +323,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=CONTENDERS)
     parser.add_argument("--experiment", required=True, help="its number, 01 or 06")
+    parser.add_argument("--profile", required=True, choices=recipe.PROFILES)
     parser.add_argument("--images", required=True, type=Path, help="a file of recipe.Images")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    cfg, data = recipe.load(args.experiment, tuple(args.set)), Images.read(args.images)
+    cfg, data = recipe.load(args.experiment, args.profile, tuple(args.set)), Images.read(args.images)
     torch.manual_seed(0)
     # stdout belongs to the harness, so anything that a library prints goes to stderr
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(Over):

@@ -26,7 +26,7 @@ def measure(data: Images, rounds: int) -> dict[str, dict[str, list[float]]]:
 
 
 def _measure(number: str, data: Images, rounds: int) -> dict[str, list[float]]:
-    cfg = recipe.load(number).phases[0].augment
+    cfg = recipe.load(number, "full").phases[0].augment
     images, mean, std = torch.from_numpy(data.pixels[:BATCH]), torch.tensor(data.mean), torch.tensor(data.std)
     pictures = Pictures(data, torchvision_transform(cfg, data))
 

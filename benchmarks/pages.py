@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill as wrap
 from typing import Any
@@ -17,11 +18,11 @@ from vitlab.report import blocks
 from vitlab.report.verify import difference, unchecked
 
 HERE = Path(__file__).parent
-PAGES = {
-    "latest.json": ("README.md", page.page),
-    "growth.json": ("GROWTH.md", growth_page.page),
-    "accuracy.json": ("ACCURACY.md", accuracy.page),
-}
+
+
+def compared(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what `make bench` measured, by kind of processor. A kind that has no file in `folder` is left out."""
+    return {kind: _read(folder / name) for kind, name in page.FILES.items() if (folder / name).is_file()}
 
 
 def chaos(results: dict[str, Any]) -> str:
@@ -36,12 +37,20 @@ def chaos(results: dict[str, Any]) -> str:
     )
 
 
-PARAGRAPHS = {"latest.json": page.summary, "chaos.json": chaos}
+PAGES: dict[str, Callable[[Path], str]] = {  # each made from the measurements in a folder
+    "README.md": lambda folder: page.page(compared(folder)),
+    "GROWTH.md": lambda folder: growth_page.page(_read(folder / "growth.json")),
+    "ACCURACY.md": lambda folder: accuracy.page(_read(folder / "accuracy.json")),
+}
+PARAGRAPHS: dict[str, Callable[[Path], str]] = {
+    **{name: lambda folder, kind=kind: page.summary(kind, compared(folder).get(kind)) for kind, name in page.FILES.items()},
+    "chaos.json": lambda folder: chaos(_read(folder / "chaos.json")),
+}
 
 
 def all_pages(folder: Path = HERE) -> dict[Path, str]:
     """Return each page's path and text, made from the measurements in `folder`."""
-    return {folder / name: make(_read(folder / measured)) for measured, (name, make) in PAGES.items()}
+    return {folder / name: make(folder) for name, make in PAGES.items()}
 
 
 def fill(text: str, folder: Path = HERE) -> str:
@@ -50,7 +59,7 @@ def fill(text: str, folder: Path = HERE) -> str:
     def paragraph(name: str) -> str:
         if name not in PARAGRAPHS:
             raise UserError(f"<!-- benchmark: {name} -->: no such paragraph; expected one of {', '.join(PARAGRAPHS)}")
-        return PARAGRAPHS[name](_read(folder / name))
+        return PARAGRAPHS[name](folder)
 
     return blocks.fill(text, "benchmark", paragraph)
 

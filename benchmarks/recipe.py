@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from vitlab import config
 from vitlab.paths import EXPERIMENTS
 
+PROFILES = ("full", "overnight")  # whose sizes are compared: the reports', and those that a CPU trains in a night
 # A run so long that its schedules do not move while it is measured: every step has the full learning rate, the first EMA decay and the
 # first phase's augmentation. Without a teacher both heads of 06 learn the labels.
 LONG = ("train.epochs=1000", "optim.warmup=null", "distill=null")
@@ -26,9 +27,9 @@ def experiment_file(number: str) -> Path:
     return path
 
 
-def load(number: str, sets: tuple[str, ...] = ()) -> config.Experiment:
-    """Return the experiment's configuration at full size with the changes of LONG and `sets`."""
-    return config.load(experiment_file(number), "full", (*LONG, *sets)).config
+def load(number: str, profile: str, sets: tuple[str, ...] = ()) -> config.Experiment:
+    """Return the experiment's configuration in the profile, with the changes of LONG and `sets`."""
+    return config.load(experiment_file(number), profile, (*LONG, *sets)).config
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Images:
     std: tuple[float, ...]
     classes: int
     mirror: bool  # whether flips are allowed
+
+    def first(self, count: int) -> Images:
+        """Return the first `count` of these images."""
+        return replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
 
     def write(self, path: Path) -> None:
         """Write the images to an .npz file."""

@@ -85,13 +85,13 @@ def test_a_ladder_and_its_report_leave_the_checkout_clean(checkout: Path) -> Non
 def test_measurements_leave_the_checkout_clean(checkout: Path) -> None:
     python(checkout, "-c", MEASURED)
     there = {path.name for path in (checkout / "reports" / "benchmarks").iterdir()}
-    assert there >= {"latest.json", "README.md", "growth.json", "GROWTH.md", "shakeout.json"}
+    assert there >= {"bench-bf16.json", "README.md", "growth.json", "GROWTH.md", "shakeout.json"}
     assert changed(checkout) == ""
     python(checkout, "-c", MEASURED, "--publish")
     published = {line[3:] for line in changed(checkout).splitlines()}
     assert published >= {
         "docs/speed.md",
-        "benchmarks/latest.json",
+        "benchmarks/bench-bf16.json",
         "benchmarks/README.md",
         "benchmarks/growth.json",
         "benchmarks/GROWTH.md",

@@ -113,8 +113,16 @@ def test_a_changed_record_is_found_on_every_page_that_shows_it(copy: Path, capsy
     }
 
 
-def test_changed_measurements_of_the_benchmark_are_found(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change(copy / "benchmarks" / "latest.json", r'"cores": (\d+)')
+@pytest.mark.parametrize("kind", ["bf16", "float32"])
+def test_changed_measurements_of_the_benchmark_are_found(kind: str, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(copy / "benchmarks" / f"bench-{kind}.json", r'"cores": (\d+)')
+    code, out = verify(capsys)
+    assert code == 1
+    assert {said.partition(":")[0] for said in wrong(out)} == {"docs/speed.md", "benchmarks/README.md"}
+
+
+def test_measurements_of_the_benchmark_that_are_gone_are_found(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "benchmarks" / "bench-float32.json").unlink()
     code, out = verify(capsys)
     assert code == 1
     assert {said.partition(":")[0] for said in wrong(out)} == {"docs/speed.md", "benchmarks/README.md"}

@@ -23,21 +23,21 @@ def experiment(ours: tuple[float, ...] = (60.0, 70.0, 80.0)) -> dict:
     ready["timm"] = ready["timm"] | {"flops": 1_800_000_000}
     rounds = [{name: row(mine if name == "vitlab" else 20.0) for name in names} for mine in ours]
     del rounds[-1]["timm-amp"]
-    return {"ready": ready, "rounds": rounds}
+    return {"batch": 192, "images": 384, "ready": ready, "rounds": rounds}
 
 
-def comparison() -> dict:
-    """Every target reached."""
+def comparison(bf16: bool = True, profiles: tuple[str, ...] = recipe.PROFILES) -> dict:
+    """Every target reached at the sizes of these profiles, with bf16 in hardware or without."""
     return {
         "date": "2026-01-01",
+        "commit": "0123456789abcdef",
+        "dirty": "",
         "seconds": 600.0,
-        "machine": {"cpu": "A Processor", "cores": 2, "memory_gb": 16.0, "bf16": False},
+        "machine": {"cpu": "A Processor", "cores": 2, "memory_gb": 16.0, "bf16": bf16},
         "versions": {"torch": "2.11"},
         "dataset": "cifar10",
-        "images": 384,
-        "batch": 192,
         "sets": [],
-        "experiments": {"01": experiment(), "06": experiment()},
+        "training": {profile: {"01": experiment(), "06": experiment()} for profile in profiles},
         "input": {n: {"vitlab": [30_000.0, 40_000.0], "torchvision": [2_000.0, 2_000.0]} for n in recipe.RECIPES},
         "startup": {"help": [0.2] * 5, "plan": [1.0] * 5},
         "bookkeeping": {
