@@ -62,7 +62,7 @@ class ClassFacts(_Frozen):
 class RunRecord(_Frozen):
     """One finished run, as `record.json` has it."""
 
-    version: int = VERSION
+    version: Annotated[int, Field(strict=True)] = VERSION
     experiment: Name
     variant: str = ""  # the --set overrides, "" for the experiment as it stands
     title: str
@@ -133,7 +133,7 @@ def _parse(content: bytes) -> RunRecord:
     """
     with contextlib.suppress(ValidationError):  # pydantic's own parser takes a third of the time; what is wrong, the other way says better
         record = RunRecord.model_validate_json(content)
-        if record.version == VERSION:
+        if record.version == VERSION and "version" in record.model_fields_set:
             return record
     try:
         values = json.loads(content.decode("utf-8"))
