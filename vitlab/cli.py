@@ -226,14 +226,19 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from vitlab.report import publishing
+    from vitlab.report import stamp
 
-    compiled, folder = (publishing.publish, RESULTS) if args.publish else (publishing.own, REPORTS)
-    with writing(folder):
-        for path in compiled(ROOT, folder, lambda text: print(printable(text), file=sys.stderr)):
-            print(terminal.short(path))
+    if not args.publish and stamp.holds(ROOT, REPORTS):
+        print("nothing has changed since the report was compiled")
+    else:
+        from vitlab.report import publishing  # late: what it imports takes longer than finding that nothing has changed
+
+        compiled, folder = (publishing.publish, RESULTS) if args.publish else (publishing.own, REPORTS)
+        with writing(folder):
+            for path in compiled(ROOT, folder, lambda text: print(printable(text), file=sys.stderr)):
+                print(terminal.short(path))
     if not args.publish:
-        print(f"the report is in {terminal.short(folder)}; 'vitlab report --publish' adds it to {terminal.short(RESULTS)} and README.md")
+        print(f"the report is in {terminal.short(REPORTS)}; 'vitlab report --publish' adds it to {terminal.short(RESULTS)} and README.md")
     return 0
 
 

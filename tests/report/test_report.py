@@ -500,6 +500,12 @@ def test_refusals(tmp_path: Path) -> None:
         fake_record(metrics={"validation_top1": 1.0})
     with pytest.raises(UserError, match="no set with records"):
         publishing.index(tmp_path)
+    records.write(fake_record(), tmp_path / "record.json")
+    whole = (tmp_path / "record.json").read_text(encoding="utf-8")
+    for written, version in (("", "None"), ('"version": 2', "2"), ('"version": "1"', "'1'")):
+        (tmp_path / "record.json").write_text(re.sub(r',\s*"version": 1', f", {written}" if written else "", whole), encoding="utf-8")
+        with pytest.raises(UserError, match=f"run record of version {version}, this vitlab reads 1"):
+            records.read(tmp_path / "record.json")
 
 
 # ------------------------------------------------------------------------------------------------------ index, publishing

@@ -13,9 +13,10 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -28,7 +29,7 @@ from vitlab.claims import ledger
 from vitlab.errors import UserError
 from vitlab.figures.run import run_figures
 from vitlab.records import RunRecord
-from vitlab.report import blocks, charts, claims_page, forest, set_page, tables
+from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
 from vitlab.run import published
 from vitlab.track import read, shipping
@@ -50,12 +51,17 @@ def _nowhere(run: RunRecord) -> None:
 
 
 def build(
-    runs: Sequence[RunRecord], out_dir: Path, pictures: dict[tuple[str, int], Path], predictions: ledger.Predictions = _nowhere
+    runs: Sequence[RunRecord],
+    out_dir: Path,
+    pictures: dict[tuple[str, int], Path],
+    predictions: ledger.Predictions = _nowhere,
+    written: Mapping[tuple[str, ...], Path] = MappingProxyType({}),
 ) -> ledger.Book | None:
     """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
-    `(experiment, seed)`, the folder with its predictions.png; `predictions` gives the path of a run's predictions.npz, if it is available.
+    `(experiment, seed)`, the folder with its predictions.png; `predictions` gives the path of a run's predictions.npz, if it is available;
+    `written` the record that a run left, which is copied: writing it anew takes five times as long.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
 
     Returns None where no run measures a claim; an earlier claims.json is then left as it is. Raises UserError for no runs, for runs of more
@@ -69,7 +75,11 @@ def build(
     for stale in set(folder.glob("*.json")) - {folder / name for name in names}:
         stale.unlink()
     for name, run in names.items():
-        if not (folder / name).exists() or records.read(folder / name) != run:  # writing, and waiting for the disk, takes ten times as long
+        if (folder / name).exists() and records.read(folder / name) == run:  # writing, and waiting for the disk, takes ten times as long
+            continue
+        if (left := written.get(_identity(run))) is not None:
+            files.write(folder / name, left.read_bytes())
+        else:
             records.write(run, folder / name)
     entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
@@ -162,10 +172,10 @@ def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
 def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
     """Build the sets of the finished runs in the MLflow store of `root`, and of these alone, then the index; return the pages written.
 
-    A ledger is shipped to MLflow with its runs; where that fails, `tell` is called with the reason, and the report stands. Raises UserError
-    for no runs.
+    A ledger is shipped to MLflow with its runs; where that fails, `tell` is called with the reason, and the report stands. Where nothing had
+    to be told, a stamp says from what the report was compiled (see stamp.py). Raises UserError for no runs.
     """
-    return _compile(root, reports_dir, {}, tell, with_weights=False)
+    return _compile(root, reports_dir, {}, tell, publishing=False)
 
 
 def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
@@ -175,7 +185,7 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
     everything is rebuilt as it was. Returns the pages written; raises UserError where there is nothing to publish.
     """
     before = {folder.parent.name: records.read_all(folder.parent) for folder in sorted(results_dir.glob("*/records"))}
-    pages = _compile(root, results_dir, before, tell, with_weights=True)
+    pages = _compile(root, results_dir, before, tell, publishing=True)
     for page in blocks.pages(root):
         text = page.read_text(encoding="utf-8")
         if (filled := fill(text, results_dir)) != text:
@@ -185,12 +195,19 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
 
 
 def _compile(
-    root: Path, results_dir: Path, before: dict[str, list[RunRecord]], tell: Callable[[str], None], with_weights: bool
+    root: Path, results_dir: Path, before: dict[str, list[RunRecord]], tell: Callable[[str], None], publishing: bool
 ) -> list[Path]:
     busy = functools.cache(lambda holder: tell(f"{results_dir} is being written by {files.printable(holder)}; waiting"))  # told once
-    pages = []
+    pages, told = [], []
+
+    def say(text: str) -> None:
+        told.append(text)
+        tell(text)
+
     with files.held(results_dir / ".lock", busy), tempfile.TemporaryDirectory() as tmp:
         files.remove_temporaries(results_dir)
+        stamp.remove(results_dir)
+        compiled_from = None if publishing else stamp.sources(root)  # before anything is read: what changes meanwhile is seen next time
         sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
         for run in read.finished_runs(root):
@@ -201,17 +218,19 @@ def _compile(
         for name, runs in sorted(sets.items()):
             if runs:
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
-                if with_weights and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
-                    tell(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
+                if publishing and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
+                    say(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
                 book = _build(list(runs.values()), out_dir, at_hand, Path(tmp))
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if book is None and (out_dir / ledger.FILE).is_file():
-                    tell(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
+                    say(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
                 if at_hand and book is not None and (trouble := shipping.ship_ledger(root, out_dir / ledger.FILE)):
-                    tell(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
-    if not pages:
-        raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
-    index(results_dir)
+                    say(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
+        if not pages:
+            raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
+        index(results_dir)
+        if not told:  # what was told is told, and what failed tried, by the next report again
+            stamp.write(root, results_dir, compiled_from)
     return [*pages, results_dir / "README.md"]
 
 
@@ -246,7 +265,8 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> l
         with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
-    return build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions)
+    written = {identity: at.folder / "record.json" for identity, at in stored.items() if at.folder is not None}
+    return build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions, written)
 
 
 def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
