@@ -12,9 +12,9 @@ import torch
 
 from tests.support.world import World
 from vitlab import cli, errors, files
+from vitlab.data import augment
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
-from vitlab.train import step
 
 REPORT = "Please report it as an issue, with the traceback above"
 
@@ -40,7 +40,7 @@ def raising(e: Exception) -> Callable[..., object]:
 )
 def test_a_bug_keeps_its_traceback_and_exits_1(e: Exception, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Planted in a step's augmentation, amid the training. Even an OSError that names a file: none of the user's is opened there."""
-    world.patch.setattr(step, "augment", raising(e))
+    world.patch.setattr(augment, "apply", raising(e))
     code, err = ends(world, capsys)
     assert code == 1
     assert err.startswith("Traceback")
@@ -50,13 +50,13 @@ def test_a_bug_keeps_its_traceback_and_exits_1(e: Exception, world: World, capsy
 
 
 def test_what_torch_itself_raises_is_a_bug(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.patch.setattr(step, "augment", lambda *_, **__: torch.Generator("cpu").manual_seed(0).set_state(torch.zeros(1)))
+    world.patch.setattr(augment, "apply", lambda *_, **__: torch.Generator("cpu").manual_seed(0).set_state(torch.zeros(1)))
     code, err = ends(world, capsys)
     assert (code, err.startswith("Traceback")) == (1, True), err
 
 
 def test_a_users_mistake_has_no_traceback_and_exits_2(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.patch.setattr(step, "augment", raising(UserError("x.yaml:3: what is wrong; what to do")))
+    world.patch.setattr(augment, "apply", raising(UserError("x.yaml:3: what is wrong; what to do")))
     assert ends(world, capsys) == (2, "error: x.yaml:3: what is wrong; what to do\n")
 
 
