@@ -204,6 +204,8 @@ def _compile(
         told.append(text)
         tell(text)
 
+    if not any(before.values()) and not read.finished_runs(root):  # before anything is written
+        raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     with files.held(results_dir / ".lock", busy), tempfile.TemporaryDirectory() as tmp:
         files.remove_temporaries(results_dir)
         stamp.remove(results_dir)
@@ -226,8 +228,6 @@ def _compile(
                     say(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
                 if at_hand and book is not None and (trouble := shipping.ship_ledger(root, out_dir / ledger.FILE)):
                     say(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
-        if not pages:
-            raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
         index(results_dir)
         if not told:  # what was told is told, and what failed tried, by the next report again
             stamp.write(root, results_dir, compiled_from)
