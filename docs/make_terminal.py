@@ -22,7 +22,7 @@ from vitlab import cli, files, records, terminal
 from vitlab.data.sources import Source
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord
-from vitlab.report import publishing
+from vitlab.report import blocks, publishing
 from vitlab.report.rungs import newest
 from vitlab.run import queue
 from vitlab.track import store, views
@@ -35,10 +35,9 @@ THEME = TerminalTheme((27, 31, 36), (205, 211, 218), [(27, 31, 36), (229, 108, 1
 
 
 def ladder(results: Path) -> list[RunRecord]:
-    """Return the first published set's runs of its lowest seed, in the order they are trained in: a teacher before its students."""
-    sets = {folder.parent.name: records.read_all(folder.parent) for folder in results.glob("*/records")}
-    first = min((name for name in sets if sets[name]), key=lambda name: records.rank(sets[name][0], name))
-    kept = [run for run in newest(sets[first])[0] if not run.variant]
+    """Return the runs of README's set with its lowest seed, in the order they are trained in: a teacher before its students."""
+    (name, *_) = blocks.names((REPOSITORY / "README.md").read_text(encoding="utf-8"), "results")
+    kept = [run for run in newest(records.read_all(results / name))[0] if not run.variant]
     seed = min(run.seed for run in kept)
     by_name = {run.experiment: run for run in kept if run.seed == seed}
     order: dict[str, RunRecord] = {}
