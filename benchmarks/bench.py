@@ -7,6 +7,7 @@ on two cores. `--page` renders the page again from these files. `--publish` writ
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -178,15 +179,18 @@ def first_images(source: Source, count: int) -> Images:
     return Images(pixels, labels, tuple(loaded.mean.tolist()), tuple(loaded.std.tolist()), len(loaded.classes), loaded.mirror)
 
 
+@functools.cache
 def machine() -> dict[str, Any]:
-    """Return the processor's name and cores, the memory in GB, and whether bf16 is in hardware."""
+    """Return the processor's name and cores, its GFLOP/s in a large matrix product, the memory in GB, and whether bf16 is in hardware."""
     import torch
 
-    from vitlab.train.machine import device_name, hardware_bf16
+    from vitlab.train.machine import device_name, hardware_bf16, matrix_product_rate
 
     cpu = torch.device("cpu")
     name, _, cores = device_name(cpu).rpartition(", ")
-    return {"cpu": name, "cores": int(cores.split()[0]), "memory_gb": psutil.virtual_memory().total / 1e9, "bf16": hardware_bf16(cpu)}
+    gflops = {dtype: matrix_product_rate(cpu, getattr(torch, dtype)) / 1e9 for dtype in ("float32", "bfloat16")}
+    memory = psutil.virtual_memory().total / 1e9
+    return {"cpu": name, "cores": int(cores.split()[0]), "gflops": gflops, "memory_gb": memory, "bf16": hardware_bf16(cpu)}
 
 
 def main() -> None:

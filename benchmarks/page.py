@@ -192,7 +192,7 @@ def _kind(name: str, results: dict[str, Any]) -> list[str]:
     lines = [
         f"## A processor {KINDS[name]}",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB; measured on {results['date']} {_commit(results)}, "
+        f"{_processor(machine)}, {machine['memory_gb']:.0f} GB; measured on {results['date']} {_commit(results)}, "
         f"in {results['seconds'] / 60:.1f} minutes. Raw numbers: [{FILES[name]}]({FILES[name]}).",
         f"Versions: {', '.join(f'{package} {version}' for package, version in results['versions'].items())}.",
         "",
@@ -214,6 +214,12 @@ def _kind(name: str, results: dict[str, Any]) -> list[str]:
         for number, experiment in results["training"].get(profile, {}).items():
             lines += ["", f"### Training at `{profile}`: {TITLES[number]}", "", *_training(experiment, results["dataset"])]
     return [*lines, "", "### Input path", "", *_input_path(results["input"])]
+
+
+def _processor(machine: dict[str, Any]) -> str:
+    product = machine.get("gflops")  # older files lack it
+    speed = f" (a large matrix product: {product['float32']:.0f} GFLOP/s in float32, {product['bfloat16']:.0f} in bf16)" if product else ""
+    return f"{machine['cpu']}, {machine['cores']} cores{speed}"
 
 
 def _commit(results: dict[str, Any]) -> str:
@@ -245,7 +251,7 @@ def summary(name: str, results: dict[str, Any] | None) -> str:
     inputs = median(a / b for a, b in zip(speeds["vitlab"], speeds["torchvision"], strict=True))
     verdict = "is reached wherever it was measured" if min(slowest, default=0) >= wanted else "**is not reached everywhere**"
     text = (
-        f"{KINDS[name].capitalize()}, on {machine['cpu']}, {machine['cores']} cores, measured on {results['date']} {_commit(results)}; {results['dataset']}"
+        f"{KINDS[name].capitalize()}, on {_processor(machine)}, measured on {results['date']} {_commit(results)}; {results['dataset']}"
         f"{', ' + ' '.join(results['sets']) if results['sets'] else ''}, medians of rounds. {' '.join(sizes)} The aim was {wanted} times, and "
         f"{verdict}. The input path with TrivialAugment runs at {inputs:.1f} times torchvision's rate."
     )
