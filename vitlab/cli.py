@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab import errors, terminal
+from vitlab import claiming, errors, terminal
 from vitlab.errors import UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
@@ -30,8 +30,6 @@ from vitlab.run import signals
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vitlab.claims.declarations import Ledger
-    from vitlab.claims.verdicts import Result
     from vitlab.data.sources import Source
     from vitlab.run.plan import Run
 
@@ -100,6 +98,17 @@ def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None
 
 def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--profile", default="auto", choices=["auto", "quick", "ledger", "overnight", "full"], help=f"default: {default}")
+
+
+def _add_declarations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "declarations",
+        nargs="?",
+        type=Path,
+        default=EXPERIMENTS / "claims.yaml",
+        metavar="FILE",
+        help="what is declared (default: experiments/claims.yaml)",
+    )
 
 
 def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, default: str) -> None:
@@ -210,7 +219,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     ui.add_argument("--port", type=int, default=5000, help="the port that the UI listens on (default: %(default)s)")
     schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
     schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
-    claims = command("claims", _claims, "print what was measured of each declared claim; with --run, first train what they need")
+    claims = command(
+        "claims",
+        lambda args: claiming.claims(args, _train),
+        "print what was measured of each declared claim; with --run, first train what they need",
+    )
+    _add_declarations(claims)
     either = claims.add_mutually_exclusive_group()
     either.add_argument("--json", action="store_true", help="print all that is known as JSON")
     either.add_argument(
@@ -218,8 +232,17 @@ def main(argv: list[str] | None = None) -> NoReturn:
     )
     _add_profile_flag(claims, "the largest one with measured claims; with --run, ledger")
     _add_data_flags(claims, "cifar10")
-    _add_run_flags(claims, None, "as many as the ledger plans")
-    claims.add_argument("--only", type=lambda ids: ids.split(","), default=[], metavar="ID,ID", help="train for these claims only")
+    _add_run_flags(claims, None, "those of the stage that is due")
+    claims.add_argument(
+        "--only", type=lambda ids: ids.split(","), default=[], metavar="ID,ID", help="these claims only (default: the primary ones)"
+    )
+    planned = command(
+        "plan-claims", claiming.plan, "print what declared claims can find out: seeds, runs, hours, and the chance of a verdict"
+    )
+    _add_declarations(planned)
+    _add_profile_flag(planned, "ledger")
+    _add_data_flags(planned, "cifar10")
+    planned.add_argument("--jobs", type=_jobs, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
     command("verify", _verify, "check that the published pages follow from the published records")
     args = parser.parse_args(argv)
     _guard(lambda: args.run(args))
@@ -266,62 +289,6 @@ def _list_runs(args: argparse.Namespace) -> int:
     )
     terminal.print_table(terminal.console(), table("", columns, found))
     return 0
-
-
-def _claims(args: argparse.Namespace) -> int:
-    from vitlab.claims import declarations
-    from vitlab.config import PROFILES
-
-    ledger = declarations.load()
-    if args.train:
-        return _run_claims(args, ledger)
-    idle = {
-        "--seeds": args.seeds,
-        "--budget": math.isfinite(args.budget),
-        "--only": args.only,
-        "--jobs": args.jobs,
-        "--dry-run": args.dry_run,
-    }
-    if given := [flag for flag, value in idle.items() if value]:
-        raise UserError(f"{', '.join(given)}: about training; add --run")
-    with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
-    for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
-        results = _results(ledger, profile, args.data)
-        if any(result.seeds for result in results):
-            break
-    if args.json:
-        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
-    else:
-        terminal.print_ledger(terminal.console(), ledger, f"{profile} · {args.data}", results)
-    return 0
-
-
-def _run_claims(args: argparse.Namespace, ledger: Ledger) -> int:
-    from vitlab.claims import needed
-    from vitlab.data import sources
-    from vitlab.run import plan
-
-    deadline = time.monotonic() + args.budget
-    console = terminal.console()
-    profile = "ledger" if args.profile == "auto" else args.profile
-    source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
-    seeds = args.seeds or list(range(ledger.seeds))
-    planned = needed.make(ledger, args.only, profile, source, seeds, RUNS, RESULTS)
-    terminal.announce(console, profile, source, seeds, planned.runs, args.budget)
-    if args.dry_run:
-        terminal.print_plan(console, planned.runs, args.jobs, plan.measured_speed(RUNS), planned.settles)
-        return 0
-    code = _train(console, planned.runs, set(), source, deadline, args.jobs) if planned.runs else 0  # all of them may be published
-    if code == 0:
-        results = _results(ledger, profile, source.name)
-        terminal.print_ledger(console, ledger, f"{profile} · {source.name}", results)
-    return code
-
-
-def _results(declared: Ledger, profile: str, data: str) -> list[Result]:
-    from vitlab.claims import ledger, needed
-
-    return needed.results(declared, profile, data, RUNS, RESULTS, ledger.judged_before(RESULTS / f"{profile}-{data}"))
 
 
 def _verify(args: argparse.Namespace) -> int:

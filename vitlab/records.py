@@ -75,7 +75,8 @@ class RunRecord(_Frozen):
     # percent, but for *loss: test_top1/test_top5/test_loss are the headline (EMA where the experiment has one, all heads
     # averaged); test_raw_top1, test_ema_top1, test_<head>_top1, validation_top1 ... as measured;
     # test_confidence (mean probability of the predicted class), test_confidence_above_90 (share of the images with more than 90 %),
-    # test_confidence_above_90_accuracy (how many of these are right); validation_top1_phase_<i>: after the last whole epoch of phase i,
+    # test_confidence_above_90_accuracy (how many of these are right); test_ema_or_raw_alone (share of the images that either the averaged or
+    # the raw weights alone have right); validation_top1_phase_<i>: after the last whole epoch of phase i,
     # for every phase but the last, which ends with validation_top1. Records of earlier versions lack these.
     metrics: dict[str, float]
     per_class: tuple[ClassFacts, ...]

@@ -1,4 +1,7 @@
-"""Estimates over seeds, Holm's correction, and two runs compared image by image. Numbers in, numbers out; no torch is loaded."""
+"""Estimates over seeds, spread pooled over arms, Holm's correction, and two runs compared image by image.
+
+Numbers in, numbers out; no torch is loaded.
+"""
 
 from __future__ import annotations
 
@@ -47,28 +50,94 @@ def mean_and_half(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, None if math.isnan(high) else high - mean
 
 
-def estimate(values: Sequence[float], region: tuple[float, float], confidence: float) -> Estimate:
+def estimate(
+    values: Sequence[float], region: tuple[float, float], confidence: float, variance: float | None = None, df: float | None = None
+) -> Estimate:
     """Return the mean of two or more values, its t interval, and the two-sided p-value against the nearest bound of `region`.
 
-    With two finite bounds and the mean between them, p is the larger one of the two one-sided tests (Schuirmann 1987), doubled as for every
-    other claim. So p <= 1 - confidence exactly where the interval contains no bound.
+    `variance` of one value and its degrees of freedom `df` replace the values' own, where more is known of the spread than they tell. With
+    two finite bounds and the mean between them, p is the larger one of the two one-sided tests (Schuirmann 1987), doubled as for every other
+    claim. So p <= 1 - confidence exactly where the interval contains no bound.
 
-    Values that are all the same show no spread to compare the distance with, so p is 1. Three runs may agree by chance, the more easily the
+    Without any spread there is nothing to compare the distance with, so p is 1. Three runs may agree by chance, the more easily the
     fewer test images there are, and a p of 0 would survive every correction.
     """
+    from scipy.special import stdtrit  # a fraction of scipy.stats' import
+
     n = len(values)
     assert n >= 2
-    if min(values) == max(values):  # asked of the values: their computed mean need not equal them to the last bit
+    if variance is None:
+        # asked of the values themselves: the computed mean of equal ones need not equal them to the last bit
+        variance, df = 0.0 if min(values) == max(values) else float(np.var(values, ddof=1)), n - 1
+    if not variance:
         return Estimate(values[0], values[0], values[0], 0.0, 1.0)
-    mean, sd, low, high = interval(values, confidence)
-    return Estimate(mean, low, high, sd, _p_value(distance(mean, region), sd, n))
+    mean, sd = float(np.mean(values)), math.sqrt(variance)
+    half = float(stdtrit(df, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, sd, _p_value(distance(mean, region), sd, n, df))
 
 
-def _p_value(gap: float, sd: float, n: int) -> float:
+def _p_value(gap: float, sd: float, n: int, df: float) -> float:
     """Return the two-sided p of Student's t test, for a mean of n values that is `gap` from what it is tested against."""
     from scipy.special import stdtr
 
-    return 2 * float(stdtr(n - 1, -gap * math.sqrt(n) / sd))
+    return 2 * float(stdtr(df, -gap * math.sqrt(n) / sd))
+
+
+# ------------------------------------------------------------------------------------------------------ arms by seeds
+
+
+@dataclass(frozen=True)
+class MeanSquares:
+    """A two-way analysis of variance of arms by seeds, one value in each cell."""
+
+    arms: int
+    seeds: int
+    of_seeds: float  # its expectation: residual + arms * variance between seeds
+    residual: float  # NaN with one arm
+
+    def parts(self, weights: Sequence[float]) -> list[tuple[float, int]]:
+        """Return what the two mean squares add to the variance of a seed's contrast, each with its degrees of freedom.
+
+        `weights`: one for each arm. Where they add up to zero, the seeds' own spread cancels and the residual alone counts.
+        """
+        shared = sum(weights) ** 2 / self.arms
+        own = sum(w * w for w in weights) - shared
+        parts = [(shared * self.of_seeds, self.seeds - 1), (own * self.residual, (self.arms - 1) * (self.seeds - 1))]
+        return [(part, df) for part, df in parts if df and part > 0]
+
+
+def mean_squares(values: np.ndarray) -> MeanSquares:
+    """Return the analysis of variance of `values`, (arms, seeds), two seeds or more."""
+    arms, seeds = values.shape
+    of_arm, of_seed, all_over = values.mean(1, keepdims=True), values.mean(0, keepdims=True), values.mean()
+    between = arms * float(np.square(of_seed - all_over).sum()) / (seeds - 1)
+    residual = float(np.square(values - of_arm - of_seed + all_over).sum()) / ((arms - 1) * (seeds - 1)) if arms > 1 else math.nan
+    return MeanSquares(arms, seeds, between, residual)
+
+
+def satterthwaite(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the sum of independent estimates of variance, and its degrees of freedom (Satterthwaite 1946; Welch 1947 for two of them).
+
+    `parts`: each estimate as it enters the sum, with its degrees of freedom. Returns (0.0, 1.0) for none.
+    """
+    total = sum(part for part, _ in parts)
+    return (total, total**2 / sum(part**2 / df for part, df in parts)) if total else (0.0, 1.0)
+
+
+def equal_spread(values: np.ndarray) -> float:
+    """Return the p-value of Levene's test, by medians (Brown and Forsythe 1974), that all arms spread alike. `values`: (arms, seeds).
+
+    Returns 1.0 where no arm has any spread.
+    """
+    from scipy.special import fdtrc
+
+    arms, seeds = values.shape
+    away = np.abs(values - np.median(values, axis=1, keepdims=True))
+    of_arm = away.mean(1, keepdims=True)
+    between, within = seeds * float(np.square(of_arm - away.mean()).sum()), float(np.square(away - of_arm).sum())
+    if not within:
+        return 0.0 if between else 1.0
+    return float(fdtrc(arms - 1, arms * (seeds - 1), between / (arms - 1) / (within / (arms * (seeds - 1)))))
 
 
 def distance(effect: float, region: tuple[float, float]) -> float:
@@ -94,8 +163,24 @@ def seeds_needed(gap: float, sd: float, level: float, have: int) -> int | None:
     if gap == 0 or sd == 0:
         return None
     more = range(1, MOST_SEEDS - have + 1)
-    first = bisect.bisect_left(more, True, key=lambda k: _p_value(gap, sd, have + k) <= level)  # p falls as seeds are added
+    # p falls as seeds are added
+    first = bisect.bisect_left(more, True, key=lambda k: _p_value(gap, sd, have + k, have + k - 1) <= level)
     return more[first] if first < len(more) else None
+
+
+def least_distance(mean: float, variance: float, df: float, n: int, level: float) -> float:
+    """Return how far an effect must be above a bound to be significant at `level`, if n values are `mean` off it and have this variance."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, 1 - level / 2)) * math.sqrt(variance / n) - mean
+
+
+def sd_range(sd: float, df: float, confidence: float = 0.8) -> tuple[float, float]:
+    """Return the confidence interval of a standard deviation that was estimated with `df` degrees of freedom (chi-square)."""
+    from scipy.special import chdtri
+
+    tail = (1 - confidence) / 2
+    return sd * math.sqrt(df / float(chdtri(df, tail))), sd * math.sqrt(df / float(chdtri(df, 1 - tail)))
 
 
 class Pair(Schema):

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vitlab.claims.declarations import Ledger
-    from vitlab.claims.verdicts import Result
+    from vitlab.claims.ledger import Book
+    from vitlab.claims.power import Power
     from vitlab.data.sources import Source
     from vitlab.records import RunRecord
     from vitlab.report.tables import Table
     from vitlab.run.plan import Run
+
+
+ASSUMED = 45e9  # FLOP/s of a CPU's core, before any run has shown what it is
 
 
 def console() -> Console:
@@ -58,12 +62,10 @@ def print_plan(
     """
     from rich.table import Table
 
-    from vitlab.run import jobs as order
     from vitlab.run import plan
     from vitlab.run.progress import clock
 
-    basis = "the speed of the last finished run here" if speed else "an assumed 45 GFLOP/s per CPU core"
-    speed = speed or 45e9 * (os.cpu_count() or 1)
+    rate = speed or ASSUMED * (os.cpu_count() or 1)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title, justify in (
         ("", "right"), ("experiment", "left"), ("seed", "right"), ("teacher", "left"), ("state", "left"), ("epochs", "right"),
@@ -76,17 +78,28 @@ def print_plan(
         state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
         table.add_row(
             str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
-            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(flops[run.folder] / speed),
+            f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(flops[run.folder] / rate),
             *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
         )  # fmt: skip
     console.print(table)
-    left = sum(flops.values()) / speed
-    unfinished, threads = [run for run in runs if not run.finished], os.cpu_count() or 1
+    console.print("{} to go, by {}".format(*hours(runs, jobs, speed)))
+
+
+def hours(runs: list[Run], jobs: int | None, speed: float | None) -> tuple[str, str]:
+    """Return how long the unfinished runs take with so many `jobs`, as text, and by what speed; `speed` in FLOP/s, None: not known."""
+    from vitlab.run import jobs as order
+    from vitlab.run import plan
+    from vitlab.run.progress import clock
+
+    threads = os.cpu_count() or 1
+    left = sum(plan.flops_left(runs, stores=not plan.gpus()).values()) / (speed or ASSUMED * threads)
+    unfinished = [run for run in runs if not run.finished]
     jobs = jobs or order.best(unfinished, threads)
     beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""
     if beside:
         left *= order.makespan(unfinished, jobs, threads) / order.makespan(unfinished, 1, threads)
-    console.print(f"about {clock(left)} to go{beside}, by {basis}")
+    basis = "the speed of the last finished run here" if speed else f"an assumed {ASSUMED / 1e9:.0f} GFLOP/s per CPU core"
+    return f"about {clock(left)}{beside}", basis
 
 
 def print_result(console: Console, label: str, record: RunRecord) -> None:
@@ -134,26 +147,79 @@ def print_summary(console: Console, done: list[RunRecord], root: Path, reports_d
         console.print(f"compare runs: {'' if store.server(root) else 'make ui, then '}{table}")
 
 
-def print_ledger(console: Console, ledger: Ledger, name: str, results: list[Result]) -> None:
-    """Print each claim of the set `name` with its effect, interval and verdict."""
-    from collections import Counter
-
+def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book: Book | None) -> None:
+    """Print each primary claim of the set `name`, declared in the file `path`, with its effect, interval and verdict; then what else was measured."""
     from rich.table import Table
 
-    from vitlab.claims import declarations, verdicts
+    from vitlab.claims import ledger, verdicts
 
     table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
         table.add_column(title, justify="right" if title in ("wanted", "effect", "seeds", "p (Holm)") else "left", no_wrap=title == "claim")
-    for r in results:
+    if book is None:
+        console.print(f"{printable(name)}: no claim is measured; '--run' trains what they need")
+        return
+    results = [*(r for r in book.results if r.primary), *(r for r in book.exploratory if r.effect is not None)]
+    for i, r in enumerate(results):
         interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
-        more = f", {r.more_seeds} more seeds" if r.more_seeds else ""
+        more = f", {r.more_seeds[0]} to {r.more_seeds[1]} more seeds" if r.more_seeds else ""
         more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
         table.add_row(
-            r.id, printable(r.statement), verdicts.rule(r), "" if r.effect is None else f"{r.effect:.3g}{interval}",
+            r.id, printable(r.statement), verdicts.rule(r) if r.primary else "", "" if r.effect is None else f"{r.effect:.3g}{interval}",
             str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
+            end_section=i + 1 < len(results) and r.primary and not results[i + 1].primary,
         )  # fmt: skip
     console.print(table, soft_wrap=False)  # statements wrap within their column
-    counts = Counter(r.verdict for r in results)
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    console.print(f"{counted}; intervals over seeds, {ledger.confidence:.0%}; declared in {short(declarations.FILE)}")
+    seeds = " or ".join(f"{stage.seeds}" for stage in declared.stages)
+    console.print(f"{ledger.opening(book)}\n{ledger.said(book)}")
+    console.print(
+        f"intervals over seeds, {declared.confidence:.0%}; planned: {seeds} seeds from {declared.first_seed} on; Holm over {book.tested} claims; "
+        f"declared in {short(path.resolve())}"
+    )
+
+
+def print_power(console: Console, declared: Ledger, profile: str, power: Mapping[str, Power]) -> None:
+    """Print what the planned seeds can find out about each primary claim."""
+    from rich.table import Table
+
+    from vitlab.claims.power import WANTED
+
+    tested = [claim for claim in declared.claims if claim.tested_at(profile)]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    totals = [f"{stage.seeds} seeds" for stage in declared.stages]
+    for title in ("claim", "wanted", "expected", *totals, "sees"):
+        table.add_column(title, justify="left" if title == "claim" else "right")
+    for claim in tested:
+        of = power.get(claim.id)
+        expected = claim.claimed if claim.expected is None else claim.expected
+        low, high = claim.region
+        wanted = (
+            f"{(low + high) / 2:g} ± {(high - low) / 2:g}"
+            if math.isfinite(high - low)
+            else f"≥ {low:g}"
+            if math.isinf(high)
+            else f"≤ {high:g}"
+        )
+        chances = [f"{100 * chance:.0f} %" for chance in of.chances] if of and of.chances else ["–"] * len(totals)
+        table.add_row(
+            claim.id,
+            wanted,
+            "–" if expected is None else f"{expected:+g}",
+            *chances,
+            "–" if of is None else f"{of.distance:.2g} {claim.unit}",
+        )
+    console.print(table)
+    formula = sum(claim.primary and claim.exact for claim in declared.claims)
+    console.print(
+        f"chance of a verdict by so many seeds if the effect is the expected one, at the declared spread, Holm over {len(tested)} claims; sees: the "
+        f"distance from the bound that is found in {WANTED:.0%} of all cases"
+        + (f"; {formula} more by formula, without a run" if formula else "")
+    )
+
+
+def print_cost(console: Console, stage: int, seeds: Sequence[int], runs: list[Run], jobs: int | None, speed: float | None) -> None:
+    """Print how many runs a stage of claims adds to the one before, and how long they take at `speed`, in FLOP/s; None: not known."""
+    left, basis = hours(runs, jobs, speed)
+    finished = sum(run.finished for run in runs)
+    most = "at most " if stage > 1 else ""
+    console.print(f"stage {stage}, seeds {seeds[0]} to {seeds[-1]}: {most}{len(runs)} runs more, {finished} finished; {left}, by {basis}")

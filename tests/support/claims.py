@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitlab.claims import declarations, verdicts
-from vitlab.claims.declarations import Arm, Claim, Ledger
+from vitlab.claims.declarations import Arm, Claim, Ledger, Stage
 from vitlab.claims.verdicts import Result
 from vitlab.records import DatasetFacts, RunRecord
 
@@ -36,12 +36,15 @@ def run(arm: Arm, seed: int = 0, top1: float = 50.0, *, profile: str = "quick", 
 
 
 def claim(**changes: Any) -> Claim:
-    """That A is better than B."""
-    return Claim(**({"id": "c", "statement": "S.", "source": "§1", "arms": (A, B), "metric": "test_top1", "at_least": 0.0} | changes))
+    """That A is better than B, a primary claim."""
+    values = {"id": "c", "statement": "S.", "source": "§1", "arms": (A, B), "metric": "test_top1", "at_least": 0.0, "primary": True}
+    return Claim(**(values | changes))
 
 
-def ledger(*declared: Claim, confidence: float = 0.95) -> Ledger:
-    return Ledger(confidence=confidence, seeds=3, claims=declared or (claim(),))
+def ledger(*declared: Claim, confidence: float = 0.95, seeds: tuple[int, ...] = (3,), **changes: Any) -> Ledger:
+    """The claims, to be tested after so many `seeds`, from seed 0 on; with several stages each has its equal share of the level."""
+    stages = tuple(Stage(seeds=n, alpha=(1 - confidence) / len(seeds)) for n in seeds)
+    return Ledger(confidence=confidence, stages=stages, claims=declared or (claim(),), **changes)
 
 
 def judge(declared: Ledger, runs: Sequence[RunRecord], before: Sequence[Result] = (), profile: str = "quick") -> list[Result]:
@@ -50,21 +53,3 @@ def judge(declared: Ledger, runs: Sequence[RunRecord], before: Sequence[Result] 
 
 def three(arm: Arm, *top1: float, **changes: Any) -> list[RunRecord]:
     return [run(arm, seed, value, **changes) for seed, value in enumerate(top1)]
-
-
-def family(*groups: tuple[tuple[float, float], Sequence[float]]) -> list[Result]:
-    """Verdicts on claims of which nothing is known but their region and their values."""
-    declared, measured = [], []
-    for i, (region, values) in enumerate(groups):
-        low, high = region
-        if math.isinf(high):
-            rule: dict[str, Any] = {"at_least": low}
-        elif math.isinf(low):
-            rule = {"at_least": None, "at_most": high}
-        else:
-            rule = {"at_least": None, "within": declarations.Within(of=(low + high) / 2, margin=(high - low) / 2)}
-        declared.append(claim(id=str(i), **rule))
-        told: dict[str, Any] = {"id": str(i), "statement": "S.", "source": "§1", "declaration": "", "arms": (), "metric": "test_top1"}
-        told |= {"low_bound": None, "high_bound": None, "values": tuple(values), "verdict": "undecided"}
-        measured.append(Result(**told, **verdicts.over_seeds(values, declared[-1].region, 0.95)))
-    return verdicts.decide(ledger(*declared), measured)

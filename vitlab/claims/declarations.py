@@ -37,6 +37,7 @@ UNITS = {
     "class_lag": "points",
 }
 
+ArmKey = tuple[str, tuple[str, ...]]  # an arm's experiment and settings
 Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
 
 
@@ -54,6 +55,11 @@ class Arm(Schema):
     def path(self) -> Path:
         """Return the experiment's file."""
         return EXPERIMENTS / f"{self.experiment}.yaml"
+
+    @property
+    def key(self) -> ArmKey:
+        """Return what tells arms apart, whatever is measured of them."""
+        return self.experiment, self.set
 
     def resolve(self, profile: str) -> config.Resolved:
         """Return the arm's configuration under the profile. Raises UserError for a damaged experiment."""
@@ -77,17 +83,20 @@ class Claim(Schema):
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,60}$")]
     statement: str
+    brief: str = ""  # the words before the effect in the sentence that opens the page, for example "distillation gives"
     source: str  # report and section
     arms: Annotated[tuple[Arm, ...], Field(min_length=1, max_length=4)]
     metric: Metric | None = None
     relative: bool = False  # the difference in percent of the second arm's value
     spread: bool = False  # how far each seed is from its arm's median over seeds, in place of the value
     claimed: float | None = None  # the effect that the report gives
+    expected: float | None = None  # the effect that seeds are planned for, where the report gives none
+    sd: Annotated[float, Field(gt=0)] | None = None  # of one seed's effect, as expected: for planning, where no family tells
     at_least: float | None = None
     at_most: float | None = None
     within: Within | None = None
     full_size_only: bool = False
-    exploratory: bool = False  # no report claims it: measured, but neither tested nor judged
+    primary: bool = False  # tested; every other claim is exploratory: measured, and neither tested nor judged
 
     @field_validator("arms")
     @classmethod
@@ -122,6 +131,15 @@ class Claim(Schema):
         return self.metric_of(self.arms[0]) in EXACT
 
     @property
+    def weights(self) -> tuple[float, ...]:
+        """Return by what each arm's value is multiplied in the effect, unless it is `relative`."""
+        return (1.0, -1.0, -1.0, 1.0)[: len(self.arms)]
+
+    def tested_at(self, profile: str) -> bool:
+        """Return whether the claim is one that runs of this profile are tested for."""
+        return self.primary and not self.exact and (profile == "full" or not self.full_size_only)
+
+    @property
     def unit(self) -> str:
         """Return the effect's unit, for example "points" or "M parameters"."""
         metric = self.metric_of(self.arms[0]).split(".")[0]
@@ -139,24 +157,69 @@ class Claim(Schema):
         return (self.at_least, math.inf) if self.at_least is not None else (-math.inf, self.at_most)
 
 
+class Stage(Schema):
+    """A planned test: of so many seeds, with its share of the chance of any false verdict."""
+
+    seeds: Annotated[int, Field(ge=2)]  # in all, from the ledger's first one
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class Family(Schema):
+    """Experiments of one architecture. The spread over seeds is pooled over their arms."""
+
+    experiments: Annotated[tuple[str, ...], Field(min_length=1)]
+    # Expected, for planning: of an arm's values once arm and seed are taken off, and between seeds.
+    sd: Annotated[float, Field(gt=0)]
+    seed_sd: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Ledger(Schema):
-    """All declared claims, with the confidence and the number of seeds planned for them."""
+    """All declared claims, and how they are tested."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
-    seeds: Annotated[int, Field(ge=2)]  # planned
+    first_seed: Annotated[int, Field(ge=0)] = 0  # the seeds before it are for tuning, and never tested
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=2)]
+    families: dict[str, Family] = Field(default_factory=dict)
+    levene: Annotated[float, Field(gt=0, lt=1)] = 0.2  # a family whose arms spread unequally, by Levene's test at this level, is not pooled
     claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _unique(self) -> Ledger:
+    def _consistent(self) -> Ledger:
         ids = [claim.id for claim in self.claims]
         if twice := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(f"claims: two have the id {', '.join(twice)}")
+        experiments = [e for family in self.families.values() for e in family.experiments]
+        if twice := sorted({e for e in experiments if experiments.count(e) > 1}):
+            raise ValueError(f"families: {', '.join(twice)} is in two of them")
+        alpha = sum(stage.alpha for stage in self.stages)
+        if not math.isclose(alpha, 1 - self.confidence):
+            raise ValueError(f"stages: their alphas add up to {alpha:g}; expected 1 - confidence, {1 - self.confidence:g}")
+        if list(self.stages) != sorted(self.stages, key=lambda stage: stage.seeds) or len({stage.seeds for stage in self.stages}) < len(
+            self.stages
+        ):
+            raise ValueError("stages: each has more seeds in all than the one before")
         return self
 
+    def seeds(self, stage: int) -> tuple[int, ...]:
+        """Return the seeds of a stage, counted from 1."""
+        return tuple(range(self.first_seed, self.first_seed + self.stages[stage - 1].seeds))
+
+    def family(self, arm: Arm) -> str | None:
+        """Return the name of the arm's family; None where it has none."""
+        return next((name for name, family in self.families.items() if arm.experiment in family.experiments), None)
+
+    def pooled(self, claim: Claim) -> bool:
+        """Return whether the claim's spread comes from families: all arms are in one, and are compared by one metric in its own unit."""
+        compares = len(claim.arms) > 1 and not claim.relative and not claim.spread
+        return compares and len({claim.metric_of(arm) for arm in claim.arms}) == 1 and all(self.family(arm) for arm in claim.arms)
+
     def declaration(self, claim: Claim) -> str:
-        """Return 12 hex digits, a hash of everything that was declared about the claim."""
+        """Return 12 hex digits, a hash of everything that was declared about the claim; of a primary one, of the design it is tested in."""
         declared = claim.model_dump(mode="json", exclude_defaults=True)  # so that a key which the schema gains later changes no hash
-        what = {"confidence": self.confidence, "seeds": self.seeds, "claim": declared}
+        what: dict[str, Any] = {"confidence": self.confidence, "claim": declared}
+        if claim.primary:
+            design = self.model_dump(mode="json", exclude={"claims", "confidence"})
+            what |= {"design": design, "primaries": sorted(other.id for other in self.claims if other.primary)}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -177,7 +240,7 @@ def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
     if error["type"] == "missing":
         what = "missing; add it"
     elif error["type"] == "extra_forbidden":
-        kinds: dict[object, type[Schema]] = {"claims": Claim, "arms": Arm, "within": Within}
+        kinds: dict[object, type[Schema]] = {"claims": Claim, "arms": Arm, "within": Within, "stages": Stage, "families": Family}
         kind = next((kinds[part] for part in reversed(key[:-1]) if part in kinds), Ledger)
         what = f"unknown key, expected one of: {', '.join(kind.model_fields)}"
     return f"{place}: {'.'.join(map(str, key)) or 'ledger'}: {what}"

@@ -1,7 +1,7 @@
 """A set's claims as judged by its records: kept in claims.json, and summed up for the pages.
 
-The records alone give the same claims.json again, except for two things that only the earlier one knows: which claims were declared
-otherwise when they were first measured, and how two single runs compare image by image, for which their predictions are needed.
+The records alone give the same claims.json again, except for what only the earlier one knows: what was said of a claim before and is no
+longer, and how two single runs compare image by image, for which their predictions are needed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from vitlab import files, records
-from vitlab.claims import declarations, verdicts
+from vitlab.claims import declarations, images, verdicts
+from vitlab.claims.declarations import Claim, Ledger, Stage
+from vitlab.claims.evidence import FamilySpread
 from vitlab.claims.verdicts import Result
 from vitlab.config import PROFILES, Schema
 from vitlab.errors import UserError
 from vitlab.records import RunRecord
+from vitlab.stats import Pair
 
 FILE = "claims.json"
-ORDER = ("supported", "refuted", "undecided", "not measured")
+ORDER = ("supported", "refuted", "undecided", "interim", "not measured")
 DIGITS = {"images": 1, "M parameters": 3, "GFLOPs": 3}  # after the point; 2 for all other units
 
 Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.npz lies, or None
@@ -31,29 +34,27 @@ Predictions = Callable[[RunRecord], "Path | None"]  # where a run's predictions.
 class Book(Schema):
     """The content of `claims.json`."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     profile: str
     dataset: str
     devices: tuple[str, ...]
     confidence: float
-    seeds: int  # planned
+    first_seed: int
+    stages: tuple[Stage, ...]
+    tested: int  # how many claims Holm corrects for: all primary ones that runs of this profile are tested for, measured or not
+    families: tuple[FamilySpread, ...]
     results: tuple[Result, ...]
+    withdrawn: tuple[Result, ...] = ()  # measured once, and no longer declared
 
     @property
     def measured(self) -> list[Result]:
-        """Return the judged results as pages show them: by verdict, then as declared."""
-        judged = [r for r in self.results if r.verdict not in ("not measured", "exploratory")]
-        return sorted(judged, key=lambda r: ORDER.index(r.verdict))
+        """Return the primary claims' results as pages show them, the unmeasured ones left out: by verdict, then as declared."""
+        return sorted((r for r in self.results if r.primary and r.effect is not None), key=lambda r: ORDER.index(r.verdict))
 
     @property
     def exploratory(self) -> list[Result]:
-        """Return the results of what no report claims, measured or not."""
-        return [r for r in self.results if r.verdict == "exploratory"]
-
-    @property
-    def tested(self) -> int:
-        """Return how many claims have a test, which is the size of the family that Holm corrects for."""
-        return sum(r.p is not None for r in self.results)
+        """Return the results of what is not a primary claim, measured or not."""
+        return [r for r in self.results if not r.primary]
 
 
 # ------------------------------------------------------------------------------------------------------------ building
@@ -65,21 +66,31 @@ def build(runs: Sequence[RunRecord], out_dir: Path, predictions: Predictions) ->
     Returns None where no run measures a claim; then an existing claims.json is left as it is. Raises UserError where declarations, the
     earlier claims.json or predictions are damaged.
     """
-    path = out_dir / FILE
     # The claims are about CIFAR-10: runs on other data say nothing about them.
     applies = runs[0].dataset.name == "cifar10" and runs[0].profile in PROFILES
-    before = judged_before(out_dir)
-    book = _judge(declarations.load(), runs, before, predictions) if applies else None
-    if book is None:
-        return None
-    files.write(path, json.dumps(book.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    before = judged_before(out_dir / FILE)
+    declared = declarations.load()
+
+    def pairs(claim: Claim, of: Sequence[RunRecord]) -> Pair | None:
+        return images.compare(claim, [predictions(run) for run in of], declared.confidence)
+
+    book = judge(declared, runs, pairs, before) if applies else None
+    if book is not None:
+        write(book, out_dir / FILE)
     return book
 
 
-def judged_before(out_dir: Path) -> dict[str, Result]:
-    """Return the results in `out_dir`/claims.json by claim, none where there is no such file. Raises UserError where it is damaged."""
-    path = out_dir / FILE
-    return {result.id: result for result in read(path).results} if path.is_file() else {}
+def write(book: Book, path: Path) -> None:
+    """Write a claims.json."""
+    files.write(path, json.dumps(book.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def judged_before(path: Path) -> dict[str, Result]:
+    """Return the results in a claims.json by claim, withdrawn ones too; none where there is no such file. Raises UserError where it is damaged."""
+    if not path.is_file():
+        return {}
+    book = read(path)
+    return {result.id: result for result in (*book.withdrawn, *book.results)}
 
 
 def read(path: Path) -> Book:
@@ -95,20 +106,18 @@ def read(path: Path) -> Book:
         raise UserError(f"{path}: {where}: {first['msg']}; {remedy}") from None
 
 
-def _judge(declared: declarations.Ledger, runs: Sequence[RunRecord], before: Mapping[str, Result], predictions: Predictions) -> Book | None:
+def judge(declared: Ledger, runs: Sequence[RunRecord], pairs: verdicts.Pairs, before: Mapping[str, Result]) -> Book | None:
+    """Return the ledger as judged by `runs`, of one profile and data set, and by what was judged `before`; None where no run measures a claim."""
     first = runs[0]
-    results = verdicts.judge(
-        declared,
-        first.profile,
-        runs,
-        lambda claim, arms: verdicts.compare(claim, [predictions(run) for run in arms], declared.confidence),
-        before,
-    )
-    if not any(result.seeds for result in results if result.verdict != "exploratory"):
+    results = verdicts.judge(declared, first.profile, runs, pairs, before)
+    if not any(result.seeds for result in results if result.primary):
         return None
+    tested = [claim for claim in declared.claims if claim.tested_at(first.profile)]
     book = Book(
-        profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, seeds=declared.seeds,
+        profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, first_seed=declared.first_seed,
+        stages=declared.stages, tested=len(tested), families=tuple(verdicts.families(declared, first.profile, runs)),
         results=tuple(_keep_pair(result, before.get(result.id)) for result in results),
+        withdrawn=tuple(r for name, r in before.items() if r.effect is not None and name not in {claim.id for claim in declared.claims}),
     )  # fmt: skip
     return book.model_copy(update={"devices": tuple(sorted({run.device for run in used(book.results, runs)}))})
 
@@ -130,16 +139,30 @@ def _work(result: Result) -> tuple[Any, ...]:
     return result.declaration, result.seeds, result.values, tuple(arm.fingerprint for arm in result.arms)
 
 
+def opening(book: Book) -> str:
+    """Return the sentence to quote: each decided claim that has a brief name, with its effect and interval."""
+    where = f"At the size of profile {book.profile}, on {book.dataset},"
+    told = []
+    for result in book.measured:
+        if result.verdict in ("supported", "refuted") and result.brief and result.seeds:
+            against = "" if result.verdict == "supported" else f" (wanted {verdicts.rule(result)})".replace("-", "−")
+            told.append(
+                f"{result.brief} {number(result.effect, result)} [{number(result.low, result)}, {number(result.high, result)}] {result.unit}{against}"
+            )
+    return f"{where} {', '.join(told)}." if told else f"{where} no claim is decided yet."
+
+
 def said(book: Book) -> str:
     """Return the sentence that counts the verdicts."""
-    counts = Counter(result.verdict for result in book.results)
-    supported, refuted, undecided, unmeasured = (counts[verdict] for verdict in ORDER)
-    changed = sum(result.changed for result in book.results)
-    formula = sum(not result.seeds for result in book.measured)
+    primary = [result for result in book.results if result.primary]
+    counts = Counter(result.verdict for result in primary)
+    counted = [f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict]]
+    listed = " and ".join(filter(None, [", ".join(counted[:-1]), counted[-1]]))
+    changed = sum(result.changed for result in primary)
+    formula = sum(result.effect is not None and not result.seeds for result in primary)
     return (
-        f"Of {len(book.results) - len(book.exploratory)} claims of the reports {supported} are supported, {refuted} refuted, {undecided} undecided and "
-        f"{unmeasured} not measured"
-        + (f" ({formula} judged by formula, without a run)." if formula else ".")
+        f"Of {len(primary)} primary claims {listed}"
+        + (f"; {formula} of them judged by formula, without a run." if formula else ".")
         + (f" Declared otherwise when first measured: {changed}." if changed else "")
     )
 

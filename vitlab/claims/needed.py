@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitlab import records
-from vitlab.claims import declarations, verdicts
+from vitlab.claims import declarations, images
 from vitlab.claims.declarations import Claim, Ledger
+from vitlab.claims.ledger import Book, judge
 from vitlab.claims.verdicts import Result
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
@@ -29,27 +30,42 @@ def key(run: Run | RunRecord) -> Key:
 # ---------------------------------------------------------------------------------------------------------- what there is
 
 
-def results(
+def judged(
     ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir: Path, before: Mapping[str, Result] | None = None
-) -> list[Result]:
-    """Return every claim's result from this machine's finished runs and the published ones; a run that is both counts once.
+) -> Book | None:
+    """Return the claims as judged by this machine's finished runs and the published ones; a run that is both counts once.
 
-    `before` is the ledger measured earlier, as in verdicts.judge. Raises UserError for damaged records or predictions.
+    `before` is what was judged earlier, as in verdicts.judge. Returns None where no run measures a claim. Raises UserError for damaged records
+    or predictions.
     """
     name = f"{profile}-{data}"
     folders = sorted(path.parent for path in (runs_dir / name).glob("*/*/record.json"))
     here = {key(record): (record, folder) for folder in folders for record in [records.read(folder / "record.json")]}
     known = {key(record): record for record in records.read_all(results_dir / name)} | {k: record for k, (record, _) in here.items()}
     runs = list(known.values())
-    if runs:
-        ledger = about(ledger, runs[0].dataset.classes)
+    if not runs:
+        return None
+    ledger = about(ledger, runs[0].dataset.classes)
 
     def pairs(claim: Claim, of: Sequence[RunRecord]) -> Pair | None:
-        return verdicts.compare(
-            claim, [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of], ledger.confidence
-        )
+        found = [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of]
+        return images.compare(claim, found, ledger.confidence)
 
-    return verdicts.judge(ledger, profile, runs, pairs, before)
+    return judge(ledger, runs, pairs, before or {})
+
+
+def due(ledger: Ledger, only: Sequence[str], book: Book | None) -> tuple[list[str], tuple[int, ...]]:
+    """Return the claims that are next to be trained for, those in `only` or else the primary ones, and the seeds of their stage.
+
+    The first stage comes first; when it is complete, the second one for what it left undecided. Returns no claims where all is done. Raises
+    UserError for an unknown claim, and where none is primary.
+    """
+    wanted = [claim.id for claim in _only(ledger, only).claims if not claim.exact]
+    known = {result.id: result for result in book.results} if book else {}
+    first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
+    if any(name not in known or not set(first) <= set(known[name].seeds) for name in wanted):
+        return wanted, first
+    return [name for name in wanted if known[name].verdict in ("undecided", "interim") and len(known[name].seeds) < len(last)], last
 
 
 def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:
@@ -77,7 +93,7 @@ class Plan:
 def make(
     ledger: Ledger, only: Sequence[str], profile: str, source: Source, seeds: Sequence[int], runs_dir: Path, results_dir: Path
 ) -> Plan:
-    """Return the runs that the claims need (those in `only`; all if it is empty), ordered so that claims are settled as soon as possible.
+    """Return the runs that the claims need (those in `only`; all primary ones if it is empty), so ordered that claims are settled soonest.
 
     A run whose record is published is needed only as the teacher of a run whose record is not. Next is always the claim with the least work
     left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared. Raises UserError for an unknown claim, and
@@ -133,4 +149,6 @@ def _only(ledger: Ledger, only: Sequence[str]) -> Ledger:
                 f"did you mean {' or '.join(close)}?" if close else f"they are declared in {declarations.FILE.name}, for example {ids[0]}"
             )
             raise UserError(f"--only {name}: no such claim; {hint}")
-    return ledger.model_copy(update={"claims": tuple(c for c in ledger.claims if not only or c.id in only)})
+    if not only and not any(claim.primary for claim in ledger.claims):
+        raise UserError("no claim is primary, so none is tested; add 'primary: true' to those that are to be, or name some with --only")
+    return ledger.model_copy(update={"claims": tuple(c for c in ledger.claims if (c.id in only if only else c.primary))})

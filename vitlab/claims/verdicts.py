@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from vitlab import config, records
-from vitlab.claims.declarations import Claim, Ledger, NotRecorded, exact, fingerprint, measure
+from vitlab import config, records, stats
+from vitlab.claims import evidence
+from vitlab.claims.declarations import Arm, ArmKey, Claim, Ledger, NotRecorded, exact, fingerprint, measure
+from vitlab.claims.evidence import Evidence, FamilySpread, Least, Values
 from vitlab.config import Schema
-from vitlab.errors import UserError
-from vitlab.ranking import ranked
 from vitlab.records import RunRecord
-from vitlab.stats import Pair, distance, estimate, holm, pair, seeds_needed
+from vitlab.stats import Estimate, Pair
 
-LOOKED = "where seeds were added because of what was seen, a false verdict is likelier than the confidence says"
-Verdict = Literal["supported", "refuted", "undecided", "not measured", "exploratory"]  # the last one: measured or not, never judged
+# interim: the planned seeds are not complete. undecided: they are, and do not tell. exploratory: not a primary claim, so never judged.
+Verdict = Literal["supported", "refuted", "undecided", "interim", "not measured", "exploratory"]
+JUDGED = ("supported", "refuted", "undecided")
 
 
 class MeasuredArm(Schema):
@@ -32,34 +30,118 @@ class MeasuredArm(Schema):
     records: dict[int, str]  # seed -> its record's file
 
 
+class Past(Schema):
+    """What was once said of a claim, and is no longer, because its declaration, its runs or the verdict changed."""
+
+    declaration: str
+    verdict: Verdict
+    stage: int | None
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    effect: float
+    low: float | None
+    high: float | None
+    p_holm: float | None
+
+
 class Result(Schema):
     """One claim as measured and judged."""
 
     id: str
     statement: str
+    brief: str = ""
     source: str
     declaration: str
+    primary: bool
     changed: bool = False  # declared otherwise when it was first measured
     arms: tuple[MeasuredArm, ...]
     metric: str
+    family: str = ""  # the families that its arms are in, "" where its spread is not pooled
     unit: str = "points"  # of the effect
     low_bound: float | None  # of the region that supports the claim
     high_bound: float | None
     claimed: float | None = None
     verdict: Verdict
+    stage: int | None = None  # whose seeds these are, counted from 1; None: not those of a complete stage
     seeds: tuple[int, ...] = ()
     values: tuple[float, ...] = ()  # one a seed
     effect: float | None = None
     low: float | None = None  # its confidence interval, over seeds
     high: float | None = None
-    p: float | None = None
-    p_holm: float | None = None
-    more_seeds: int | None = None  # that an undecided claim would take at the spread seen
+    sd: float | None = None  # of one seed's effect, as the interval has it
+    df: float | None = None
+    spread: str = ""  # where sd comes from
+    p: float | None = None  # of this stage's test
+    p_holm: float | None = None  # of all stages by their shares, corrected over all primary claims: compared with 1 - confidence
+    more_seeds: tuple[int, int] | None = None  # that an undecided claim would take, by the range in which its sd lies
     pair: Pair | None = None  # with one seed only
     note: str = ""
+    history: tuple[Past, ...] = ()
 
 
 Pairs = Callable[[Claim, Sequence[RunRecord]], "Pair | None"]
+
+
+# ----------------------------------------------------------------------------------------------------------- deciding
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the complete stages say of a primary claim."""
+
+    verdict: Literal["supported", "refuted", "undecided"]
+    stage: int
+    evidence: Evidence
+    estimate: Estimate
+    p_holm: float
+    more_seeds: tuple[int, int] | None
+
+
+def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least) -> dict[str, Decision]:
+    """Return the decisions on the `tested` claims, by id; of a claim whose seeds are not complete there is none.
+
+    A stage's p-values are weighted by its share of the level, and a claim's p is the least of its stages'. Over all tested claims these are
+    corrected together (Holm 1979); a claim without p counts as 1. So the chance of any false verdict, in all stages, is at most
+    1 - confidence, whenever the ledger is looked at. A stage begins when the one before is complete, with the claims that it left open.
+    """
+    level = 1 - ledger.confidence
+    found: dict[str, list[tuple[float, int, Evidence, Estimate]]] = {claim.id: [] for claim in tested}
+    adjusted: dict[str, float] = {}
+    still_open = list(tested)
+    for number, stage in enumerate(ledger.stages, 1):
+        seeds = ledger.seeds(number)
+        ready = [claim for claim in still_open if evidence.complete(ledger, claim, still_open, seeds, values)]
+        for claim in ready:
+            seen = evidence.gather(ledger, claim, still_open, seeds, values, least)
+            judged = stats.estimate(seen.values, claim.region, ledger.confidence, seen.variance, seen.df)
+            found[claim.id].append((min(1.0, judged.p * level / stage.alpha), number, seen, judged))
+        ps = [min([1.0, *(p for p, *_ in found[claim.id])]) for claim in tested]
+        adjusted = dict(zip(found, stats.holm(ps), strict=True))
+        if len(ready) < len(still_open):
+            break
+        still_open = [claim for claim in still_open if adjusted[claim.id] > level]
+    undecided = sum(bool(stages) and adjusted[name] > level for name, stages in found.items())
+    return {claim.id: _decision(claim, found[claim.id], adjusted[claim.id], level, undecided) for claim in tested if found[claim.id]}
+
+
+def _decision(
+    claim: Claim, stages: Sequence[tuple[float, int, Evidence, Estimate]], p_holm: float, level: float, undecided: int
+) -> Decision:
+    if p_holm <= level:
+        _, number, seen, judged = min(stages, key=lambda stage: stage[0])
+        low, high = claim.region
+        return Decision("supported" if low <= judged.mean <= high else "refuted", number, seen, judged, p_holm, None)
+    _, number, seen, judged = stages[-1]
+    more = None
+    if judged.sd:
+        gap, have = stats.distance(judged.mean, claim.region), len(seen.seeds)
+        # If the others stay as they are, this one is decided once its p is the smallest of the undecided ones and passes Holm's step.
+        few, many = (stats.seeds_needed(gap, sd, level / undecided, have) for sd in stats.sd_range(judged.sd, seen.df))
+        more = None if few is None or many is None else (few, many)
+    return Decision("undecided", number, seen, judged, p_holm, more)
+
+
+# ------------------------------------------------------------------------------------------------------------ judging
 
 
 def judge(
@@ -68,64 +150,99 @@ def judge(
     """Return every claim's result from the records `runs`, of one profile and data set.
 
     `pairs(claim, runs)` compares the two runs of a claim that has one seed only, image by image, where their predictions are available.
-    `before` is the ledger measured earlier: a claim that was measured under another declaration is marked as changed. Raises UserError
-    where a metric cannot be had.
+    `before` is the ledger measured earlier: a claim that was measured under another declaration is marked as changed, and what was said of
+    it and no longer holds stays in its history. Raises UserError where a metric cannot be had.
     """
-    found = decide(ledger, [_measure(ledger, claim, profile, runs, pairs) for claim in ledger.claims])
-    return [_mark_changed(result, (before or {}).get(result.id)) for result in found]
+    of_arm = _Runs(profile, runs)
+    tested = [claim for claim in ledger.claims if claim.tested_at(profile)]
+    decisions = decide(ledger, tested, of_arm.values, of_arm.least)
+    results = [_result(ledger, claim, of_arm, decisions.get(claim.id), pairs) for claim in ledger.claims]
+    return [remember(result, (before or {}).get(result.id), ledger.first_seed) for result in results]
 
 
-def decide(ledger: Ledger, measured: Sequence[Result]) -> list[Result]:
-    """Return the results with their verdicts: all tested claims are one family (Holm), and undecided ones say how many more seeds to add."""
-    decided = list(measured)
-    tested = [i for i, result in enumerate(decided) if result.p is not None]
-    adjusted = holm([decided[i].p for i in tested])
-    level = 1 - ledger.confidence
-    # If the others stay as they are, an undecided claim is decided once its p is the smallest of the undecided ones and passes Holm's step.
-    next_step = level / max(1, sum(p_holm > level for p_holm in adjusted))
-    for i, p_holm in zip(tested, adjusted, strict=True):
-        result, region = decided[i], ledger.claims[i].region
-        update = {"p_holm": p_holm}
-        if p_holm <= level:
-            update["verdict"] = "supported" if region[0] <= result.effect <= region[1] else "refuted"
-        else:
-            e = estimate(result.values, region, ledger.confidence)
-            update["more_seeds"] = seeds_needed(distance(e.mean, region), e.sd, next_step, len(result.values))
-        decided[i] = result.model_copy(update=update)
-    return decided
+def families(ledger: Ledger, profile: str, runs: Sequence[RunRecord]) -> list[FamilySpread]:
+    """Return how the families' arms spread over seeds, from the records `runs`."""
+    return evidence.families(ledger, [claim for claim in ledger.claims if claim.tested_at(profile)], _Runs(profile, runs).values)
 
 
-def _mark_changed(result: Result, earlier: Result | None) -> Result:
-    measured = earlier is not None and (earlier.effect is not None or earlier.changed)
-    if measured and (earlier.changed or earlier.declaration != result.declaration):
-        return result.model_copy(update={"changed": True})
-    return result
+class _Runs:
+    """The records of each arm, and their values."""
+
+    def __init__(self, profile: str, runs: Sequence[RunRecord]) -> None:
+        self.profile, self.runs = profile, runs
+        self.classes = len(runs[0].dataset.classes) if runs else 10
+        self._known: dict[ArmKey, dict[int, RunRecord]] = {}
+
+    def of(self, arm: Arm) -> dict[int, RunRecord]:
+        """Return seed -> the run of exactly this configuration, the last one where it was repeated."""
+        if arm.key not in self._known:
+            wanted = {fingerprint(arm.resolve(self.profile), digest) for digest in {run.dataset.digest for run in self.runs}}
+            found = sorted((run for run in self.runs if run.fingerprint in wanted), key=lambda run: run.finished)
+            self._known[arm.key] = {run.seed: run for run in found}
+        return self._known[arm.key]
+
+    def values(self, arm: Arm, metric: str) -> dict[int, float]:
+        """Return seed -> the metric's value, of the runs whose records have it."""
+        values = {}
+        for seed, run in self.of(arm).items():
+            with contextlib.suppress(NotRecorded):
+                values[seed] = measure(run, metric)
+        return values
+
+    def least(self, claim: Claim, seeds: Sequence[int]) -> float:
+        """Return the least variance that a seed's difference in top-1 can have because of the images it was measured on; else 0.
+
+        Two predictors whose accuracies differ by d disagree on a share q of the N images, and q is at least |d|. If images of this kind are
+        drawn anew, the difference has a variance of (q - d^2) / N (McNemar 1947). Records know q for averaged against raw weights.
+        """
+        metrics = [claim.metric_of(arm) for arm in claim.arms]
+        if (
+            len(metrics) != 2
+            or claim.relative
+            or claim.spread
+            or not all(re.fullmatch(r"(test|validation)_(\w+_)?top1(_phase_\d+)?", m) for m in metrics)
+        ):
+            return 0.0
+        total = 0.0
+        for seed in seeds:
+            first, second = (self.of(arm)[seed] for arm in claim.arms)
+            d = abs(measure(first, metrics[0]) - measure(second, metrics[1])) / 100
+            share = d
+            if first is second and set(metrics) == {"test_ema_top1", "test_raw_top1"}:
+                share = first.metrics.get("test_ema_or_raw_alone", 100 * d) / 100
+            images = first.dataset.test if metrics[0].startswith("test") else first.dataset.validation
+            total += 1e4 * (share - d * d) / images
+        return total / len(seeds)
 
 
-def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecord], pairs: Pairs) -> Result:
-    """Return the claim's result before the correction over the ledger: `undecided` where it is to be tested."""
+def _result(ledger: Ledger, claim: Claim, runs: _Runs, decision: Decision | None, pairs: Pairs) -> Result:
     metrics = [claim.metric_of(arm) for arm in claim.arms]
     low, high = (None if math.isinf(bound) else bound for bound in claim.region)
-    facts = {
-        "id": claim.id, "statement": claim.statement, "source": claim.source, "declaration": ledger.declaration(claim),
-        "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit, "low_bound": low, "high_bound": high, "claimed": claim.claimed,
+    facts: dict[str, Any] = {
+        "id": claim.id, "statement": claim.statement, "brief": claim.brief, "source": claim.source, "declaration": ledger.declaration(claim), "primary": claim.primary,
+        "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit,
+        "family": " and ".join(evidence.pools(ledger, claim, ())), "low_bound": low, "high_bound": high, "claimed": claim.claimed,
     }  # fmt: skip
-    resolved = [arm.resolve(profile) for arm in claim.arms]
-    no_verdict: Verdict = "exploratory" if claim.exploratory else "not measured"
-    if claim.full_size_only and profile != "full":
-        return Result(**facts, arms=_unmeasured(resolved), verdict=no_verdict, note="about full size only")
+    resolved = [arm.resolve(runs.profile) for arm in claim.arms]
+    if claim.full_size_only and runs.profile != "full":
+        return Result(**facts, arms=_unmeasured(resolved), verdict=_without(claim), note="about full size only")
     if claim.exact:
-        classes = len(runs[0].dataset.classes) if runs else 10
-        effect = round(_effect(claim, [exact(r, m, classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
+        effect = round(evidence.effect(claim, [exact(r, m, runs.classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
         inside = claim.region[0] <= effect <= claim.region[1]
-        verdict: Verdict = "exploratory" if claim.exploratory else "supported" if inside else "refuted"
+        verdict: Verdict = "exploratory" if not claim.primary else "supported" if inside else "refuted"
         return Result(**facts, arms=_unmeasured(resolved), verdict=verdict, effect=effect, note="by formula: nothing to estimate")
 
-    by_arm = [_runs_of(arm, runs) for arm in resolved]
-    measured = [_values(found, metric) for found, metric in zip(by_arm, metrics, strict=True)]
-    seeds = tuple(sorted(set.intersection(*map(set, measured))))
+    by_arm = [runs.of(arm) for arm in claim.arms]
+    measured = [runs.values(arm, metric) for arm, metric in zip(claim.arms, metrics, strict=True)]
     lacking = [m for m, found, values in zip(metrics, by_arm, measured, strict=True) if found.keys() - values.keys()]
-    lacks = f"records without {', '.join(dict.fromkeys(lacking))} are left out" if lacking else ""
+    notes = [f"records without {', '.join(dict.fromkeys(lacking))} are left out" if lacking else ""]
+    common = tuple(sorted(set.intersection(*map(set, measured))))
+    seeds = decision.evidence.seeds if decision else common
+    if claim.primary and not decision:
+        planned = ledger.seeds(len(ledger.stages))
+        seeds = tuple(seed for seed in common if seed in planned) or common
+        if seeds and seeds[0] not in planned:
+            notes.append(f"of seeds that are never tested, which begin with {ledger.first_seed}")
     arms = tuple(
         MeasuredArm(
             label=arm.label,
@@ -134,65 +251,59 @@ def _measure(ledger: Ledger, claim: Claim, profile: str, runs: Sequence[RunRecor
         )
         for arm, found in zip(resolved, by_arm, strict=True)
     )
-    if not seeds:
-        return Result(**facts, arms=arms, verdict=no_verdict, note=lacks)
     if claim.spread and len(seeds) == 1:
-        return Result(**facts, arms=arms, verdict=no_verdict, note="one seed has no spread")
-    columns = [[values[s] for s in seeds] for values in measured]
-    if claim.spread:  # Brown and Forsythe's (1974) test of equal spread is one of equal means of these
-        columns = [[abs(value - statistics.median(column)) for value in column] for column in columns]
-    # Accuracies in records come from float32, 50.24999976 for 50.25: rounded, so that equal ones are equal.
-    values = tuple(round(_effect(claim, list(row)), 4) for row in zip(*columns, strict=True))
-    facts |= {"arms": arms, "seeds": seeds, "values": values, "verdict": "exploratory" if claim.exploratory else "undecided"}
+        notes.append("one seed has no spread")
+    if not seeds or (claim.spread and len(seeds) == 1):
+        return Result(**facts, arms=arms, verdict=_without(claim), note=_joined(notes))
+    facts |= {"arms": arms, "seeds": seeds, "verdict": "interim" if claim.primary else "exploratory"}
     if len(seeds) == 1:
+        (value,) = values = evidence.by_seed(claim, seeds, runs.values)
         compared = pairs(claim, [found[seeds[0]] for found in by_arm])
-        return Result(**facts, effect=values[0], pair=compared, note="; ".join(filter(None, ["one seed: no interval over seeds", lacks])))
-    estimates = over_seeds(values, claim.region, ledger.confidence)
-    if claim.exploratory:
-        estimates["p"] = None
-    looked = f"{len(seeds)} seeds, {ledger.seeds} were planned: {LOOKED}" if len(seeds) > ledger.seeds else ""
-    estimates["note"] = "; ".join(filter(None, [estimates.get("note"), looked, lacks]))
-    return Result(**facts, **estimates)
+        return Result(**facts, values=values, effect=value, pair=compared, note=_joined(["one seed: no interval over seeds", *notes]))
+    if decision is None:
+        seen = evidence.gather(ledger, claim, (), seeds, runs.values, runs.least)
+        judged = stats.estimate(seen.values, claim.region, ledger.confidence, seen.variance, seen.df)
+    else:
+        seen, judged = decision.evidence, decision.estimate
+        facts |= {"verdict": decision.verdict, "stage": decision.stage, "p": judged.p, "p_holm": decision.p_holm}
+        facts["more_seeds"] = decision.more_seeds
+    facts |= {"values": seen.values, "effect": judged.mean, "spread": seen.spread}
+    if not judged.sd:
+        return Result(**facts, note=_joined(["the same in every seed: no spread to test with", *notes]))
+    return Result(**facts, low=judged.low, high=judged.high, sd=judged.sd, df=seen.df, note=_joined(notes))
 
 
-def _values(found: Mapping[int, RunRecord], metric: str) -> dict[int, float]:
-    """Return seed -> the metric's value, of the runs whose records have it."""
-    values = {}
-    for seed, run in found.items():
-        with contextlib.suppress(NotRecorded):
-            values[seed] = measure(run, metric)
-    return values
+def _without(claim: Claim) -> Verdict:
+    return "not measured" if claim.primary else "exploratory"
 
 
-def over_seeds(values: Sequence[float], region: tuple[float, float], confidence: float) -> dict[str, Any]:
-    """Return the fields of a Result that follow from two or more values, one a seed, and the region (low, high) that supports the claim."""
-    e = estimate(values, region, confidence)
-    if not e.sd:
-        return {"effect": e.mean, "p": e.p, "note": "the same in every seed: no spread to test with"}
-    return {"effect": e.mean, "low": e.low, "high": e.high, "p": e.p}
-
-
-def _effect(claim: Claim, values: list[float]) -> float:
-    if len(values) == 1:
-        return values[0]
-    first, second, *others = values
-    if others:
-        return (first - second) - (others[0] - others[1])
-    if claim.relative and not second:
-        raise UserError(f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0")
-    return 100 * (first - second) / second if claim.relative else first - second
+def _joined(notes: Sequence[str]) -> str:
+    return "; ".join(filter(None, notes))
 
 
 def _unmeasured(arms: Sequence[config.Resolved]) -> tuple[MeasuredArm, ...]:
     return tuple(MeasuredArm(label=arm.label, fingerprint="", records={}) for arm in arms)
 
 
-def _runs_of(arm: config.Resolved, runs: Sequence[RunRecord]) -> dict[int, RunRecord]:
-    """Return seed -> the run of exactly this configuration, the last one where it was repeated."""
-    digests = {run.dataset.digest for run in runs}
-    wanted = {fingerprint(arm, digest) for digest in digests}
-    found = sorted((run for run in runs if run.fingerprint in wanted), key=lambda run: run.finished)
-    return {run.seed: run for run in found}
+# -------------------------------------------------------------------------------------------------------- remembering
+
+
+def remember(result: Result, earlier: Result | None, first_seed: int = 0) -> Result:
+    """Return the result with its history: what `earlier` said and is lost, and whether the claim was declared otherwise when measured.
+
+    Seeds before `first_seed` are for tuning: who has seen them alone may still declare anew.
+    """
+    if earlier is None:
+        return result
+    history = earlier.history
+    same = (earlier.declaration, earlier.verdict, earlier.stage) == (result.declaration, result.verdict, result.stage)
+    kept = dict(zip(earlier.seeds, earlier.values, strict=True)).items() <= dict(zip(result.seeds, result.values, strict=True)).items()
+    grown = earlier.declaration == result.declaration and earlier.verdict not in ("supported", "refuted") and kept
+    if earlier.effect is not None and not (same and kept) and not grown:
+        history = (*history, Past(**{name: getattr(earlier, name) for name in Past.model_fields}))
+    measured = earlier.changed or (earlier.effect is not None and max(earlier.seeds, default=first_seed) >= first_seed)
+    changed = measured and (earlier.changed or earlier.declaration != result.declaration)
+    return result.model_copy(update={"history": history, "changed": changed})
 
 
 def rule(result: Result) -> str:
@@ -201,43 +312,3 @@ def rule(result: Result) -> str:
     if low is not None and high is not None:
         return f"{(low + high) / 2:g} ± {(high - low) / 2:g}"
     return f"≥ {low:g}" if high is None else f"≤ {high:g}"
-
-
-# ------------------------------------------------------------------------------------------------------ image by image
-
-
-def compare(claim: Claim, predictions: Sequence[Path | None], confidence: float) -> Pair | None:
-    """Compare the claim's two runs image by image, from their predictions.npz.
-
-    Returns None where the claim has one arm, where predictions are missing, are about different images, or do not have its metric. Raises
-    UserError for a damaged file.
-    """
-    if len(predictions) != 2 or claim.relative:
-        return None
-    first, second = (correct(path, claim.metric_of(arm)) for path, arm in zip(predictions, claim.arms, strict=True))
-    if first is None or second is None or not np.array_equal(first[0], second[0]):
-        return None
-    return pair(first[1], second[1], confidence)
-
-
-def correct(path: Path | None, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return (N,) labels, and (N,) bool: whether the run has each test image right, by the logits that `metric`, a top-1, is computed from.
-
-    None where it cannot be had. Raises UserError for a damaged file.
-    """
-    named = re.fullmatch(r"test_(?:(\w+)_)?top1", metric)
-    if path is None or named is None or not path.is_file():
-        return None
-    name = named[1]
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            weights = name if name in ("raw", "ema") else "ema" if "logits_ema" in stored else "raw"
-            heads = stored["heads"].tolist()
-            if f"logits_{weights}" not in stored or name not in (None, "raw", "ema", *heads):
-                return None
-            logits = stored[f"logits_{weights}"]  # (H, N, C)
-            scores = logits[heads.index(name)] if name in heads else logits.mean(0)
-            return stored["labels"], ranked(scores)[:, 0] == stored["labels"]
-    except Exception as e:  # zipfile, zlib and NumPy raise nearly anything on a damaged file
-        remedy = "train the run anew with --force, or delete it in MLflow, then 'vitlab sync'"
-        raise UserError(f"{path}: no readable predictions ({str(e) or type(e).__name__}); {remedy}") from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitlab.claims import verdicts
-from vitlab.claims.ledger import Book, number, said, sign, used
-from vitlab.claims.verdicts import LOOKED, Result
+from vitlab.claims.evidence import FamilySpread
+from vitlab.claims.ledger import Book, number, opening, said, sign, used
+from vitlab.claims.verdicts import Past, Result
 from vitlab.records import RunRecord
 from vitlab.report import tables, words
 from vitlab.report.tables import Column, Link, Table, table
@@ -17,30 +18,39 @@ from vitlab.stats import Pair
 def section(book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Return the texts and tables of the pages' section on claims. Escaping is left to the templates."""
     return {
+        "opening": opening(book),
         "said": said(book),
         "scale": _scale(book),
-        "rate": f"The confidence is that of the {book.seeds} seeds planned. How many more an undecided claim would take is said for planning "
-        f"anew, with seeds that are declared before they run: {LOOKED}, and Holm's correction does not make up for it.",
+        "design": _design(book),
         "table": _table(book, runs),
         "figure": _caption("Effect and interval of every measured claim; shaded: where the claim holds", book, used(book.results, runs)),
-        "details": [_details(result, book, runs) for result in (*book.measured, *(r for r in book.exploratory if r.seeds))],
+        "families": _families(book, runs),
+        "details": [
+            _details(result, book, runs) for result in (*book.measured, *(r for r in book.exploratory if r.seeds), *book.withdrawn)
+        ],
         "exploratory": _exploratory(book, runs),
         "unmeasured": _unmeasured(book, runs),
     }
 
 
 def _scale(book: Book) -> str:
+    about = "A result here is about these test images, these recipes and this size of model and training."
     if book.profile == "full":
-        return ""
+        return about
+    return f"{about} This is not the reports' scale: at their own size it may be another. Claims about absolute numbers are judged at full size only."
+
+
+def _design(book: Book) -> str:
+    looks = ", then ".join(f"{stage.seeds} ({100 * stage.alpha:g} % of the chance of a false verdict)" for stage in book.stages)
+    confidence = f"{100 * (1 - book.confidence):.0f} %"
     return (
-        f"This is not the reports' scale. A verdict here is about models and training of profile {book.profile}: at the reports' own size it "
-        f"may be another. Claims about absolute numbers are judged at full size only."
+        f"Seeds planned, from {book.first_seed} on: {looks}. Until those of a stage are complete, a result is interim. All {book.tested} primary claims that "
+        f"need runs are tested together: the chance of any false verdict among them is at most {confidence}. docs/statistics.md says how."
     )
 
 
 def _caption(what: str, book: Book, runs: Sequence[RunRecord]) -> str:
-    tested = "1 tested claim" if book.tested == 1 else f"{book.tested} tested claims"
-    return tables.caption(f"{what}. Confidence {100 * book.confidence:g} %, Holm over the {tested}", runs)
+    return tables.caption(f"{what}. Confidence {100 * book.confidence:g} %, Holm over {book.tested} primary claims", runs)
 
 
 def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
@@ -55,7 +65,7 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
     )
     what = (
         "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
-        f"nearest bound of what is wanted, after Holm; more seeds: as many as it would take at the spread seen. Planned: {book.seeds} seeds"
+        "nearest bound of what is wanted, of all stages and after Holm; more seeds: the range that it would take, by how well the spread is known"
     )
     return table(_caption(what, book, used(book.results, runs)), columns, book.measured)
 
@@ -83,9 +93,12 @@ def _p(p: float) -> str:
 
 def _verdict(result: Result, book: Book) -> str:
     shown: str = result.verdict
-    if result.more_seeds is not None:
-        shown += f", {result.more_seeds} more {'seed' if result.more_seeds == 1 else 'seeds'}"
-    return shown + _changed(result) + ("; more seeds than planned" if len(result.seeds) > book.seeds else "")
+    if result.verdict == "undecided" and result.stage is not None and result.stage < len(book.stages):
+        shown += f" after {len(result.seeds)} seeds; {book.stages[-1].seeds} are planned"
+    elif result.more_seeds is not None:
+        few, many = result.more_seeds
+        shown += f", {few} to {many} more seeds" if few < many else f", {few} more {'seed' if few == 1 else 'seeds'}"
+    return shown + _changed(result)
 
 
 def _changed(result: Result) -> str:
@@ -102,14 +115,21 @@ def _arms(result: Result) -> str:
 def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
     facts = [
         ("Where", result.source),
-        ("Wanted", "" if result.verdict == "exploratory" else _wanted(result)),
+        ("Wanted", _wanted(result) if result.primary else ""),
         ("Effect", _effect(result)),
         ("Arms", _arms(result)),
         ("Metric", result.metric),
-        ("p", "" if result.p is None else f"{_p(result.p)}, after Holm {_p(result.p_holm)}"),
+        (
+            "Spread of a seed's effect",
+            ""
+            if result.sd is None
+            else f"{number(result.sd, result).lstrip('+')} {result.unit} with {result.df:.1f} degrees of freedom, {result.spread}",
+        ),
+        ("p", "" if result.p is None else f"{_p(result.p)} in stage {result.stage}; of all stages, after Holm {_p(result.p_holm)}"),
         ("Image by image", "" if result.pair is None else _said_of_pair(result.pair, book)),
         ("Declaration", result.declaration),
         ("Note", result.note),
+        *(("Said before", _said_before(past, result)) for past in result.history),
     ]
     return {
         "id": f"claim-{result.id}",
@@ -119,6 +139,12 @@ def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str,
         "facts": [(name, value) for name, value in facts if value],
         "by_seed": _by_seed(result, book, runs) if result.seeds else None,
     }
+
+
+def _said_before(past: Past, result: Result) -> str:
+    interval = "" if past.low is None or past.high is None else f" [{number(past.low, result)}, {number(past.high, result)}]"
+    anew = "" if past.declaration == result.declaration else f", as declaration {past.declaration}"
+    return f"{past.verdict}: {number(past.effect, result)}{interval} {result.unit} with {len(past.seeds)} seeds{anew}"
 
 
 def _said_of_pair(pair: Pair, book: Book) -> str:
@@ -144,6 +170,28 @@ def _by_seed(result: Result, book: Book, runs: Sequence[RunRecord]) -> Table:
     return table(_caption("Each seed's effect, and its records", book, used([result], runs)), columns, items)
 
 
+def _families(book: Book, runs: Sequence[RunRecord]) -> Table | None:
+    columns = (
+        Column("Family", {"family": lambda f: f.name}, left=True),
+        Column("Metric", {"metric": lambda f: f.metric}, left=True),
+        Column("Arms", {"arms": lambda f: len(f.arms)}),
+        Column("Seeds", {"seeds": lambda f: f.seeds}),
+        Column("SD of a run", {"sd": lambda f: f.sd}, words.two),
+        Column("SD between seeds", {"seed_sd": lambda f: f.seed_sd}, words.two),
+        Column("Degrees of freedom", {"df": lambda f: f.df}),
+        Column("Levene's p", {"levene": lambda f: f.levene}, _p),
+        Column("Spread", {"pooled": _pooled}, left=True),
+    )
+    what = "How the arms of each family spread over seeds, in points: a run's own spread, once its arm and its seed are taken off, and that between seeds"
+    return table(_caption(what, book, used(book.results, runs)), columns, book.families) if book.families else None
+
+
+def _pooled(family: FamilySpread) -> str:
+    if family.levene is None:
+        return "its own"
+    return "pooled" if family.pooled else "unequal, so each claim has its own"
+
+
 def _exploratory(book: Book, runs: Sequence[RunRecord]) -> Table | None:
     columns = (
         Column("Exploratory", {"claim": lambda r: r.statement, "id": lambda r: r.id if r.seeds else None},
@@ -152,10 +200,7 @@ def _exploratory(book: Book, runs: Sequence[RunRecord]) -> Table | None:
         Column("Effect", {"effect": lambda r: None if r.effect is None else _effect(r)}),
         Column("Seeds", {"seeds": _seeds}),
     )  # fmt: skip
-    what = (
-        "What the reports do without claiming that it helps, measured all the same: the effect, mean over seeds and its interval (Student's t), "
-        "of no test and in no family"
-    )
+    what = "Measured, and not tested: the effect, mean over seeds, and its interval (Student's t) for this comparison alone"
     where = tables.caption(what, used(book.exploratory, runs) or used(book.results, runs))
     return table(where, columns, book.exploratory) if book.exploratory else None
 
@@ -170,3 +215,37 @@ def _unmeasured(book: Book, runs: Sequence[RunRecord]) -> Table | None:
     )
     items = [r for r in book.results if r.verdict == "not measured"]
     return table(_caption("What has not been measured here", book, used(book.results, runs)), columns, items) if items else None
+
+
+def across(books: Mapping[str, Book]) -> Table | None:
+    """Return the table of the primary claims that two sets or more have measured, each set's effect beside the others'; None where there is none.
+
+    `books`: a set's name -> its ledger, the sets in the table's order.
+    """
+    found = {name: {result.id: result for result in book.measured if result.seeds} for name, book in books.items()}
+    several = [result for of in found.values() for result in of.values() if sum(result.id in other for other in found.values()) > 1]
+    several = list({result.id: result for result in several}.values())
+
+    def of(name: str) -> Column:
+        def shown(claim: Result) -> str | None:
+            result = found[name].get(claim.id)
+            return None if result is None else f"{_effect(result)}, {_seeds(result)}, {result.verdict}"
+
+        return Column(name, {name: shown})
+
+    def side(claim: Result) -> str:
+        bounds = [bound for bound in (claim.low_bound, claim.high_bound) if bound is not None]
+        effects = [measured[claim.id].effect for measured in found.values() if claim.id in measured]
+        return "yes" if len({tuple(effect >= bound for bound in bounds) for effect in effects}) == 1 else "no"
+
+    columns = (
+        Column("Claim", {"claim": lambda r: r.statement}, left=True),
+        Column("Wanted", {"wanted": _wanted}, left=True),
+        *(of(name) for name in books if found[name]),
+        Column("Same side", {"same": side}, left=True),
+    )
+    what = (
+        "The primary claims at several sizes: effect, its interval (Student's t), seeds and verdict in each set; same side: whether all effects are on "
+        "the same side of the bound. Each set's page says data set, profile, seeds and device"
+    )
+    return table(f"{what}.", columns, several) if several else None

@@ -18,7 +18,8 @@ from vitlab.figures import style
 from vitlab.figures.style import DARK, LIGHT, Theme
 
 NAME = "claims"  # -light.svg and -dark.svg
-MARKERS = {"supported": "o", "refuted": "X", "undecided": "D"}
+MARKERS = {"supported": "o", "refuted": "X", "undecided": "D", "interim": "s"}
+OPEN = ("undecided", "interim")  # marks that are not filled
 # Inches: the figure's width, its margins for statements, for verdicts, for headline and key; a claim's row; an axis below its rows.
 WIDTH, LEFT, RIGHT, TOP, BOTTOM, ROW, AXIS = 9.4, 3.6, 1.5, 0.68, 0.34, 0.34, 0.52
 
@@ -35,15 +36,12 @@ def draw(book: Book, out_dir: Path) -> list[Path]:
 
 
 def group_by_axis(results: Sequence[Result]) -> list[list[Result]]:
-    """Return the results in groups that can share an axis.
-
-    First all differences in points; then, by metric, what has another unit or is no difference.
-    """
+    """Return the results in groups that share an axis: those in points by their families; then, by metric, what has another unit."""
     panels: dict[tuple[str | int, ...], list[Result]] = {}
     for result in results:
-        key = () if result.unit == "points" else (result.unit, result.metric, len(result.arms))
+        key = ("", result.family) if result.unit == "points" else (result.unit, result.metric, len(result.arms))
         panels.setdefault(key, []).append(result)
-    return [panels[key] for key in sorted(panels, key=lambda key: key != ())]
+    return [panels[key] for key in sorted(panels, key=lambda key: (key[0] != "", key[0] == "" and key[1] == ""))]
 
 
 def forest(book: Book, theme: Theme) -> Figure:
@@ -66,7 +64,7 @@ def forest(book: Book, theme: Theme) -> Figure:
 
 def verdict_color(verdict: str, theme: Theme) -> str:
     """Return the colour of a verdict's marker in `theme`."""
-    return {"supported": theme.series[0], "refuted": theme.series[3], "undecided": theme.neutral[0]}[verdict]
+    return {"supported": theme.series[0], "refuted": theme.series[3], "undecided": theme.neutral[0], "interim": theme.muted}[verdict]
 
 
 def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
@@ -84,7 +82,7 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
         color = verdict_color(r.verdict, theme)
         ax.errorbar(
             r.effect, i, xerr=None if r.low is None else [[r.effect - r.low], [r.high - r.effect]], fmt=MARKERS[r.verdict], color=color,
-            markerfacecolor=theme.surface if r.verdict == "undecided" else color, markersize=6, capsize=3, elinewidth=1.6, capthick=1.4,
+            markerfacecolor=theme.surface if r.verdict in OPEN else color, markersize=6, capsize=3, elinewidth=1.6, capthick=1.4,
         )  # fmt: skip
     ax.set_xlim(left, right)
     ax.set_ylim(len(results) - 0.5, -0.5)
@@ -95,7 +93,8 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
     beside.spines["right"].set_visible(False)
     ax.spines["left"].set_visible(False)
     unit = results[0].unit
-    ax.set_xlabel(f"difference ({unit})" if unit == "points" else f"{style.short(results[0].metric, 60)} ({unit})", fontsize=7.5)
+    of = f", {results[0].family}" if results[0].family else ""
+    ax.set_xlabel(f"difference ({unit}){of}" if unit == "points" else f"{style.short(results[0].metric, 60)} ({unit})", fontsize=7.5)
     ax.xaxis.set_major_locator(MaxNLocator(7))
     ax.grid(axis="x")
 
@@ -110,7 +109,7 @@ def _key(book: Book, ax: Axes, theme: Theme) -> list[object]:
     key: list[object] = [
         ax.plot(
             [], [], MARKERS[verdict], color=verdict_color(verdict, theme), label=verdict, markersize=6,
-            markerfacecolor=theme.surface if verdict == "undecided" else verdict_color(verdict, theme),
+            markerfacecolor=theme.surface if verdict in OPEN else verdict_color(verdict, theme),
         )[0]
         for verdict in MARKERS
         if any(r.verdict == verdict for r in measured)

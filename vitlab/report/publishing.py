@@ -159,6 +159,8 @@ def index(results_dir: Path) -> None:
     order = sorted(sets, key=lambda name: records.rank(sets[name][0], name))
     best_set = order[0]
     page = _summary(sets[best_set], results_dir / best_set)
+    books = {name: ledger.read(results_dir / name / ledger.FILE) for name in order if (results_dir / name / ledger.FILE).is_file()}
+    page["across"] = claims_page.across(books)
     page |= {"sets": set_page.every_set({name: sets[name] for name in order}), "best": best_set, "best_href": quote(best_set)}
     _write(results_dir / "README.md", _markdown().get_template("index.md.j2").render(page))
 

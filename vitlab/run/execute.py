@@ -214,6 +214,9 @@ def finish(
     if len(model.head_names) > 1:
         for head, z in zip(model.head_names, heads[headline], strict=True):
             metrics[f"test_{head}_top1"] = evaluate.accuracy(z, labels)["top1"]
+    if trained.ema:
+        right = [evaluate.ranking(heads[kind].mean(0))[:, 0] == labels.cpu() for kind in ("ema", "raw")]
+        metrics["test_ema_or_raw_alone"] = (right[0] != right[1]).float().mean().item() * 100
     by_epoch = [row["validation/ema_top1" if trained.ema else "validation/top1"] for row in trained.history]
     metrics["validation_top1"] = by_epoch[-1]
     for i, epochs in enumerate(schedule.whole_epochs(cfg, len(data.train_labels))[:-1]):

@@ -1,0 +1,123 @@
+"""The commands about claims: what was measured of them, what they need trained, and what a declaration can find out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitlab import terminal
+from vitlab.errors import UserError
+from vitlab.paths import REPORTS, RESULTS, RUNS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vitlab.claims.declarations import Ledger
+    from vitlab.claims.ledger import Book
+    from vitlab.data.sources import Source
+    from vitlab.run.plan import Run
+
+Train = Callable[["Console", "list[Run]", "set[Path]", "Source", float, "int | None"], int]
+
+
+def claims(args: argparse.Namespace, train: Train) -> int:
+    """Carry out `vitlab claims` and return its exit code. `train` trains runs and returns another."""
+    from vitlab.claims import declarations
+    from vitlab.config import PROFILES
+
+    declared = declarations.load(args.declarations)
+    if args.train:
+        return _train(args, declared, train)
+    idle = {
+        "--seeds": args.seeds,
+        "--budget": math.isfinite(args.budget),
+        "--only": args.only,
+        "--jobs": args.jobs,
+        "--dry-run": args.dry_run,
+    }
+    if given := [flag for flag, value in idle.items() if value]:
+        raise UserError(f"{', '.join(given)}: about training; add --run")
+    with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
+    book, profile = None, args.profile
+    for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
+        book = _judge(args.declarations, declared, profile, args.data)
+        if book is not None:
+            break
+    if args.json:
+        print(json.dumps([] if book is None else book.model_dump(mode="json")["results"], indent=1))
+    else:
+        terminal.print_ledger(terminal.console(), declared, args.declarations, f"{profile} · {args.data}", book)
+    return 0
+
+
+def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
+    from vitlab.claims import needed
+    from vitlab.data import sources
+    from vitlab.run import plan
+
+    deadline = time.monotonic() + args.budget
+    console = terminal.console()
+    profile = _profile(args)
+    source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
+    declared = needed.about(declared, source.classes)
+    book = _judge(args.declarations, declared, profile, source.name)
+    only, seeds = (args.only, args.seeds) if args.seeds else needed.due(declared, args.only, book)
+    if not only and not args.seeds:
+        terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
+        console.print("all planned seeds are there: nothing to train")
+        return 0
+    planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS)
+    terminal.announce(console, profile, source, list(seeds), planned.runs, args.budget)
+    if args.dry_run:
+        terminal.print_plan(console, planned.runs, args.jobs, plan.measured_speed(RUNS), planned.settles)
+        return 0
+    code = train(console, planned.runs, set(), source, deadline, args.jobs) if planned.runs else 0  # all of them may be published
+    if code == 0:
+        book = _judge(args.declarations, declared, profile, source.name)
+        terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
+        if needed.due(declared, args.only, book)[0] and not args.seeds:
+            console.print("the next stage has more seeds for what is undecided: the same command trains them")
+    return code
+
+
+def _judge(path: Path, declared: Ledger, profile: str, data: str) -> Book | None:
+    """Return the claims as judged now. Of the project's own declarations the history is published, of others it is kept in reports/."""
+    from vitlab.claims import declarations, ledger, needed
+
+    name = f"{profile}-{data}"
+    own = path.resolve() == declarations.FILE.resolve()
+    kept = (RESULTS if own else REPORTS) / name / (ledger.FILE if own else f"claims-{path.stem}.json")
+    book = needed.judged(declared, profile, data, RUNS, RESULTS, ledger.judged_before(kept))
+    if book is not None and not own:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        ledger.write(book, kept)
+    return book
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Carry out `vitlab plan-claims` and return its exit code."""
+    from vitlab.claims import declarations, needed
+    from vitlab.claims.power import power
+    from vitlab.data import sources
+    from vitlab.run import plan as plans
+
+    console, profile = terminal.console(), _profile(args)
+    source = sources.resolve(args.data, args.data_dir, profile, download=False)
+    declared = needed.about(declarations.load(args.declarations), source.classes)
+    terminal.print_power(console, declared, profile, power(declared, profile))
+    trained: set[needed.Key] = set()
+    for number in range(1, len(declared.stages) + 1):
+        runs = needed.make(declared, (), profile, source, declared.seeds(number), RUNS, RESULTS).runs
+        more = [run for run in runs if needed.key(run) not in trained]
+        trained |= {needed.key(run) for run in more}
+        terminal.print_cost(console, number, declared.seeds(number), more, args.jobs, plans.measured_speed(RUNS))
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> str:
+    return "ledger" if args.profile == "auto" else args.profile
