@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,31 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
-from tests.support.claims import UP, family
+from tests.support.claims import UP, claim, ledger
 from vitlab import stats
+from vitlab.claims import declarations, verdicts
+from vitlab.claims.declarations import Arm
 
 pytestmark = pytest.mark.slow
+
+Group = tuple[tuple[float, float], Sequence[float]]  # a claim's region, and its value for each seed
+
+
+def family(*groups: Group) -> list[verdicts.Decision]:
+    """The decisions on claims of which nothing is known but their region and their values."""
+    declared = []
+    for i, ((low, high), _) in enumerate(groups):
+        rule: dict[str, Any] = {"at_least": low}
+        if math.isinf(low):
+            rule = {"at_least": None, "at_most": high}
+        elif math.isfinite(high):
+            rule = {"at_least": None, "within": declarations.Within(of=(low + high) / 2, margin=(high - low) / 2)}
+        declared.append(claim(id=str(i), arms=(Arm(experiment=str(i)),), **rule))
+    values = {str(i): dict(enumerate(values)) for i, (_, values) in enumerate(groups)}
+    own = ledger(*declared, seeds=(len(groups[0][1]),))
+    decided = verdicts.decide(own, declared, lambda arm, metric: values[arm.experiment], lambda claim, seeds: 0.0)
+    return [decided[str(i)] for i in range(len(groups))]
+
 
 # --------------------------------------------------------------------------------------------------------- by hand
 
@@ -178,7 +201,7 @@ def test_in_a_whole_ledger_one_false_verdict_in_twenty_ledgers(true_effects: int
         values = rng.normal(effects[:, None], 0.3, (claimed, 3)).tolist()
         nulls = family(*zip(regions, values, strict=True))[true_effects:]
         false_verdicts += any(result.verdict != "undecided" for result in nulls)
-        uncorrected += any(result.p <= 0.05 for result in nulls)
+        uncorrected += any(result.estimate.p <= 0.05 for result in nulls)
     assert false_verdicts / times <= 0.05 + tolerance(0.05, times)
     # without the correction: 1 - 0.95^20 = 64 %, 1 - 0.95^12 = 46 %
     assert uncorrected / times == pytest.approx(1 - 0.95 ** (claimed - true_effects), abs=tolerance(0.5, times))
@@ -210,20 +233,17 @@ def test_large_effects_get_the_right_verdict() -> None:
     assert right / total > 0.75
 
 
-def test_the_seeds_said_to_be_missing_are_enough_and_one_less_is_not() -> None:
-    """With the same mean and spread, and all else as it is: also for a claim that is not the first in Holm's order."""
-
-    def values(n: int, mean: float, sd: float) -> list[float]:
-        shape = np.linspace(-1, 1, n)
-        return (mean + sd * shape / shape.std(ddof=1)).tolist()
-
-    seen = [(5.0, 0.1), (0.35, 0.2), (0.3, 0.2), (0.25, 0.2)]  # the first is decided, the others are not
-    found = family(*((UP, values(3, *each)) for each in seen))
-    assert [result.verdict for result in found] == ["supported", "undecided", "undecided", "undecided"]
-    assert found[0].more_seeds is None
-    for i in (1, 2, 3):
-        more = found[i].more_seeds
-        assert more > 1
-        for n, verdict in ((3 + more, "supported"), (3 + more - 1, "undecided")):
-            again = family(*((UP, values(n if j == i else 3, *each)) for j, each in enumerate(seen)))
-            assert again[i].verdict == verdict
+def test_the_seeds_said_to_be_missing_span_what_the_spread_may_be() -> None:
+    """A claim 0.3 from its bound with SD 0.2 after three seeds: the SD of two degrees of freedom lies within 0.13 and 0.62 with a chance of
+    80 % (chi-square: 2 / 4.605 and 2 / 0.211). With the one a t of 0.3 / (0.13 / sqrt(n)) is to be passed, with the other one of 0.62."""
+    seen = (0.3 + 0.2 * np.array([-1, 0, 1])).tolist()
+    (found,) = family((UP, seen))
+    assert found.verdict == "undecided"
+    low, high = stats.sd_range(0.2, 2)
+    assert (low, high) == pytest.approx((0.2 * math.sqrt(2 / 4.60517), 0.2 * math.sqrt(2 / 0.210721)), rel=1e-5)
+    for more, sd in zip(found.more_seeds, (low, high), strict=True):
+        assert more == stats.seeds_needed(0.3, sd, 0.05, 3)
+        for n, enough in ((3 + more, True), (3 + more - 1, False)):
+            shape = np.linspace(-1, 1, n)
+            values = (0.3 + sd * shape / shape.std(ddof=1)).tolist()
+            assert (stats.estimate(values, UP, 0.95).p <= 0.05) == enough
