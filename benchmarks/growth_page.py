@@ -16,7 +16,8 @@ from vitlab.figures.style import LIGHT
 
 FASTER = 1.25  # growth of time over growth of work above which the page reports it: less is noise
 IDLE = 0.5  # load average up to which a machine counts as idle
-REPORT_SECONDS, REPORT_RUNS = 10.0, 1000
+REPORT_RUNS = 1000
+REPORT_SECONDS = {"report": 10, "again": 3}  # wanted with so many runs; again: when nothing has changed
 TRAINING = {"tokens": "tokens", "batch": "batch", "depth": "depth"}
 RUNS = {
     "finished": "listing: `tracking.finished_runs`",
@@ -53,13 +54,12 @@ def faster_than_work(results: dict[str, Any]) -> list[str]:
 
 def targets(results: dict[str, Any]) -> list[Target]:
     """Return the targets beside what was measured."""
-    wanted = f"≤ {REPORT_SECONDS:g} s"
     found = []
-    for name in ("report", "again"):
+    for name, most in REPORT_SECONDS.items():
         for point in results["series"][name]:
             if point["at"] == REPORT_RUNS:
                 spread = Spread.of(point["seconds"])
-                found.append(Target(f"{RUNS[name]}, {REPORT_RUNS:,} runs", wanted, spread.text(1, " s"), spread.median <= REPORT_SECONDS))
+                found.append(Target(f"{RUNS[name]}, {REPORT_RUNS:,} runs", f"≤ {most} s", spread.text(1, " s"), spread.median <= most))
     fast = faster_than_work(results)
     found.append(
         Target(
@@ -121,7 +121,7 @@ def _how(results: dict[str, Any]) -> list[str]:
         "- Runs are the published ones with other seeds and 100 epochs of history: 10 groups of seeds (the eight experiments, two variations)",
         "  in a new SQLite store. The first of each group and the last of each number are shipped, the others are copied in its tables.",
         "- `finished_runs` is timed within a process, the commands are processes of their own, start-up included. The first report is into an",
-        f"  empty `reports/`, the second finds the first one's records there. Timed for each number of runs: {len(results['series']['report'][0]['seconds'])}x.",
+        f"  empty `reports/`, the second finds that nothing has changed. Timed for each number of runs: {len(results['series']['report'][0]['seconds'])}x.",
         "- However many runs there are, a report draws the same 38 pictures: four of each experiment, six of them all.",
         "- Shipping one run is timed once for each number of runs. Its own work is the same however many there are; but its parent's summary is",
         "  computed anew from all seeds of its group, of which there are 1, 10 and 100.",
@@ -156,10 +156,10 @@ def plots(results: dict[str, Any], out_dir: Path) -> None:
             ax.set_title(title)
             _log_axes(ax, measured[names[0]], "runs in MLflow")
             if title == "report":
-                ax.axhline(REPORT_SECONDS, color=LIGHT.claim, linewidth=1.1)
-                ax.text(
-                    REPORT_RUNS, 0.94 * REPORT_SECONDS, f"target {REPORT_SECONDS:g} s", color=LIGHT.claim, fontsize=8, ha="right", va="top"
-                )
+                for name, most in REPORT_SECONDS.items():
+                    ax.axhline(most, color=LIGHT.claim, linewidth=1.1)
+                    text = f"target, {line_names[name]}: {most} s"
+                    ax.text(REPORT_RUNS, 0.94 * most, text, color=LIGHT.claim, fontsize=8, ha="right", va="top")
             ax.legend(loc="upper left")
             _log_y(ax)
         fig.axes[0].set_ylabel("seconds")
