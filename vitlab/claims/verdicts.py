@@ -221,7 +221,7 @@ def _result(ledger: Ledger, claim: Claim, runs: _Runs, decision: Decision | None
     facts: dict[str, Any] = {
         "id": claim.id, "statement": claim.statement, "brief": claim.brief, "source": claim.source, "declaration": ledger.declaration(claim), "primary": claim.primary,
         "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit,
-        "family": " and ".join(evidence.pools(ledger, claim, ())), "low_bound": low, "high_bound": high, "claimed": claim.claimed,
+        "family": " and ".join(sorted(evidence.pools(ledger, claim, ()))), "low_bound": low, "high_bound": high, "claimed": claim.claimed,
     }  # fmt: skip
     resolved = [arm.resolve(runs.profile) for arm in claim.arms]
     if claim.full_size_only and runs.profile != "full":
