@@ -64,9 +64,8 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     console = terminal.console()
     profile = _profile(args)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
-    declared = needed.about(declared, source.classes)
     book = _judge(args.declarations, declared, profile, source.name)
-    only, seeds = (args.only, args.seeds) if args.seeds else needed.due(declared, args.only, book)
+    only, seeds = (args.only, args.seeds) if args.seeds else needed.due(declared, args.only, profile, source.classes, book)
     if not only and not args.seeds:
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
         console.print("all planned seeds are there: nothing to train")
@@ -80,7 +79,7 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     if code == 0:
         book = _judge(args.declarations, declared, profile, source.name)
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
-        if needed.due(declared, args.only, book)[0] and not args.seeds:
+        if needed.due(declared, args.only, profile, source.classes, book)[0] and not args.seeds:
             console.print("the next stage has more seeds for what is undecided: the same command trains them")
     return code
 

@@ -54,13 +54,13 @@ def judged(
     return judge(ledger, runs, pairs, before or {})
 
 
-def due(ledger: Ledger, only: Sequence[str], book: Book | None) -> tuple[list[str], tuple[int, ...]]:
+def due(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str], book: Book | None) -> tuple[list[str], tuple[int, ...]]:
     """Return the claims that are next to be trained for, those in `only` or else the primary ones, and the seeds of their stage.
 
     The first stage comes first; when it is complete, the second one for what it left undecided. Returns no claims where all is done. Raises
     UserError for an unknown claim, and where none is primary.
     """
-    wanted = [claim.id for claim in _only(ledger, only).claims if not claim.exact]
+    wanted = [claim.id for claim in _needing_runs(ledger, only, profile, classes)]
     known = {result.id: result for result in book.results} if book else {}
     first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
     if any(name not in known or not set(first) <= set(known[name].seeds) for name in wanted):
@@ -99,11 +99,7 @@ def make(
     left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared. Raises UserError for an unknown claim, and
     where no claim needs a run.
     """
-    wanted = [
-        claim
-        for claim in about(_only(ledger, only), source.classes).claims
-        if not claim.exact and (profile == "full" or not claim.full_size_only)
-    ]
+    wanted = _needing_runs(ledger, only, profile, source.classes)
     if not wanted:
         raise UserError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
     known: dict[Key, Run] = {}
@@ -132,6 +128,11 @@ def make(
         last = [run for k, run in ordered.items() if k in needs[claim.id]][-1]
         settles.setdefault(last.folder, []).append(claim.id)
     return Plan(list(ordered.values()), settles)
+
+
+def _needing_runs(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str]) -> list[Claim]:
+    named = about(_only(ledger, only), classes).claims
+    return [claim for claim in named if not claim.exact and (profile == "full" or not claim.full_size_only)]
 
 
 def _the_same(run: Run, known: dict[Key, Run]) -> Run:
