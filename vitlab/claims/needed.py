@@ -58,7 +58,7 @@ def due(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str
     """Return the claims that are next to be trained for, those in `only` or else the primary ones, and the seeds of their stage.
 
     The first stage comes first; when it is complete, the second one for what it left undecided. Returns no claims where all is done. Raises
-    UserError for an unknown claim, and where none is primary.
+    UserError for an unknown claim, where none is primary, and where none needs a run.
     """
     wanted = [claim.id for claim in _needing_runs(ledger, only, profile, classes)]
     known = {result.id: result for result in book.results} if book else {}
@@ -100,8 +100,6 @@ def make(
     where no claim needs a run.
     """
     wanted = _needing_runs(ledger, only, profile, source.classes)
-    if not wanted:
-        raise UserError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
     known: dict[Key, Run] = {}
     arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # kept, because many claims share an arm
     needs: dict[str, dict[Key, Run]] = {}
@@ -132,7 +130,10 @@ def make(
 
 def _needing_runs(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str]) -> list[Claim]:
     named = about(_only(ledger, only), classes).claims
-    return [claim for claim in named if not claim.exact and (profile == "full" or not claim.full_size_only)]
+    wanted = [claim for claim in named if not claim.exact and (profile == "full" or not claim.full_size_only)]
+    if not wanted:
+        raise UserError("none of these claims needs a run: they follow by formula, or are about full size or about other classes")
+    return wanted
 
 
 def _the_same(run: Run, known: dict[Key, Run]) -> Run:
