@@ -44,12 +44,13 @@ def test_everything_said_of_a_claim_is_part_of_its_declaration(change: dict[str,
     ],
     ids=str,
 )  # fmt: skip
-def test_the_design_is_part_of_what_is_declared_of_a_primary_claim_alone(change: dict[str, Any]) -> None:
-    """Its test depends on the seeds, on the families and on which other claims are tested; an exploratory claim has no test."""
+def test_the_design_is_part_of_what_is_declared_of_a_tested_claim_alone(change: dict[str, Any]) -> None:
+    """Its test depends on the seeds, on the families and on which other claims are tested; an exploratory claim and a formula have no test."""
     own = ledger()
     other = own.model_copy(update=change)
     assert other.declaration(claim()) != own.declaration(claim())
-    assert other.declaration(claim(primary=False)) == own.declaration(claim(primary=False))
+    for untested in (claim(primary=False), claim(metric="params")):
+        assert other.declaration(untested) == own.declaration(untested)
 
 
 def test_a_claim_that_is_not_primary_changes_no_other_ones_declaration() -> None:

@@ -60,12 +60,13 @@ def due(ledger: Ledger, only: Sequence[str], book: Book | None) -> tuple[list[st
     The first stage comes first; when it is complete, the second one for what it left undecided. Returns no claims where all is done. Raises
     UserError for an unknown claim, and where none is primary.
     """
-    wanted = [claim.id for claim in _only(ledger, only).claims if not claim.exact]
+    full = book is None or book.profile == "full"
+    wanted = [claim.id for claim in _only(ledger, only).claims if not claim.exact and (full or not claim.full_size_only)]
     known = {result.id: result for result in book.results} if book else {}
     first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
     if any(name not in known or not set(first) <= set(known[name].seeds) for name in wanted):
         return wanted, first
-    return [name for name in wanted if known[name].verdict in ("undecided", "interim") and len(known[name].seeds) < len(last)], last
+    return [name for name in wanted if known[name].verdict == "undecided" and len(known[name].seeds) < len(last)], last
 
 
 def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:
