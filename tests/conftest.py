@@ -105,12 +105,14 @@ def world(template_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
-    from vitlab import cli  # late, as above
+    from vitlab import claiming, cli  # late, as above
     from vitlab.run import execute
 
     for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
         value = tmp_path if name == "ROOT" else tmp_path / name.lower()
         monkeypatch.setattr(cli, name, value)
+        if name != "ROOT":
+            monkeypatch.setattr(claiming, name, value)
     monkeypatch.setattr(execute, "ROOT", tmp_path)
     profiles = tmp_path / "profiles"
     profiles.mkdir()

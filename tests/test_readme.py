@@ -88,7 +88,7 @@ def test_the_command_reference_is_complete() -> None:
     for target in targets:
         assert f"| `make {target}` |" in commands, target
     source = (REPOSITORY / "vitlab" / "cli.py").read_text(encoding="utf-8")
-    for name in re.findall(r'\bcommand\("(\w+)"', source):
+    for name in re.findall(r'\bcommand\(\s*"([\w-]+)"', source):
         assert re.search(rf"^\| `vitlab {name}[` ]", commands, re.MULTILINE), name
     for flag in re.findall(r'"(--[a-z-]+)"', source):
         assert flag in commands or flag.removeprefix("--").upper() in commands, flag

@@ -237,8 +237,8 @@ def test_report_column(tree: Tree) -> None:
 def test_claim(tree: Tree) -> None:
     printed = tree.follow("claim")
     runs = [line for line in printed.splitlines() if "01_baseline_vit" in line]
-    assert len(runs) == 2 * 3, "two arms, three seeds"
-    assert sum("phases.0.augment.flip=false" in line for line in runs) == 3
+    assert len(runs) == 2 * 6, "two arms, the six seeds of the first stage"
+    assert sum("phases.0.augment.flip=false" in line for line in runs) == 6
     assert "flips-help" in runs[-1], "settled with the last of them"
 
 

@@ -68,7 +68,7 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     only, seeds = (args.only, args.seeds) if args.seeds else needed.due(declared, args.only, profile, source.classes, book)
     if not only and not args.seeds:
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
-        console.print("all planned seeds are there: nothing to train")
+        console.print("all planned seeds of these claims are there: nothing to train")
         return 0
     planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS)
     terminal.announce(console, profile, source, list(seeds), planned.runs, args.budget)

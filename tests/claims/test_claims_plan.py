@@ -1,4 +1,4 @@
-"""Which runs the claims take and in what order, what two runs say of each other, and the command that does it all."""
+"""Which runs the claims take and in what order, and what two runs say of each other."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.cli import run
+from tests.support.claims import A as A_ARM
+from tests.support.claims import B as B_ARM
+from tests.support.claims import claim, three
+from tests.support.claims import ledger as made_up
 from tests.support.records import fake_record
-from vitlab import cli, records
-from vitlab.claims import declarations, needed, verdicts
+from vitlab import records
+from vitlab.claims import declarations, images, needed
+from vitlab.claims.ledger import judge as judge_book
 from vitlab.data.sources import Source, resolve
 from vitlab.errors import UserError
+from vitlab.records import RunRecord
 from vitlab.run import plan
 
 pytestmark = pytest.mark.slow
@@ -23,14 +28,17 @@ CIFAR10 = resolve("cifar10", Path("nowhere"), "quick", download=False)
 
 
 def ledger(*declared: dict) -> declarations.Ledger:
-    usual = {"statement": "S", "source": "a report", "metric": "test_top1", "at_least": 0}
-    return declarations.Ledger.model_validate_json(json.dumps({"confidence": 0.95, "seeds": 2, "claims": [usual | d for d in declared]}))
+    usual = {"statement": "S", "source": "a report", "metric": "test_top1", "at_least": 0, "primary": True}
+    stages = [{"seeds": 2, "alpha": 0.03}, {"seeds": 3, "alpha": 0.02}]
+    found = {"confidence": 0.95, "stages": stages, "claims": [usual | d for d in declared]}
+    return declarations.Ledger.model_validate_json(json.dumps(found))
 
 
 def arm(experiment: str, *sets: str, **more: str) -> dict:
     return {"experiment": experiment, "set": sets} | more
 
 
+C_ARM = declarations.Arm(experiment="03_hybrid_r18")
 BASE, TAUGHT, PLAIN = arm("01_baseline_vit"), arm("05_kd_r18"), arm("02_regularized_vit")
 SMALL = arm("01_baseline_vit", "train.epochs=1")
 
@@ -135,13 +143,23 @@ def test_only_names_claims(planned: Callable[..., needed.Plan]) -> None:
         planned(declared, "xyz")
 
 
+def test_without_names_the_primary_claims_are_meant(planned: Callable[..., needed.Plan]) -> None:
+    declared = ledger({"id": "small", "arms": [SMALL]}, {"id": "taught", "arms": [TAUGHT], "primary": False})
+    assert {r.resolved.id for r in planned(declared).runs} == {"01_baseline_vit"}
+    assert {r.resolved.id for r in planned(declared, "taught").runs} == {"resnet18", "05_kd_r18"}
+    with pytest.raises(UserError, match="no claim is primary, so none is tested; add 'primary: true'"):
+        planned(ledger({"id": "small", "arms": [SMALL], "primary": False}))
+
+
 def test_the_committed_claims_can_all_be_planned_in_the_order_of_what_is_left(planned: Callable[..., needed.Plan]) -> None:
     declared = declarations.load()
-    found = planned(declared, seeds=(0,))
-    assert len({needed.key(r) for r in found.runs}) == len(found.runs)
-    assert sorted(c for ids in settled(found) for c in ids) == sorted(c.id for c in declared.claims if not c.exact and not c.full_size_only)
-    for i, r in enumerate(found.runs):
-        assert r.teacher is None or r.teacher in found.runs[:i]
+    wanted = [c for c in declared.claims if not c.exact and not c.full_size_only]
+    for only in ((), tuple(c.id for c in wanted)):
+        found = planned(declared, *only, seeds=(10,))
+        assert len({needed.key(r) for r in found.runs}) == len(found.runs)
+        assert sorted(c for ids in settled(found) for c in ids) == sorted(c.id for c in wanted if only or c.primary)
+        for i, r in enumerate(found.runs):
+            assert r.teacher is None or r.teacher in found.runs[:i]
 
 
 def test_under_a_budget_students_and_their_teachers_come_first(tmp_path: Path) -> None:
@@ -176,15 +194,15 @@ def test_each_metric_reads_its_own_logits(tmp_path: Path) -> None:
         "test_dist_top1": [0, 1, 1],
     }
     for metric, hits in expected.items():
-        assert verdicts.correct(path, metric)[1].tolist() == [bool(h) for h in hits], metric
+        assert images.correct(path, metric)[1].tolist() == [bool(h) for h in hits], metric
     for metric in ("test_top5", "teacher_gain", "train_loss", "test_other_top1", "confusion.a.b"):
-        assert verdicts.correct(path, metric) is None
-    assert verdicts.correct(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
-    assert verdicts.correct(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
-    assert verdicts.correct(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
+        assert images.correct(path, metric) is None
+    assert images.correct(predictions(tmp_path / "plain", ("cls",), raw=[[A, B, B]]), "test_top1")[1].all()
+    assert images.correct(tmp_path / "plain" / "predictions.npz", "test_ema_top1") is None
+    assert images.correct(tmp_path / "nowhere" / "predictions.npz", "test_top1") is None
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"predictions.npz: no readable predictions .*--force"):
-        verdicts.correct(path, "test_top1")
+        images.correct(path, "test_top1")
 
 
 def test_of_equal_logits_a_run_has_predicted_the_first_class(tmp_path: Path) -> None:
@@ -192,18 +210,18 @@ def test_of_equal_logits_a_run_has_predicted_the_first_class(tmp_path: Path) -> 
     tied, all_right = [[[1.0, 1.0]] * 3], [[A, B, B]]
     found = [predictions(tmp_path / name, ("cls",), raw=raw) for name, raw in (("a", tied), ("b", all_right))]
     (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
-    pair = verdicts.compare(claim, found, 0.95)
+    pair = images.compare(claim, found, 0.95)
     assert (pair.only_first, pair.only_second) == (0, 2)
 
 
 def test_two_runs_are_compared_image_by_image(tmp_path: Path) -> None:
     first, second = predictions(tmp_path / "a", ("cls",), raw=[[A, B, B]]), predictions(tmp_path / "b", ("cls",), raw=[[B, B, A]])
     (claim,) = ledger({"id": "c", "arms": [BASE, PLAIN]}).claims
-    found = verdicts.compare(claim, [first, second], 0.95)
+    found = images.compare(claim, [first, second], 0.95)
     assert (found.only_first, found.only_second, found.p) == (2, 0, 0.5)
-    assert verdicts.compare(claim, [first, None], 0.95) is None
+    assert images.compare(claim, [first, None], 0.95) is None
     (alone,) = ledger({"id": "c", "arms": [BASE]}).claims
-    assert verdicts.compare(alone, [first], 0.95) is None
+    assert images.compare(alone, [first], 0.95) is None
 
 
 def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
@@ -219,77 +237,50 @@ def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
             folder = tmp_path / "runs" / "ledger-cifar10" / record.experiment / f"{record.fingerprint}-s{seed}"
             folder.mkdir(parents=True)
             records.write(record, folder / "record.json")
-    (result,) = needed.results(declared, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results")
-    assert result.seeds == (0, 1, 2)
-    assert result.effect == pytest.approx(52, abs=1)
+    book = needed.judged(declared, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results")
+    assert (book.results[0].seeds, book.results[0].effect) == ((0, 1), pytest.approx(51, abs=1))  # of the first stage; it decides
+    assert needed.judged(declared, "quick", "cifar10", tmp_path / "runs", tmp_path / "results") is None
+    other = ledger({"id": "c", "arms": [PLAIN]})
+    assert needed.judged(other, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results") is None
+    looked_at = ledger({"id": "c", "arms": [BASE]}, {"id": "d", "arms": [BASE], "primary": False})
+    (_, result) = needed.judged(looked_at, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results").results
+    assert (result.seeds, result.effect) == ((0, 1, 2), pytest.approx(52, abs=1))
 
 
-# ------------------------------------------------------------------------------------------------------------- the command
+# ------------------------------------------------------------------------------------------------------------ what is due
 
 
-@pytest.fixture
-def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> declarations.Ledger:
-    two = {"id": "two", "statement": "Two epochs are better than one.", "arms": [arm("01_baseline_vit", "train.epochs=2"), SMALL]}
-    found = ledger(two, {"id": "exact", "arms": [BASE], "metric": "params"}, {"id": "cats", "arms": [SMALL], "metric": "confusion.cat.dog"})
-    monkeypatch.setattr(declarations, "load", lambda: found)
-    return found
+def test_the_first_stage_is_due_then_what_it_left_undecided_then_nothing() -> None:
+    """c is clear after two seeds; d, of 1 and 3, after three not even."""
+    c, d, third = claim(id="c"), claim(id="d", arms=(B_ARM, C_ARM)), claim(id="e", metric="params", at_least=None, at_most=1.0)
+    declared = made_up(c, d, third, claim(id="f", primary=False), seeds=(2, 3))
+    clear = [*three(A_ARM, 60.0, 60.01, 60.02), *three(B_ARM, 50.0, 50.0, 50.0)]
+    partly = [*three(C_ARM, 49.0, 47.0, 51.0)]
+
+    def due(runs: list[RunRecord], *only: str) -> tuple[list[str], tuple[int, ...]]:
+        book = judge_book(declared, runs, lambda claim, runs: None, {}) if runs else None
+        return needed.due(declared, only, "quick", ("cat", "dog"), book)
+
+    assert due([]) == (["c", "d"], (0, 1))
+    assert due([r for r in clear if r.seed < 2]) == (["c", "d"], (0, 1))
+    assert due([r for r in [*clear, *partly] if r.seed < 2]) == (["d"], (0, 1, 2))
+    assert due([r for r in [*clear, *partly] if r.seed < 2], "c") == ([], (0, 1, 2))
+    assert due([*clear, *partly]) == ([], (0, 1, 2))
+    with pytest.raises(UserError, match="--only g: no such claim"):
+        due([], "g")
 
 
-ON = ("--profile", "quick", "--data", "digits")
+def test_a_claim_about_full_size_alone_does_not_hold_up_the_second_stage() -> None:
+    d, at_full = claim(id="d", arms=(B_ARM, C_ARM)), claim(id="full", arms=(B_ARM,), full_size_only=True)
+    declared = made_up(d, at_full, seeds=(2, 3))
+    book = judge_book(declared, [*three(B_ARM, 50.0, 50.0), *three(C_ARM, 49.0, 47.0)], lambda claim, runs: None, {})
+    assert needed.due(declared, (), "quick", ("cat", "dog"), book) == (["d"], (0, 1, 2))
 
 
-def test_claims_are_planned_trained_and_judged(declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "claims", "--run", "--dry-run", *ON, main=cli.main)
-    assert code == 0, err
-    assert "quick · data digits · seeds 0, 1 · 4 runs" in out
-    assert [line.split()[-1] for line in out.splitlines() if "01_baseline_vit" in line][-1] == "two"
-    code, out, err = run(capsys, "claims", "--run", "--seeds", "0", *ON, main=cli.main)
-    assert code == 0, err
-    assert "0:0" in out
-    assert "undecided; of these two runs: p " in " ".join(out.split())
-    code, out, _ = run(capsys, "claims", "--json", "--data", "digits", main=cli.main)  # the only profile with runs
-    assert code == 0
-    results = {r["id"]: r for r in json.loads(out)}
-    assert results.keys() == {"two", "exact"}, "digits has no cats"
-    assert results["two"]["seeds"] == [0]
-    assert results["two"]["pair"]["only_first"] - results["two"]["pair"]["only_second"] == pytest.approx(
-        results["two"]["effect"] * 3.59, abs=0.01
-    )
-    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
-    assert code == 0, err
-    assert out.count("finished before, skipped") == 2
-    code, out, _ = run(capsys, "claims", "--json", *ON, main=cli.main)
-    assert json.loads(out)[0]["seeds"] == [0, 1]
-    assert json.loads(out)[0]["p_holm"] is not None
-
-
-def test_what_was_declared_otherwise_when_published_is_said(
-    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
-    assert code == 0, err
-    folder = cli.RESULTS / "quick-digits"
-    folder.mkdir(parents=True)
-    measured = json.loads(run(capsys, "claims", "--json", *ON, main=cli.main)[1])
-    book = {"profile": "quick", "dataset": "digits", "devices": [], "confidence": 0.95, "seeds": 2, "results": measured}
-    (folder / "claims.json").write_text(json.dumps(book), encoding="utf-8")
-    assert "declared anew" not in run(capsys, "claims", *ON, main=cli.main)[1]
-    stricter = declared.claims[0].model_copy(update={"at_least": 5.0})
-    monkeypatch.setattr(declarations, "load", lambda: declared.model_copy(update={"claims": (stricter, *declared.claims[1:])}))
-    out = run(capsys, "claims", *ON, main=cli.main)[1]
-    assert " ".join(out.split()).count("declared anew") == 1
-
-
-@pytest.mark.parametrize(
-    ("argv", "expected"),
-    [
-        (("--dry-run",), "--dry-run: about training; add --run"),
-        (("--run", "--only", "tow"), "--only tow: no such claim; did you mean two?"),
-        (("--run", "--json"), "not allowed with argument"),
-        (("--run", "--budget", "25"), "expected a time with its unit"),
-        (("--run", "--budget", "0m"), "expected a time with its unit"),
-    ],
-)
-def test_mistakes_exit_2(argv: tuple[str, ...], expected: str, declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "claims", *argv, *ON, main=cli.main)
-    assert (code, expected in err) == (2, True), err
+def test_what_waits_for_the_first_stage_of_its_family_needs_no_seeds_of_the_second() -> None:
+    families = {"plain": declarations.Family(experiments=(A_ARM.experiment, B_ARM.experiment, C_ARM.experiment), sd=0.5)}
+    declared = made_up(claim(id="c"), claim(id="d", arms=(B_ARM, C_ARM)), seeds=(2, 3), families=families)
+    book = judge_book(declared, [*three(A_ARM, 60.0, 61.0), *three(B_ARM, 50.0, 50.5)], lambda claim, runs: None, {})
+    assert [result.verdict for result in book.results] == ["interim", "not measured"]
+    assert needed.due(declared, ("c",), "quick", ("cat", "dog"), book) == ([], (0, 1, 2))
+    assert needed.due(declared, (), "quick", ("cat", "dog"), book) == (["c", "d"], (0, 1))

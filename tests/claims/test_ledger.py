@@ -1,4 +1,4 @@
-"""The ledger as people see it: from records to claims.json, the pages, the forest plot and MLflow."""
+"""The ledger as people see it: from records to claims.json, the pages and MLflow."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
+from tests.support.claims import ledger as planned
 from tests.support.pages import EVIL, Page, files, markdown_rows
 from tests.support.records import digits, fake_record
 from vitlab import records, stats
-from vitlab.claims import declarations, ledger, verdicts
-from vitlab.claims.declarations import Arm, Claim
+from vitlab.claims import declarations, images, ledger, verdicts
+from vitlab.claims.declarations import Arm, Claim, Family
 from vitlab.errors import UserError
-from vitlab.figures import style
 from vitlab.records import RunRecord
-from vitlab.report import forest, publishing
+from vitlab.report import publishing
 from vitlab.track import read, shipping
 
 BASELINE, REGULARISED, STUDENT = "01_baseline_vit", "02_regularized_vit", "06_kd_r50_class_attention"
 GAIN = Claim(
     id="gain", statement="Regularisation helps.", source="report §2", arms=(Arm(experiment=REGULARISED), Arm(experiment=BASELINE)),
-    metric="test_top1", claimed=2.5, at_least=0,
+    metric="test_top1", claimed=2.5, at_least=0, primary=True, brief="regularisation gives",
 )  # fmt: skip
 SMALLER = Claim(
     id="smaller", statement="Relative positions take fewer parameters.", source="report §5",
     arms=(Arm(experiment=STUDENT), Arm(experiment=STUDENT, set=("model.position=learned",))), metric="params", at_most=0,
+    primary=True,
 )  # fmt: skip
 HEADLINE = Claim(
     id="headline", statement="The baseline reaches 80 %.", source="report §1", arms=(Arm(experiment=BASELINE),), metric="test_top1",
-    at_least=80, full_size_only=True,
+    at_least=80, full_size_only=True, primary=True,
 )  # fmt: skip
 TOP1 = {REGULARISED: (53.0, 54.2, 55.1), BASELINE: (50.0, 51.0, 52.0)}  # by seed; differences 3.0, 3.2, 3.1
 LOAD = declarations.load  # what is declared in earnest
@@ -50,14 +53,15 @@ def _three_claims(monkeypatch: pytest.MonkeyPatch) -> None:
     declare(monkeypatch, GAIN, SMALLER, HEADLINE)
 
 
-def declare(monkeypatch: pytest.MonkeyPatch, *declared: Claim) -> None:
-    monkeypatch.setattr(declarations, "load", lambda: declarations.Ledger(confidence=0.95, seeds=3, claims=declared))
+def declare(monkeypatch: pytest.MonkeyPatch, *declared: Claim, **design: Any) -> None:
+    monkeypatch.setattr(declarations, "load", lambda: planned(*declared, **design))
 
 
 def run(experiment: str, seed: int, top1: float, profile: str = "overnight", sets: tuple[str, ...] = ()) -> RunRecord:
-    """The record of a run of exactly what experiments/ says."""
+    """The record of a run of exactly what experiments/ says, on so many test images that their own variance is next to nothing."""
     resolved = Arm(experiment=experiment, set=sets).resolve(profile)
     record = fake_record(experiment, seed, profile=profile, variant=resolved.variant)
+    record = record.model_copy(update={"dataset": record.dataset.model_copy(update={"test": 10_000_000})})
     found = {"fingerprint": declarations.fingerprint(resolved, record.dataset.digest), "metrics": record.metrics | {"test_top1": top1}}
     return record.model_copy(update=found)
 
@@ -77,8 +81,10 @@ def result(out_dir: Path, claim: Claim) -> verdicts.Result:
 def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
-    said = "Of 3 claims of the reports 2 are supported, 0 refuted, 0 undecided and 1 not measured (1 judged by formula, without a run)."
+    said = "Of 3 primary claims 2 supported and 1 not measured; 1 of them judged by formula, without a run."
     assert page.text.count(said) == 2  # in the minute, and above the table
+    opening = "At the size of profile overnight, on cifar10, regularisation gives +3.10 [+2.85, +3.35] points."
+    assert opening in page.text
     # mean 3.1, deviation 0.1, t(2, 0.975) = 4.3027: 3.1 ± 4.3027 * 0.1 / sqrt(3)
     gain, smaller = page.table("What the reports claim")[1:]
     assert gain[:3] == ["Regularisation helps.", "report §2", "≥ 0 points (claimed +2.5)"]
@@ -97,7 +103,7 @@ def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     assert {"claims", "claim-gain", "claim-smaller"} <= ids
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert text.count(said) == 2
-    assert "## Claims" in text
+    assert f"## Claims\n\n**{publishing.md(opening)}**" in text
     assert "+3.10 \\[+2.85, +3.35\\] points" in text
     assert "figures/claims-light.svg" in text
 
@@ -110,25 +116,25 @@ def test_every_caption_says_how_sure_and_where(tmp_path: Path, undrawn: None) ->
     captions += re.findall(r"<figcaption>(Effect and interval[^<]*)", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(captions) == 4
     for caption in captions:
-        assert "Confidence 95 %, Holm over the 1 tested claim." in caption
+        assert "Confidence 95 %, Holm over 1 primary claim." in caption
         assert "Data set cifar10, profile overnight, seeds 0, 1, 2, device NVIDIA H100" in caption
 
 
 def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = GAIN.model_copy(update={"id": "tried", "statement": "One setting against another.", "exploratory": True})
+    tried = GAIN.model_copy(update={"id": "tried", "statement": "One setting against another.", "primary": False})
     unseen = tried.model_copy(update={"id": "unseen", "statement": "Not trained.", "arms": SMALLER.arms})
     declare(monkeypatch, GAIN, SMALLER, HEADLINE, tried, unseen)
     publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
-    assert page.text.count("Of 3 claims of the reports 2 are supported") == 2
+    assert page.text.count("Of 3 primary claims 2 supported") == 2
     assert [row[0] for row in page.table("What the reports claim")[1:]] == [GAIN.statement, SMALLER.statement]
-    apart = page.table("What the reports do without claiming")
+    apart = page.table("Measured, and not tested")
     assert apart[1:] == [
         ["One setting against another.", f"{REGULARISED} against {BASELINE}", "+3.10 [+2.85, +3.35] points", "3"],
         ["Not trained.", f"{STUDENT} against {STUDENT} [model.position=learned]", "–", "–"],
     ]
     assert [publishing.md(cell) for cell in apart[1]] in markdown_rows(tmp_path / "README.md")
-    assert "Holm over the 1 tested claim." in page.text
+    assert "Holm over 1 primary claim." in page.text
     hrefs = {attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"].startswith("#")}
     assert hrefs
     assert hrefs <= {f"#{attrs['id']}" for _, attrs in page.tags if "id" in attrs}
@@ -148,14 +154,35 @@ def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
     publishing.build(arms(profile=profile), tmp_path, {})
     for name in ("README.md", "report.html"):
         text = (tmp_path / name).read_text(encoding="utf-8")
-        assert ("about models and training of profile" in text) == (profile != "full")
+        assert ("at their own size it may be another" in text) == (profile != "full")
     assert result(tmp_path, HEADLINE).verdict == ("refuted" if profile == "full" else "not measured")
 
 
 def test_the_index_counts(tmp_path: Path, undrawn: None) -> None:
     publishing.build(arms(), tmp_path / "overnight-cifar10", {})
     publishing.index(tmp_path)
-    assert "- Of 3 claims of the reports 2 are supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- Of 3 primary claims 2 supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_claims_of_several_sets_stand_side_by_side(tmp_path: Path, undrawn: None) -> None:
+    """Where one size alone has measured any, or formulas alone are common, there is no such table."""
+    publishing.build(arms(), tmp_path / "overnight-cifar10", {})
+    behind = [run(e, s, 2 * TOP1[BASELINE][s] - TOP1[e][s], "quick") for e in TOP1 for s in (0, 1)]
+    for runs, same in ((arms((0, 1), "quick"), "yes"), (behind, "no")):
+        publishing.index(tmp_path)
+        assert ("## Claims at several sizes" in (tmp_path / "README.md").read_text(encoding="utf-8")) == (same == "no")
+        publishing.build(runs, tmp_path / "quick-cifar10", {})
+        publishing.index(tmp_path)
+        assert "## Claims at several sizes" in (tmp_path / "README.md").read_text(encoding="utf-8")
+        rows = markdown_rows(tmp_path / "README.md")
+        head = rows.index(["Claim", "Wanted", "overnight-cifar10", "quick-cifar10", "Same side"])
+        sign = "+" if same == "yes" else "−"
+        claim, wanted, large, small, side = rows[head + 2]
+        assert (claim, wanted, side) == ("Regularisation helps.", "≥ 0 points (claimed +2.5)", same)
+        assert large == publishing.md("+3.10 [+2.85, +3.35] points, 3, supported")
+        assert small.startswith(f"{sign}3.10 ")
+        assert small.endswith(" points, 2, interim")
+        assert not any(SMALLER.statement in row for row in rows[head + 2 : head + 4])
 
 
 def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> None:
@@ -165,19 +192,38 @@ def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> No
     assert found.verdict == "undecided"
     assert found.more_seeds is not None
     row = Page(tmp_path / "report.html").table("What the reports claim")[-1]
-    assert row[-1] == f"undecided, {found.more_seeds} more seeds"
+    few, many = found.more_seeds
+    assert (few < many, row[-1]) == (True, f"undecided, {few} to {many} more seeds")
 
 
-def test_more_seeds_than_planned_are_said(tmp_path: Path, undrawn: None) -> None:
-    for seeds in (3, 4):
-        tops = [(REGULARISED, (52.1, 52.9, 53.0, 53.2)), (BASELINE, (50.0, 50.4, 49.9, 50.0))]
-        publishing.build([run(name, s, t) for name, values in tops for s, t in enumerate(values[:seeds])], tmp_path, {})
-        rows = Page(tmp_path / "report.html").table("What the reports claim")
-        assert next(row[-1] for row in rows if row[0] == GAIN.statement) == "supported" + (
-            "; more seeds than planned" if seeds == 4 else ""
-        )
+def test_pages_say_how_it_was_planned_and_what_of_it_is_still_to_come(
+    tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch, GAIN, SMALLER, HEADLINE, seeds=(3, 5))
+    runs = [run(REGULARISED, s, t) for s, t in enumerate((50.0, 52.0, 54.0))] + [run(BASELINE, s, 50.0) for s in range(3)]
+    for found, expected in ((runs, "undecided after 3 seeds; 5 are planned"), ([r for r in runs if r.seed < 2], "interim")):
+        publishing.build(found, tmp_path / expected[:7], {})
+        assert Page(tmp_path / expected[:7] / "report.html").table("What the reports claim")[-1][-1] == expected
         for name in ("README.md", "report.html"):
-            assert "The confidence is that of the 3 seeds planned." in (tmp_path / name).read_text(encoding="utf-8")
+            text = (tmp_path / expected[:7] / name).read_text(encoding="utf-8")
+            assert "from 0 on: 3 (2.5 % of the chance of a false verdict), then 5 (2.5 % of the chance of a false verdict)" in text
+            assert "no claim is decided yet." in text
+
+
+def test_the_spread_of_each_family_stands_on_the_page(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """53, 54.2, 55.1 and 50, 51, 52 differ by 3.1 with a variance of 0.01. Two arms: half of it is a run's own, so its SD is 0.07. Their means,
+    51.5, 52.6 and 53.55, have a variance of 1.0508: what is left without half of 0.005 is between seeds, SD 1.02."""
+    plain = Family(experiments=(REGULARISED, BASELINE), sd=0.5)
+    declare(monkeypatch, GAIN, SMALLER, HEADLINE, families={"plain": plain})
+    publishing.build(arms(), tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    levene = scipy_stats.levene(*TOP1.values(), center="median").pvalue
+    assert page.table("How the arms of each family spread")[1:] == [
+        ["plain", "test_top1", "2", "3", "0.07", "1.02", "2", f"{levene:.3f}", "pooled"]
+    ]
+    assert [publishing.md(cell) for cell in page.table("How the arms of each family spread")[1]] in markdown_rows(tmp_path / "README.md")
+    assert "0.10 points with 2.0 degrees of freedom, " in page.text
+    assert result(tmp_path, GAIN).family == "plain"
 
 
 @pytest.mark.parametrize("runs", ["other configurations", "another data set", "one arm"])
@@ -219,8 +265,8 @@ def test_round_trip(tmp_path: Path) -> None:
     report_dir.mkdir()
     book = ledger.build(arms(), report_dir, lambda run: None)
     assert book == ledger.read(report_dir / "claims.json")
-    assert (book.profile, book.dataset, book.devices, book.seeds, book.confidence) == (
-        "overnight", "cifar10", ("NVIDIA H100 80GB HBM3",), 3, 0.95,
+    assert (book.profile, book.dataset, book.devices, book.stages[0].seeds, book.confidence, book.tested) == (
+        "overnight", "cifar10", ("NVIDIA H100 80GB HBM3",), 3, 0.95, 1,
     )  # fmt: skip
     written = (report_dir / "claims.json").read_bytes()
     ledger.build(arms()[::-1], report_dir, lambda run: None)
@@ -229,7 +275,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "what"),
-    [("{", "not a readable ledger"), ("\udcff", "not a readable ledger"), ('{"version": 2}', "version"), ('{"version": 1}', "profile")],
+    [("{", "not a readable ledger"), ("\udcff", "not a readable ledger"), ('{"version": 1}', "version"), ('{"version": 2}', "profile")],
 )
 def test_a_damaged_ledger_is_named(tmp_path: Path, content: str, what: str) -> None:
     (tmp_path / "claims.json").write_bytes(content.encode(errors="surrogateescape"))
@@ -246,6 +292,36 @@ def test_changed_after_measuring(tmp_path: Path, undrawn: None, monkeypatch: pyt
         page = Page(tmp_path / "report.html")
         assert [row[-1] for row in page.table("What the reports claim")[1:]] == ["supported; changed after measuring", "supported"]
         assert "Declared otherwise when first measured: 1." in page.text
+
+
+def test_what_was_said_before_stays_in_the_ledger_and_on_the_page(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    publishing.build(arms(), tmp_path, {})
+    first = result(tmp_path, GAIN)
+    declare(monkeypatch, GAIN.model_copy(update={"at_least": 3.0}), SMALLER, HEADLINE)
+    for _ in range(2):
+        publishing.rebuild(tmp_path)
+        assert [(past.declaration, past.verdict) for past in result(tmp_path, GAIN).history] == [(first.declaration, "supported")]
+        said = f"supported: +3.10 [+2.85, +3.35] points with 3 seeds, as declaration {first.declaration}"
+        assert said in Page(tmp_path / "report.html").text
+        assert publishing.md(said) in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_withdrawn_claim_stays_in_the_ledger(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    publishing.build(arms(), tmp_path, {})
+    measured = result(tmp_path, GAIN)
+    other = GAIN.model_copy(update={"id": "other", "statement": "It is no worse.", "at_least": -1.0})
+    declare(monkeypatch, other, SMALLER)
+    for _ in range(2):
+        publishing.rebuild(tmp_path)
+        held = ledger.read(tmp_path / "claims.json")
+        assert ([r.id for r in held.results], held.withdrawn) == (["other", "smaller"], (measured,)), "HEADLINE was never measured"
+        page = Page(tmp_path / "report.html")
+        assert "claim-gain" in {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+        assert [row[0] for row in page.table("What the reports claim")[1:]] == ["It is no worse.", SMALLER.statement]
+    declare(monkeypatch, GAIN.model_copy(update={"at_least": 2.0}), SMALLER, HEADLINE)
+    publishing.rebuild(tmp_path)
+    again = ledger.read(tmp_path / "claims.json")
+    assert ([r.changed for r in again.results], [r.id for r in again.withdrawn]) == ([True, False, False], ["other"])
 
 
 def predictions(path: Path, right: dict[str, Sequence[bool]]) -> None:
@@ -274,7 +350,7 @@ def test_one_seed_is_compared_image_by_image_and_that_is_kept(tmp_path: Path, un
     )  # fmt: skip
     page = Page(out / "report.html")
     assert f"only the first right on {found.pair.only_first} test images" in page.text
-    assert page.table("What the reports claim")[-1][3:] == ["+3.00 points", "1 seed", "–", "undecided"]
+    assert page.table("What the reports claim")[-1][3:] == ["+3.00 points", "1 seed", "–", "interim"]
     before = files(out)
     publishing.rebuild(out)  # from records alone
     assert files(out) == before
@@ -288,69 +364,6 @@ def test_units() -> None:
     assert {units[i] for i in ("clean-tail", "ema-gain", "student-beats-weak-teacher", "cat-to-dog-more")} == {"points"}
     assert {units[i] for i in ("patch-2-cost", "student-half-the-params", "headline-06", "cat-to-dog-share")} == {"%"}
     assert (units["cat-dog-largest"], units["student-params"], units["mixed-loss-plateau"]) == ("images", "M parameters", "nats")
-
-
-# ----------------------------------------------------------------------------------------------------------- forest plot
-
-
-def made_up(**changes: object) -> verdicts.Result:
-    two = tuple(verdicts.MeasuredArm(label=f"arm {i}", fingerprint="f", records={0: "a.json", 1: "b.json"}) for i in range(2))
-    values = {
-        "id": "made-up", "statement": "One is better than the other.", "source": "report", "declaration": "d", "arms": two,
-        "metric": "test_top1", "low_bound": 0.0, "high_bound": None, "claimed": 0.4, "verdict": "supported", "seeds": (0, 1),
-        "values": (1.0, 2.0), "effect": 1.5, "low": 0.5, "high": 2.5, "p": 0.01, "p_holm": 0.02,
-    }  # fmt: skip
-    return verdicts.Result(**values | changes)
-
-
-EXACT = {"seeds": (), "values": (), "low": None, "high": None, "p": None, "p_holm": None}
-MADE_UP = (
-    made_up(),
-    made_up(verdict="refuted", effect=-2.0, low=-3.0, high=-1.0, claimed=None, statement=EVIL),
-    made_up(verdict="undecided", effect=0.1, low=-1.0, high=1.2, more_seeds=4, high_bound=0.5, low_bound=-0.5),
-    made_up(unit="%", metric="gflops", effect=-31.0, low_bound=None, high_bound=-25.0, claimed=-25.0, **EXACT),
-    made_up(unit="images", metric="confusion_lead.cat.dog", effect=40.0, low=21.0, high=59.0, claimed=None),
-    made_up(verdict="not measured", effect=None, **EXACT),
-)
-
-
-def book(*results: verdicts.Result) -> ledger.Book:
-    return ledger.Book(profile="overnight", dataset="cifar10", devices=("a CPU",), confidence=0.95, seeds=3, results=results)
-
-
-def test_forest_is_drawn_the_same_each_time_in_both_themes(tmp_path: Path) -> None:
-    paths = forest.draw(book(*MADE_UP), tmp_path / "a")
-    forest.draw(book(*MADE_UP), tmp_path / "b")
-    assert [p.name for p in paths] == ["claims-light.svg", "claims-dark.svg"]
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    for path, theme, other in zip(paths, (style.LIGHT, style.DARK), (style.DARK, style.LIGHT)):
-        svg = path.read_text(encoding="utf-8")
-        assert "<text" not in svg
-        assert "date" not in svg.lower()
-        assert theme.surface in svg
-        assert other.ink not in svg
-        assert all(forest.verdict_color(verdict, theme) in svg for verdict in forest.MARKERS)
-
-
-def test_each_unit_has_its_own_axis() -> None:
-    panels = forest.group_by_axis(book(*MADE_UP).measured)
-    assert [[r.unit for r in panel] for panel in panels] == [["points"] * 3, ["%"], ["images"]]
-    with style.style(style.LIGHT):
-        points, *others = forest.forest(book(*MADE_UP), style.LIGHT).axes[:3]
-    low, high = points.get_xlim()
-    assert low < -3
-    assert 2.5 < high < 5
-    assert len(others) == 2
-
-
-def test_interval_and_region_stand_where_the_numbers_are() -> None:
-    with style.style(style.LIGHT):
-        ax = forest.forest(book(made_up(high_bound=1.0)), style.LIGHT).axes[0]
-    (region,) = ax.patches
-    assert (region.get_x(), region.get_width()) == (0.0, 1.0)
-    (bar,) = ax.containers
-    (segment,) = bar.lines[2][0].get_segments()
-    assert segment[:, 0].tolist() == [0.5, 2.5]
 
 
 # --------------------------------------------------------------------------------------------------------------- MLflow
@@ -459,5 +472,5 @@ def test_runs_on_other_test_images_are_not_compared(tmp_path: Path) -> None:
     predictions(tmp_path / "a.npz", {"raw/cls": right, "raw/dist": right})
     with np.load(tmp_path / "a.npz") as held:
         np.savez(tmp_path / "b.npz", **{**held, "labels": np.arange(8) % 2})
-    assert verdicts.compare(GAIN, [tmp_path / "a.npz", tmp_path / "a.npz"], 0.95) is not None
-    assert verdicts.compare(GAIN, [tmp_path / "a.npz", tmp_path / "b.npz"], 0.95) is None
+    assert images.compare(GAIN, [tmp_path / "a.npz", tmp_path / "a.npz"], 0.95) is not None
+    assert images.compare(GAIN, [tmp_path / "a.npz", tmp_path / "b.npz"], 0.95) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,34 +12,36 @@ from scipy import stats as scipy_stats
 from tests.support.claims import A, B, claim, judge, ledger, run, three
 from vitlab import config, stats
 from vitlab.claims import declarations, verdicts
-from vitlab.claims.declarations import Arm, Claim
+from vitlab.claims.declarations import Arm, Claim, Family
 from vitlab.claims.verdicts import Result
 from vitlab.records import RunRecord
+
+AHEAD = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]  # A's runs ahead of B's, by 2.1, 2.5 and 3.1
 
 # ------------------------------------------------------------------------------------------------ from records to results
 
 
 def test_a_result_tells_all_of_it() -> None:
-    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
-    (got,) = judge(ledger(claim(claimed=2.5)), runs)
+    (got,) = judge(ledger(claim(claimed=2.5)), AHEAD)
     assert (got.seeds, got.values) == ((0, 1, 2), (2.1, 2.5, 3.1))
     assert got.effect == pytest.approx((2.1 + 2.5 + 3.1) / 3)
     assert got.p == got.p_holm == pytest.approx(scipy_stats.ttest_rel([52.1, 52.9, 53.0], [50.0, 50.4, 49.9]).pvalue)
     assert got.low < got.effect < got.high
-    assert (got.verdict, got.changed, got.more_seeds, got.pair) == ("supported", False, None, None)
+    assert (got.verdict, got.changed, got.more_seeds, got.pair, got.history) == ("supported", False, None, None, ())
+    assert (got.stage, got.df, got.spread) == (1, 2.0, "its own")
+    assert got.sd == pytest.approx(np.std(got.values, ddof=1))
     assert [arm.records[2] for arm in got.arms] == ["02_regularized_vit-s2.json", "01_baseline_vit-s2.json"]
-    assert [arm.fingerprint for arm in got.arms] == [runs[0].fingerprint, runs[3].fingerprint]
+    assert [arm.fingerprint for arm in got.arms] == [AHEAD[0].fingerprint, AHEAD[3].fingerprint]
     assert (got.claimed, got.low_bound, got.high_bound, verdicts.rule(got)) == (2.5, 0.0, None, "≥ 0")
     assert Result.model_validate_json(got.model_dump_json()) == got
 
 
 def test_the_other_way_round_it_is_refuted_and_of_one_arm_it_is_the_value() -> None:
-    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
     back = claim(arms=(B, A))
     alone = claim(id="d", arms=(A,), at_least=None, at_most=60.0)
     near = claim(id="e", arms=(A,), at_least=None, within=declarations.Within(of=52.5, margin=20.0))
     in_percent = claim(id="f", relative=True, at_least=4.0)
-    got = judge(ledger(back, alone, near, in_percent), runs)
+    got = judge(ledger(back, alone, near, in_percent), AHEAD)
     assert [r.verdict for r in got] == ["refuted", "supported", "supported", "undecided"]
     assert got[1].values == (52.1, 52.9, 53.0)
     assert got[3].values == (4.2, 4.9603, 6.2124)  # 2.1 / 50.0, 2.5 / 50.4, 3.1 / 49.9
@@ -59,13 +62,13 @@ def test_no_seeds_one_seed_and_seeds_of_one_arm_only() -> None:
     (none,) = judge(ledger(), three(A, 50, 51, 52))
     assert (none.verdict, none.effect, none.p, none.seeds) == ("not measured", None, None, ())
     (one,) = judge(ledger(), [*three(A, 60, 61), run(B, 1, 50.0), run(B, 7, 40.0)])
-    assert (one.verdict, one.effect, one.low, one.p, one.pair, one.seeds) == ("undecided", 11.0, None, None, None, (1,))
+    assert (one.verdict, one.effect, one.low, one.p, one.pair, one.seeds) == ("interim", 11.0, None, None, None, (1,))
     (common,) = judge(ledger(), [*three(A, 60, 61, 62), run(B, 1, 50.0), run(B, 2, 50.5), run(B, 7, 40.0)])
-    assert (common.seeds, common.values) == ((1, 2), (11.0, 11.5))
+    assert (common.verdict, common.seeds, common.values) == ("interim", (1, 2), (11.0, 11.5))
     assert [set(arm.records) for arm in common.arms] == [{1, 2}, {1, 2}]
 
 
-def test_one_seed_is_compared_image_by_image_and_still_undecided() -> None:
+def test_one_seed_is_compared_image_by_image_and_still_interim() -> None:
     asked = []
     said = stats.pair(np.array([True] * 40), np.array([False] * 40), 0.95)
 
@@ -76,39 +79,69 @@ def test_one_seed_is_compared_image_by_image_and_still_undecided() -> None:
     runs = [*three(A, 60, 61), run(B, 1, 50.0)]
     (got,) = verdicts.judge(ledger(), "quick", runs, pairs)
     assert asked == [("c", ["02_regularized_vit", "01_baseline_vit"], [1, 1])]
-    assert (got.verdict, got.pair, got.p_holm) == ("undecided", said, None)
+    assert (got.verdict, got.pair, got.p_holm) == ("interim", said, None)
     assert said.p < 1e-11
 
 
-def test_what_is_not_tested_does_not_count_in_the_family() -> None:
-    exact = claim(id="d", metric="params", at_least=None, at_most=0.0)
+def test_holm_counts_what_is_declared_primary_measured_or_not() -> None:
+    """Of these five, three: what follows by formula has no p, what is exploratory is not tested."""
+    exact = claim(id="d", metric="params", at_least=None, at_most=-1.0)
     single = claim(id="e", arms=(Arm(experiment="03_hybrid_r18"),))
     unmeasured = claim(id="f", arms=(Arm(experiment="04_explicit_transformer"),))
-    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9), run(single.arms[0])]
-    got = judge(ledger(claim(), exact, single, unmeasured), runs)
-    assert got[0].p_holm == got[0].p
-    assert [r.p_holm for r in got[1:]] == [None, None, None]
-    assert [r.verdict for r in got] == ["supported", "supported", "undecided", "not measured"]
-
-
-def test_seeds_beyond_the_plan_are_said() -> None:
-    planned, looked = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)], [run(A, 3, 53.0), run(B, 3, 50.0)]
-    assert judge(ledger(), planned)[0].note == ""
-    assert judge(ledger(), planned + looked)[0].note.startswith("4 seeds, 3 were planned: where seeds were added because")
-    alike = judge(ledger(), [*three(A, 51, 52, 53, 54), *three(B, 50, 51, 52, 53)])[0].note
-    assert alike.startswith("the same in every seed")
-    assert "4 seeds, 3 were planned" in alike
+    looked_at = claim(id="g", primary=False)
+    got = judge(ledger(claim(), exact, single, unmeasured, looked_at), [*AHEAD, run(single.arms[0])])
+    assert got[0].p_holm == pytest.approx(3 * got[0].p)
+    assert [r.p_holm for r in got[1:]] == [None] * 4
+    assert [r.verdict for r in got] == ["supported", "refuted", "interim", "not measured", "exploratory"]
 
 
 def test_no_spread_is_no_evidence() -> None:
-    """The same difference three times, far from the bound or at it; also where float32 left accuracies that are not quite the same."""
-    (far,) = judge(ledger(), [*three(A, 55, 56, 57), *three(B, 50, 51, 52)])
-    assert (far.verdict, far.effect, far.p, far.low, far.more_seeds) == ("undecided", 5.0, 1.0, None, None)
+    """The same difference three times, far from the bound or at it; also where float32 left numbers that are not quite the same."""
+
+    def losses(arm: Arm, *values: float) -> list[RunRecord]:
+        return [run(arm, seed, metrics={"test_loss": value}) for seed, value in enumerate(values)]
+
+    (far,) = judge(ledger(claim(metric="test_loss")), [*losses(A, 5.5, 5.6, 5.7), *losses(B, 5.0, 5.1, 5.2)])
+    assert (far.verdict, far.effect, far.p, far.low, far.more_seeds) == ("undecided", 0.5, 1.0, None, None)
     assert "no spread" in far.note
     as_stored = [float(np.float32(v / 100)) * 100 for v in (50.25, 50.57, 53.21, 49.95, 50.27, 52.91)]
     assert len({a - b for a, b in zip(as_stored[:3], as_stored[3:])}) > 1
-    (at,) = judge(ledger(claim(at_least=0.3)), [*three(A, *as_stored[:3]), *three(B, *as_stored[3:])])
+    (at,) = judge(ledger(claim(metric="test_loss", at_least=0.3)), [*losses(A, *as_stored[:3]), *losses(B, *as_stored[3:])])
     assert (at.verdict, at.values, at.p) == ("undecided", (0.3, 0.3, 0.3), 1.0)
+
+
+# ----------------------------------------------------------------------------------------------- at least the images' variance
+
+
+def test_no_interval_is_narrower_than_the_test_images_allow() -> None:
+    """5 points in every seed, on 10,000 images: at least 500 of them apart, so a variance of (0.05 - 0.05^2) / 10,000, or 0.0475 points^2."""
+    (got,) = judge(ledger(), [*three(A, 55, 56, 57, test=10_000), *three(B, 50, 51, 52, test=10_000)])
+    assert (got.values, got.spread, got.df) == ((5.0, 5.0, 5.0), "that of the test images", 2.0)
+    assert got.sd == pytest.approx(math.sqrt(0.0475))
+    assert got.high - got.effect == pytest.approx(4.302653 * math.sqrt(0.0475 / 3), rel=1e-6)
+    assert got.p == pytest.approx(2 * scipy_stats.t.sf(5 / math.sqrt(0.0475 / 3), 2))
+    # differences of 4, 5, 6 have a variance of 1 of their own
+    (own,) = judge(ledger(), [*three(A, 54, 56, 58, test=10_000), *three(B, 50, 51, 52, test=10_000)])
+    assert (own.sd, own.spread) == (pytest.approx(1.0), "its own")
+
+
+def test_of_averaged_and_raw_weights_it_is_known_how_many_images_they_share() -> None:
+    """Half a point on 10,000 images; 2, 3 and 4 % of them are right by one of the two alone: (0.03 - 0.005^2) / 10,000 on average."""
+    arms = tuple(Arm(experiment="06_kd_r50_class_attention", metric=metric) for metric in ("test_ema_top1", "test_raw_top1"))
+    both = {"test_ema_top1": 50.5, "test_raw_top1": 50.0}
+    declared = ledger(claim(arms=arms, metric=None))
+    (got,) = judge(declared, [run(arms[0], s, metrics=both | {"test_ema_or_raw_alone": 2.0 + s}, test=10_000) for s in range(3)])
+    assert (got.sd, got.spread) == (pytest.approx(math.sqrt(0.03 - 0.005**2)), "that of the test images")
+    (unknown,) = judge(declared, [run(arms[0], s, metrics=both, test=10_000) for s in range(3)])
+    assert unknown.sd == pytest.approx(math.sqrt(0.005 - 0.005**2))
+
+
+def test_the_validation_images_count_for_what_they_measure() -> None:
+    """10 points on 10 images: (0.1 - 0.1^2) / 10, or 90 points^2."""
+    arms = tuple(Arm(experiment=A.experiment, metric=metric) for metric in ("validation_top1", "validation_top1_phase_0"))
+    runs = [run(A, seed, metrics={"validation_top1": 60.0, "validation_top1_phase_0": 50.0}) for seed in range(3)]
+    (got,) = judge(ledger(claim(arms=arms, metric=None)), runs)
+    assert got.sd == pytest.approx(math.sqrt(90))
 
 
 def test_identical_arms_are_undecided() -> None:
@@ -166,14 +199,19 @@ def test_spread_is_the_distance_from_the_arms_median() -> None:
     assert got.effect == pytest.approx(np.mean(z[0]) - np.mean(z[1]))
 
 
-def test_what_no_report_claims_is_measured_and_not_judged() -> None:
-    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
-    got = judge(ledger(claim(), claim(id="d", exploratory=True), claim(id="e", exploratory=True, full_size_only=True)), runs)
-    assert [r.verdict for r in got] == ["supported", "exploratory", "exploratory"]
+def test_what_is_exploratory_is_measured_and_not_judged() -> None:
+    exact = claim(id="f", primary=False, metric="params", at_least=None, at_most=-1.0)
+    others = [claim(id="d", primary=False), claim(id="e", primary=False, full_size_only=True), exact]
+    got = judge(ledger(claim(), *others), AHEAD)
+    assert [r.verdict for r in got] == ["supported", *["exploratory"] * 3]
     assert (got[1].values, got[1].low, got[1].high) == (got[0].values, got[0].low, got[0].high)
-    assert (got[1].p, got[1].p_holm, got[1].more_seeds) == (None, None, None)
+    assert (got[1].p, got[1].p_holm, got[1].more_seeds, got[1].stage) == (None, None, None, None)
     assert got[0].p_holm == got[0].p  # a family of one
     assert (got[2].effect, got[2].note) == (None, "about full size only")
+    assert (got[3].effect, got[3].note) == (0.0, "by formula: nothing to estimate")
+    # and of all its seeds, where there are more than are planned
+    more = judge(ledger(claim(), *others), [*AHEAD, run(A, 3, 53.0), run(B, 3, 50.0)])
+    assert (more[0].seeds, more[1].seeds) == ((0, 1, 2), (0, 1, 2, 3))
 
 
 def test_records_older_than_a_metric_are_left_out() -> None:
@@ -185,28 +223,167 @@ def test_records_older_than_a_metric_are_left_out() -> None:
     assert (none.verdict, none.note) == ("not measured", "records without test_confidence are left out")
 
 
-# -------------------------------------------------------------------------------------------------------- declarations
+# -------------------------------------------------------------------------------------------------------- planned seeds
+
+C, D = Arm(experiment="03_hybrid_r18"), Arm(experiment="04_explicit_transformer")
+
+
+def apart(first: Arm, second: Arm, *differences: float, first_seed: int = 0) -> list[RunRecord]:
+    """Runs of two arms that differ by so much, from `first_seed` on."""
+    seeds = range(first_seed, first_seed + len(differences))
+    return [r for seed, d in zip(seeds, differences, strict=True) for r in (run(first, seed, 50.0 + d), run(second, seed, 50.0))]
+
+
+def test_until_the_planned_seeds_are_complete_a_result_is_interim() -> None:
+    """However clear it looks."""
+    (two,) = judge(ledger(), apart(A, B, 9.9, 10.0))
+    assert (two.verdict, two.seeds, two.stage, two.p, two.p_holm, two.more_seeds) == ("interim", (0, 1), None, None, None, None)
+    assert two.effect == pytest.approx(9.95)
+    assert two.high - two.effect == pytest.approx(scipy_stats.t.ppf(0.975, 1) * np.std([9.9, 10.0], ddof=1) / math.sqrt(2))
+    (three_of,) = judge(ledger(), apart(A, B, 9.9, 10.0, 10.1))
+    assert (three_of.verdict, three_of.stage) == ("supported", 1)
+
+
+def test_seeds_outside_the_plan_give_no_verdict_and_change_none() -> None:
+    planned = ledger(first_seed=10)
+    tuning, tested = apart(A, B, *[9.9, 10.0, 10.1] * 3), apart(A, B, -3.0, -3.1, -3.2, first_seed=10)
+    (before,) = judge(planned, tuning)
+    assert (before.verdict, before.seeds, before.p_holm) == ("interim", tuple(range(9)), None)
+    assert before.note == "of seeds that are never tested, which begin with 10"
+    (begun,) = judge(planned, [*tuning, *tested[:2]])
+    assert (begun.verdict, begun.seeds, begun.values, begun.note) == ("interim", (10,), (-3.0,), "one seed: no interval over seeds")
+    (alone,), (among) = judge(planned, tested), judge(planned, [*tuning, *tested, *apart(A, B, 50.0, first_seed=13)])
+    assert (alone.verdict, alone.seeds) == ("refuted", (10, 11, 12))
+    assert among == [alone]
+
+
+def test_no_claim_is_judged_before_all_arms_of_its_families_are_there() -> None:
+    """c's own runs are complete; what it is judged by has a third arm. With that the variance is the mean one of the three differences."""
+    taught = Arm(experiment="05_kd_r18")
+    plain = {"plain": Family(experiments=tuple(arm.experiment for arm in (A, B, taught)), sd=0.5)}
+    declared = ledger(claim(), claim(id="d", arms=(taught, B)), families=plain)
+    values = ((52.0, 52.9, 53.0), (50.0, 50.6, 50.4), (51.0, 51.2, 52.0))
+    runs = [r for arm, of in zip((A, B, taught), values, strict=True) for r in three(arm, *of)]
+    missing = judge(declared, runs[:-1])
+    assert [(r.verdict, r.p, r.family) for r in missing] == [("interim", None, "plain")] * 2
+    first, second = judge(declared, runs)
+    pairs = [np.var(np.subtract(values[i], values[j]), ddof=1) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert first.sd == pytest.approx(math.sqrt(np.mean(pairs)))
+    assert (first.spread, first.df, second.stage) == ("pooled over plain", 4.0, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+TWO_STAGES = (3, 6)  # each with half the level
+CLEAR, OPEN = (2.5, 2.6, 2.7), (1.0, 3.0, 2.0)  # t = 45 and 3.46, with two degrees of freedom
+BOTH = ledger(claim(), claim(id="d", arms=(C, D)), seeds=TWO_STAGES)
+
+
+def test_a_second_stage_is_for_what_the_first_left_open() -> None:
+    """d's six values are 2.0 on average with a variance of 0.404: t = 7.71. c's later seeds, for it or against it, are not asked."""
+    first, open_still = judge(BOTH, [*apart(A, B, *CLEAR), *apart(C, D, *OPEN)])
+    assert (first.verdict, first.stage, first.p_holm) == ("supported", 1, pytest.approx(2 * 2 * first.p))
+    assert (open_still.verdict, open_still.stage, open_still.seeds) == ("undecided", 1, (0, 1, 2))
+    assert open_still.p_holm == pytest.approx(2 * scipy_stats.ttest_1samp(OPEN, 0).pvalue)
+    few, many = open_still.more_seeds
+    assert 1 <= few < many
+
+    six = (*OPEN, 2.0, 2.1, 1.9)
+    for later in ((-5.0, -5.1, -5.2), (2.6, 2.6, 2.6)):
+        kept, decided = judge(BOTH, [*apart(A, B, *CLEAR, *later), *apart(C, D, *six)])
+        assert kept.model_copy(update={"p_holm": first.p_holm}) == first
+        assert kept.p_holm <= first.p_holm
+    assert (decided.verdict, decided.stage, decided.seeds) == ("supported", 2, tuple(range(6)))
+    assert decided.p == pytest.approx(scipy_stats.ttest_1samp(six, 0).pvalue)
+    # half the level each; c's p is the smaller one, so it has Holm's factor of 2, and no later step is below it
+    assert 2 * kept.p < 2 * decided.p < 2 * 2 * kept.p
+    assert decided.p_holm == kept.p_holm == pytest.approx(2 * 2 * kept.p)
+
+
+def test_a_second_stage_begins_when_it_and_the_first_are_complete() -> None:
+    six = (*OPEN, 2.0, 2.1, 1.9)
+    for runs in ([*apart(A, B, *CLEAR), *apart(C, D, *six[:5])], [*apart(A, B, *CLEAR[:2]), *apart(C, D, *six)]):
+        waiting = judge(BOTH, runs)[1]
+        assert (waiting.verdict, waiting.stage, waiting.seeds) == ("undecided", 1, (0, 1, 2))
+
+
+# -------------------------------------------------------------------------------------------------------------- history
 
 
 def test_a_claim_changed_after_measuring_is_marked_and_stays_marked() -> None:
-    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
-    first = judge(ledger(), runs)
-    assert not judge(ledger(), runs, first)[0].changed
-    stricter = judge(ledger(claim(at_least=1.0)), runs, first)
+    first = judge(ledger(), AHEAD)
+    assert not judge(ledger(), AHEAD, first)[0].changed
+    stricter = judge(ledger(claim(at_least=1.0)), AHEAD, first)
     assert stricter[0].changed
-    assert judge(ledger(claim(at_least=1.0)), runs, stricter)[0].changed
-    assert judge(ledger(), runs, stricter)[0].changed  # and back
+    assert judge(ledger(claim(at_least=1.0)), AHEAD, stricter)[0].changed
+    assert judge(ledger(), AHEAD, stricter)[0].changed  # and back
     lost = judge(ledger(claim(at_least=1.0)), [], stricter)
     assert (lost[0].verdict, lost[0].changed) == ("not measured", True)
-    assert judge(ledger(claim(at_least=1.0)), runs, lost)[0].changed
+    assert judge(ledger(claim(at_least=1.0)), AHEAD, lost)[0].changed
 
 
 def test_a_claim_may_change_until_it_is_measured() -> None:
     before = judge(ledger(), [])
     assert before[0].verdict == "not measured"
-    runs = [*three(A, 52.1, 52.9, 53.0), *three(B, 50.0, 50.4, 49.9)]
-    assert not judge(ledger(claim(at_least=1.0)), runs, before)[0].changed
-    unseen = judge(ledger(claim(exploratory=True)), [])
-    assert not judge(ledger(), runs, unseen)[0].changed
-    one_seed = judge(ledger(), [runs[0], runs[3]])  # undecided, but seen
-    assert judge(ledger(claim(at_least=1.0)), runs, one_seed)[0].changed
+    assert not judge(ledger(claim(at_least=1.0)), AHEAD, before)[0].changed
+    unseen = judge(ledger(claim(primary=False)), [])
+    assert not judge(ledger(), AHEAD, unseen)[0].changed
+    one_seed = judge(ledger(), [AHEAD[0], AHEAD[3]])  # interim, but seen
+    assert judge(ledger(claim(at_least=1.0)), AHEAD, one_seed)[0].changed
+
+
+def test_a_claim_may_change_while_its_seeds_for_tuning_alone_were_seen() -> None:
+    seen, planned = AHEAD, apart(A, B, *CLEAR, first_seed=10)
+    for runs, changed in ((seen, False), ([*seen, *planned[:2]], True)):
+        before = judge(ledger(first_seed=10), runs)
+        assert judge(ledger(claim(at_least=1.0), first_seed=10), [*seen, *planned], before)[0].changed == changed
+
+
+def test_who_deletes_all_runs_first_has_changed_the_claim_all_the_same() -> None:
+    emptied = judge(ledger(), [], judge(ledger(), AHEAD))
+    assert (emptied[0].verdict, emptied[0].changed, [past.verdict for past in emptied[0].history]) == ("not measured", False, ["supported"])
+    assert judge(ledger(claim(at_least=1.0)), AHEAD, emptied)[0].changed
+
+
+def test_a_verdict_that_lost_a_seed_stays_in_the_history() -> None:
+    first = judge(ledger(), AHEAD)
+    dropped = judge(ledger(), AHEAD[:-1], first)
+    (was,) = dropped[0].history
+    assert (dropped[0].verdict, dropped[0].seeds) == ("interim", (0, 1))
+    assert {name: getattr(was, name) for name in verdicts.Past.model_fields} == {
+        name: getattr(first[0], name) for name in verdicts.Past.model_fields
+    }
+    assert (was.verdict, was.seeds, was.p_holm) == ("supported", (0, 1, 2), first[0].p_holm)
+    assert judge(ledger(), AHEAD[:-1], dropped) == dropped, "judged again, nothing is added"
+    (back,) = judge(ledger(), AHEAD, dropped)
+    assert (back.verdict, back.history, back.changed) == ("supported", (was,), False)
+
+
+def test_a_bad_seed_trained_anew_is_not_forgotten() -> None:
+    first = judge(ledger(), apart(A, B, 2.0, 2.1, -9.0))
+    again = [*apart(A, B, 2.0, 2.1), run(A, 2, 52.2, finished="2026-01-02T11:00:00+00:00"), run(B, 2, 50.0)]
+    (got,) = judge(ledger(), again, first)
+    assert (got.verdict, got.values) == ("supported", (2.0, 2.1, 2.2))
+    assert [(past.verdict, past.values) for past in got.history] == [("undecided", (2.0, 2.1, -9.0))]
+
+
+def test_what_an_earlier_declaration_said_stays_in_the_history() -> None:
+    first = judge(ledger(), AHEAD)
+    stricter = judge(ledger(claim(at_least=2.5)), AHEAD, first)
+    assert [(past.declaration, past.verdict) for past in stricter[0].history] == [(first[0].declaration, "supported")]
+    back = judge(ledger(), AHEAD, stricter)
+    said = [(first[0].declaration, "supported"), (stricter[0].declaration, "undecided")]
+    assert [(past.declaration, past.verdict) for past in back[0].history] == said
+    assert judge(ledger(), AHEAD, back) == back
+
+
+def test_seeds_that_are_added_as_planned_leave_no_history() -> None:
+    before: list[Result] = []
+    said = []
+    for n in range(2, len(AHEAD) + 1, 2):
+        before = judge(ledger(), [*AHEAD[: n // 2], *AHEAD[3 : 3 + n // 2]], before)
+        said.append((before[0].verdict, before[0].history, before[0].changed))
+    assert said == [("interim", (), False), ("interim", (), False), ("supported", (), False)]
+    six = [*apart(A, B, *CLEAR), *apart(C, D, *OPEN, 2.0, 2.1, 1.9)]
+    staged = judge(BOTH, six, judge(BOTH, [*apart(A, B, *CLEAR), *apart(C, D, *OPEN)]))
+    assert [(r.stage, r.history, r.changed) for r in staged] == [(1, (), False), (2, (), False)]

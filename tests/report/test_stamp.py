@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.claims import judge
+from tests.support.claims import ledger as planned
 from tests.support.records import THREE, digits, fake_record, fake_set
 from vitlab import records
 from vitlab.claims import ledger
@@ -157,7 +159,10 @@ def test_a_report_cut_short_has_no_stamp(checkout: Checkout) -> None:
 
 
 def test_what_was_told_is_told_again(checkout: Checkout) -> None:
-    book = ledger.Book(profile="full", dataset="digits", devices=(), confidence=0.95, seeds=3, results=())
+    (lost,) = judge(planned(), [], profile="full")
+    book = ledger.Book(
+        profile="full", dataset="digits", devices=(), confidence=0.95, first_seed=0, stages=planned().stages, tested=1, families=(), results=(lost,)
+    )  # fmt: skip
     (checkout.reports / "full-digits" / ledger.FILE).write_text(book.model_dump_json())
     for _ in range(2):
         assert not checkout.holds()

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10
 
-from vitlab import cli, config, records
+from vitlab import claiming, cli, config, records
 from vitlab.data import dataset, sources
 from vitlab.models import registry
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
@@ -167,6 +167,8 @@ def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World
     shutil.copytree(template_folder, root, dirs_exist_ok=True, symlinks=True)
     for name, value in (("ROOT", root), ("RUNS", root / "runs"), ("REPORTS", root / "reports"), ("RESULTS", root / "results")):
         patch.setattr(cli, name, value)
+        if name != "ROOT":
+            patch.setattr(claiming, name, value)
     patch.setattr(execute, "ROOT", root)
     patch.setattr(execute, "Shipper", NoShipper)
     patch.setattr("vitlab.track.store.prepare_store", lambda root: "")

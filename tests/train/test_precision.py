@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.support.world import NoShipper, Silent
-from vitlab.claims import verdicts
 from vitlab.claims.declarations import Arm, Claim
+from vitlab.claims.images import compare
 from vitlab.data import dataset, sources
 from vitlab.run import execute, plan
 from vitlab.train import evaluate, loop, machine
@@ -93,6 +93,6 @@ def test_every_number_follows_from_the_stored_predictions(bf16: bool, tmp_path: 
 
     arms = tuple(Arm(experiment=name) for name in ("resnet18", "05_kd_r18"))
     claim = Claim(id="c", statement="s", source="r", arms=arms, metric="test_top1", at_least=0.0)
-    pair = verdicts.compare(claim, [run.folder / "predictions.npz" for run in (teacher, student)], 0.95)
+    pair = compare(claim, [run.folder / "predictions.npz" for run in (teacher, student)], 0.95)
     a, b = rightly[teacher], rightly[student]
     assert (pair.only_first, pair.only_second) == ((a & ~b).sum(), (b & ~a).sum())

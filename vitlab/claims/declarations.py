@@ -214,12 +214,12 @@ class Ledger(Schema):
         return compares and len({claim.metric_of(arm) for arm in claim.arms}) == 1 and all(self.family(arm) for arm in claim.arms)
 
     def declaration(self, claim: Claim) -> str:
-        """Return 12 hex digits, a hash of everything that was declared about the claim; of a primary one, of the design it is tested in."""
+        """Return 12 hex digits, a hash of everything that was declared about the claim; of one that is tested, also of the design."""
         declared = claim.model_dump(mode="json", exclude_defaults=True)  # so that a key which the schema gains later changes no hash
         what: dict[str, Any] = {"confidence": self.confidence, "claim": declared}
-        if claim.primary:
+        if claim.primary and not claim.exact:
             design = self.model_dump(mode="json", exclude={"claims", "confidence"})
-            what |= {"design": design, "primaries": sorted(other.id for other in self.claims if other.primary)}
+            what |= {"design": design, "primaries": sorted(other.id for other in self.claims if other.primary and not other.exact)}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

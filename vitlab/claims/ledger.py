@@ -161,7 +161,7 @@ def said(book: Book) -> str:
     changed = sum(result.changed for result in primary)
     formula = sum(result.effect is not None and not result.seeds for result in primary)
     return (
-        f"Of {len(primary)} primary claims {listed}"
+        f"Of {len(primary)} primary {'claim' if len(primary) == 1 else 'claims'} {listed}"
         + (f"; {formula} of them judged by formula, without a run." if formula else ".")
         + (f" Declared otherwise when first measured: {changed}." if changed else "")
     )

@@ -65,7 +65,7 @@ def due(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str
     first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
     if any(name not in known or not set(first) <= set(known[name].seeds) for name in wanted):
         return wanted, first
-    return [name for name in wanted if known[name].verdict in ("undecided", "interim") and len(known[name].seeds) < len(last)], last
+    return [name for name in wanted if known[name].verdict == "undecided" and len(known[name].seeds) < len(last)], last
 
 
 def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:

@@ -301,8 +301,9 @@ def remember(result: Result, earlier: Result | None, first_seed: int = 0) -> Res
     grown = earlier.declaration == result.declaration and earlier.verdict not in ("supported", "refuted") and kept
     if earlier.effect is not None and not (same and kept) and not grown:
         history = (*history, Past(**{name: getattr(earlier, name) for name in Past.model_fields}))
-    measured = earlier.changed or (earlier.effect is not None and max(earlier.seeds, default=first_seed) >= first_seed)
-    changed = measured and (earlier.changed or earlier.declaration != result.declaration)
+    seen = [past.seeds for past in history] + ([earlier.seeds] if earlier.effect is not None else [])
+    measured = any(max(seeds, default=first_seed) >= first_seed for seeds in seen)
+    changed = earlier.changed or (measured and earlier.declaration != result.declaration)
     return result.model_copy(update={"history": history, "changed": changed})
 
 

@@ -50,7 +50,8 @@ def _design(book: Book) -> str:
 
 
 def _caption(what: str, book: Book, runs: Sequence[RunRecord]) -> str:
-    return tables.caption(f"{what}. Confidence {100 * book.confidence:g} %, Holm over {book.tested} primary claims", runs)
+    tested = "1 primary claim" if book.tested == 1 else f"{book.tested} primary claims"
+    return tables.caption(f"{what}. Confidence {100 * book.confidence:g} %, Holm over {tested}", runs)
 
 
 def _table(book: Book, runs: Sequence[RunRecord]) -> Table:

@@ -1,0 +1,197 @@
+"""The commands about claims: `vitlab claims` and `vitlab plan-claims`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from scipy import stats as scipy_stats
+
+from tests.support.claims import claim, ledger
+from tests.support.cli import run
+from tests.support.records import digits, fake_record
+from vitlab import claiming, cli, records
+from vitlab.claims import declarations, needed, power
+from vitlab.claims import ledger as books
+from vitlab.claims.declarations import Arm
+
+pytestmark = pytest.mark.slow
+
+SMALL, TWICE = (Arm(experiment="01_baseline_vit", set=(f"train.epochs={n}",)) for n in (1, 2))
+ON = ("--profile", "quick", "--data", "digits")
+
+
+@pytest.fixture
+def declared(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> declarations.Ledger:
+    two = claim(id="two", statement="Two epochs are better than one.", arms=(TWICE, SMALL))
+    exact = claim(id="exact", arms=(Arm(experiment="01_baseline_vit"),), metric="params")
+    cats = claim(id="cats", arms=(SMALL,), metric="confusion.cat.dog")
+    found = ledger(two, exact, cats, seeds=(2, 3))
+    monkeypatch.setattr(declarations, "load", lambda path: found)
+    return found
+
+
+def test_claims_are_planned_trained_and_judged(declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "claims", "--run", "--dry-run", *ON, main=cli.main)
+    assert code == 0, err
+    assert "quick · data digits · seeds 0, 1 · 4 runs" in out
+    assert [line.split()[-1] for line in out.splitlines() if "01_baseline_vit" in line][-1] == "two"
+    code, out, err = run(capsys, "claims", "--run", "--seeds", "0", *ON, main=cli.main)
+    assert code == 0, err
+    assert "0:0" in out
+    assert "interim; of these two runs: p " in " ".join(out.split())
+    code, out, _ = run(capsys, "claims", "--json", "--data", "digits", main=cli.main)  # the only profile with runs
+    assert code == 0
+    results = {r["id"]: r for r in json.loads(out)}
+    assert results.keys() == {"two", "exact"}, "digits has no cats"
+    assert results["two"]["seeds"] == [0]
+    assert results["two"]["pair"]["only_first"] - results["two"]["pair"]["only_second"] == pytest.approx(
+        results["two"]["effect"] * 3.59, abs=0.01
+    )
+    code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
+    assert code == 0, err
+    assert out.count("finished before, skipped") == 2
+    code, out, _ = run(capsys, "claims", "--json", *ON, main=cli.main)
+    assert json.loads(out)[0]["seeds"] == [0, 1]
+    assert (json.loads(out)[0]["stage"], json.loads(out)[0]["p_holm"] is not None) == (1, True)
+    code, out, _ = run(capsys, "claims", "--run", "--dry-run", *ON, main=cli.main)
+    decided = json.loads(run(capsys, "claims", "--json", *ON, main=cli.main)[1])[0]["verdict"] != "undecided"
+    assert ("all planned seeds of these claims are there: nothing to train" if decided else "seeds 0, 1, 2 · 6 runs") in out
+
+
+def test_what_was_declared_otherwise_when_published_is_said(
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(declared.claims[0], (50.0, 52.0), (50.0, 50.5))
+    book = needed.judged(declared, "quick", "digits", claiming.RUNS, claiming.RESULTS)
+    (claiming.RESULTS / "quick-digits").mkdir(parents=True)
+    books.write(book, claiming.RESULTS / "quick-digits" / "claims.json")
+    assert "declared anew" not in run(capsys, "claims", *ON, main=cli.main)[1]
+    stricter = declared.claims[0].model_copy(update={"at_least": 5.0})
+    changed = declared.model_copy(update={"claims": (stricter, *declared.claims[1:])})
+    monkeypatch.setattr(declarations, "load", lambda path: changed)
+    out = run(capsys, "claims", *ON, main=cli.main)[1]
+    assert " ".join(out.split()).count("declared anew") == 1
+    assert not claiming.REPORTS.exists(), "the history of the project's own claims is what is published"
+
+
+OWN = """\
+confidence: 0.95
+stages:
+  - {seeds: 3, alpha: 0.03}
+  - {seeds: 5, alpha: 0.02}
+families:
+  plain: {experiments: [01_baseline_vit], sd: 0.5}
+claims:
+  - id: mine
+    statement: Two epochs are better than one.
+    brief: a second epoch gives
+    primary: true
+    source: my own question
+    expected: 2
+    arms:
+      - {experiment: 01_baseline_vit, set: [train.epochs=2]}
+      - {experiment: 01_baseline_vit, set: [train.epochs=1]}
+    metric: test_top1
+    at_least: 0
+  - {id: size, statement: It is small., primary: true, source: mine, arms: [{experiment: 01_baseline_vit}], metric: params, at_most: 20}
+"""
+
+
+def finish(of: declarations.Claim, *top1: tuple[float, ...]) -> list[Path]:
+    """Leave finished runs of the claim's arms, as a test on digits at the profile quick finds them; returns their folders."""
+    folders = []
+    for arm, values in zip(of.arms, top1, strict=True):
+        resolved = arm.resolve("quick")
+        for seed, value in enumerate(values):
+            record = digits(fake_record("01_baseline_vit", seed, profile="quick", variant=resolved.variant))
+            found = {
+                "fingerprint": declarations.fingerprint(resolved, record.dataset.digest),
+                "metrics": record.metrics | {"test_top1": value},
+            }
+            folder = claiming.RUNS / "quick-digits" / record.experiment / f"{found['fingerprint']}-s{seed}"
+            folder.mkdir(parents=True)
+            records.write(record.model_copy(update=found), folder / "record.json")
+            folders.append(folder)
+    return folders
+
+
+def test_own_declarations_keep_their_history_in_reports(small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN, encoding="utf-8")
+    code, out, err = run(capsys, "claims", path, *ON, main=cli.main)
+    assert (code, "no claim is measured; '--run' trains what they need" in out) == (0, True), err
+    assert not claiming.REPORTS.exists()
+
+    kept = claiming.REPORTS / "quick-digits" / "claims-mine.json"
+    folders = finish(declarations.load(path).claims[0], (53.0, 54.2, 55.1), (50.0, 51.0, 52.0))
+    code, out, err = run(capsys, "claims", path, *ON, main=cli.main)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "At the size of profile quick, on digits, a second epoch gives +3.10 [" in said
+    assert "Of 2 primary claims 2 supported; 1 of them judged by formula, without a run." in said
+    assert "planned: 3 or 5 seeds from 0 on; Holm over 1 claims; declared in " in said
+    (first, _) = books.read(kept).results
+    assert (first.verdict, first.seeds, first.history) == ("supported", (0, 1, 2), ())
+
+    (folders[-1] / "record.json").unlink()
+    for _ in range(2):  # and the second time it stays as it is
+        code, out, _ = run(capsys, "claims", path, "--json", *ON, main=cli.main)
+        (now, _) = books.read(kept).results
+        assert (now.verdict, [(past.verdict, past.values) for past in now.history]) == ("interim", [("supported", first.values)])
+        assert json.loads(out)[0]["history"][0]["verdict"] == "supported"
+
+    path.write_text(OWN.replace("at_least: 0", "at_least: 1"), encoding="utf-8")
+    out = run(capsys, "claims", path, *ON, main=cli.main)[1]
+    assert "interim, declared anew" in " ".join(out.split())
+    assert not claiming.RESULTS.exists(), "nothing is published"
+
+
+def test_what_claims_can_find_out_is_said_before_anything_is_trained(
+    small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 points at a spread of 0.5: seen by three seeds already, as good as always by five."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN, encoding="utf-8")
+    code, out, err = run(capsys, "plan-claims", path, *ON, main=cli.main)
+    assert code == 0, err
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["claim", "wanted", "expected", "3", "seeds", "5", "seeds", "sees"]
+    (mine,) = [line for line in lines if line[0] == "mine"]
+    assert (mine[1:4], mine[-1]) == (["≥", "0", "+2"], "points")
+    three, five = int(mine[4]), int(mine[6])
+    assert 30 < three < five
+    assert five > 90
+    assert "Holm over 1 claims" in out
+    assert "1 more by formula, without a run" in out
+    assert "stage 1, seeds 0 to 2: 6 runs more, 0 finished; about " in out
+    assert "stage 2, seeds 0 to 4: at most 4 runs more, 0 finished; about " in out
+    assert "an assumed 45 GFLOP/s per CPU core" in out
+    assert not claiming.RUNS.exists()
+    assert not claiming.REPORTS.exists()
+
+
+def test_chances_are_those_of_a_t_test() -> None:
+    """One claim alone, its effect 1 and its seeds' standard deviation 0.8, against the power by the noncentral t distribution."""
+    n, sd = 6, 0.8
+    (of,) = power.power(ledger(claim(sd=sd, expected=1.0), seeds=(n,)), "quick").values()
+    least = scipy_stats.t.ppf(0.975, n - 1)
+    exact = scipy_stats.nct.sf(least, n - 1, n**0.5 / sd) + scipy_stats.nct.cdf(-least, n - 1, n**0.5 / sd)
+    assert of.chances == pytest.approx([exact], abs=4 * (exact * (1 - exact) / power.LEDGERS) ** 0.5)
+    assert scipy_stats.nct.sf(least, n - 1, of.distance * n**0.5 / sd) == pytest.approx(power.WANTED, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("--dry-run",), "--dry-run: about training; add --run"),
+        (("--run", "--only", "tow"), "--only tow: no such claim; did you mean two?"),
+        (("--run", "--json"), "not allowed with argument"),
+        (("--run", "--budget", "25"), "expected a time with its unit"),
+        (("--run", "--budget", "0m"), "expected a time with its unit"),
+    ],
+)
+def test_mistakes_exit_2(argv: tuple[str, ...], expected: str, declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "claims", *argv, *ON, main=cli.main)
+    assert (code, expected in err) == (2, True), err
