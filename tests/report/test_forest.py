@@ -74,7 +74,7 @@ def test_families_have_their_own_axes_and_those_without_one_come_after() -> None
     with style.style(style.LIGHT):
         labels = [ax.get_xlabel() for ax in forest.forest(book(*made), style.LIGHT).axes]
     assert [label for label in labels if label.startswith("difference")] == [
-        "difference (points), plain", "difference (points), hybrid", "difference (points)",
+        "difference (points), plain", "difference (points), hybrid", "difference (points), each with its own spread",
     ]  # fmt: skip
 
 
