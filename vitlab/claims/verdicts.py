@@ -172,6 +172,7 @@ class _Runs:
         self.profile, self.runs = profile, runs
         self.classes = len(runs[0].dataset.classes) if runs else 10
         self._known: dict[ArmKey, dict[int, RunRecord]] = {}
+        self._measured: dict[tuple[ArmKey, str], dict[int, float]] = {}  # every stage and family asks again
 
     def of(self, arm: Arm) -> dict[int, RunRecord]:
         """Return seed -> the run of exactly this configuration, the last one where it was repeated."""
@@ -183,11 +184,12 @@ class _Runs:
 
     def values(self, arm: Arm, metric: str) -> dict[int, float]:
         """Return seed -> the metric's value, of the runs whose records have it."""
-        values = {}
-        for seed, run in self.of(arm).items():
-            with contextlib.suppress(NotRecorded):
-                values[seed] = measure(run, metric)
-        return values
+        if (arm.key, metric) not in self._measured:
+            values = self._measured[arm.key, metric] = {}
+            for seed, run in self.of(arm).items():
+                with contextlib.suppress(NotRecorded):
+                    values[seed] = measure(run, metric)
+        return self._measured[arm.key, metric]
 
     def least(self, claim: Claim, seeds: Sequence[int]) -> float:
         """Return the least variance that a seed's difference in top-1 can have because of the images it was measured on; else 0.
