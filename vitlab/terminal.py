@@ -182,28 +182,21 @@ def print_power(console: Console, declared: Ledger, profile: str, power: Mapping
     """Print what the planned seeds can find out about each primary claim."""
     from rich.table import Table
 
+    from vitlab.claims import declarations
     from vitlab.claims.power import WANTED
 
-    tested = [claim for claim in declared.claims if claim.tested_at(profile)]
+    tested = declared.tested(profile)
     table = Table(box=None, header_style="bold", pad_edge=False)
     totals = [f"{stage.seeds} seeds" for stage in declared.stages]
     for title in ("claim", "wanted", "expected", *totals, "sees"):
         table.add_column(title, justify="left" if title == "claim" else "right")
     for claim in tested:
         of = power.get(claim.id)
-        expected = claim.claimed if claim.expected is None else claim.expected
-        low, high = claim.region
-        wanted = (
-            f"{(low + high) / 2:g} ± {(high - low) / 2:g}"
-            if math.isfinite(high - low)
-            else f"≥ {low:g}"
-            if math.isinf(high)
-            else f"≤ {high:g}"
-        )
+        expected = claim.planned_for
         chances = [f"{100 * chance:.0f} %" for chance in of.chances] if of and of.chances else ["–"] * len(totals)
         table.add_row(
             claim.id,
-            wanted,
+            declarations.rule(*claim.region),
             "–" if expected is None else f"{expected:+g}",
             *chances,
             "–" if of is None else f"{of.distance:.2g} {claim.unit}",

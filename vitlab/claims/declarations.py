@@ -135,6 +135,11 @@ class Claim(Schema):
         """Return by what each arm's value is multiplied in the effect, unless it is `relative`."""
         return (1.0, -1.0, -1.0, 1.0)[: len(self.arms)]
 
+    @property
+    def planned_for(self) -> float | None:
+        """Return the effect that seeds are planned for: the expected one, else the claimed one."""
+        return self.claimed if self.expected is None else self.expected
+
     def tested_at(self, profile: str) -> bool:
         """Return whether the claim is one that runs of this profile are tested for."""
         return self.primary and not self.exact and (profile == "full" or not self.full_size_only)
@@ -155,6 +160,13 @@ class Claim(Schema):
         if self.within is not None:
             return self.within.of - self.within.margin, self.within.of + self.within.margin
         return (self.at_least, math.inf) if self.at_least is not None else (-math.inf, self.at_most)
+
+
+def rule(low: float, high: float) -> str:
+    """Return what an effect must be to lie in the region, as `≥ 0.3`, `≤ 1` or `80 ± 1`; a bound may be infinite."""
+    if math.isfinite(high - low):
+        return f"{(low + high) / 2:g} ± {(high - low) / 2:g}"
+    return f"≥ {low:g}" if math.isinf(high) else f"≤ {high:g}"
 
 
 class Stage(Schema):
@@ -203,6 +215,10 @@ class Ledger(Schema):
     def seeds(self, stage: int) -> tuple[int, ...]:
         """Return the seeds of a stage, counted from 1."""
         return tuple(range(self.first_seed, self.first_seed + self.stages[stage - 1].seeds))
+
+    def tested(self, profile: str) -> list[Claim]:
+        """Return the claims that runs of this profile are tested for, all together."""
+        return [claim for claim in self.claims if claim.tested_at(profile)]
 
     def family(self, arm: Arm) -> str | None:
         """Return the name of the arm's family; None where it has none."""

@@ -112,10 +112,9 @@ def judge(declared: Ledger, runs: Sequence[RunRecord], pairs: verdicts.Pairs, be
     results = verdicts.judge(declared, first.profile, runs, pairs, before)
     if not any(result.seeds for result in results if result.primary):
         return None
-    tested = [claim for claim in declared.claims if claim.tested_at(first.profile)]
     book = Book(
         profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, first_seed=declared.first_seed,
-        stages=declared.stages, tested=len(tested), families=tuple(verdicts.families(declared, first.profile, runs)),
+        stages=declared.stages, tested=len(declared.tested(first.profile)), families=tuple(verdicts.families(declared, first.profile, runs)),
         results=tuple(_keep_pair(result, before.get(result.id)) for result in results),
         withdrawn=tuple(r for name, r in before.items() if r.effect is not None and name not in {claim.id for claim in declared.claims}),
     )  # fmt: skip

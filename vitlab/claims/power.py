@@ -29,7 +29,7 @@ def power(ledger: Ledger, profile: str) -> dict[str, Power]:
     Runs are simulated with the declared spreads and judged as real ones are. A claim counts as decided where its p passes Holm's first step, so
     the chances are at least these: each claim decided makes it easier for the next.
     """
-    tested = [claim for claim in ledger.claims if claim.tested_at(profile)]
+    tested = ledger.tested(profile)
     level = (1 - ledger.confidence) / max(1, len(tested))
     planned = [claim for claim in tested if ledger.pooled(claim) or claim.sd is not None]
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def power(ledger: Ledger, profile: str) -> dict[str, Power]:
     for _ in range(LEDGERS):
         arms = _simulated(ledger, tested, rng)
         for claim in planned:
-            by_stage, found, expected = [], False, _expected(claim)
+            by_stage, found, expected = [], False, claim.planned_for
             values = arms if ledger.pooled(claim) else _alone(ledger, claim, rng)
             for number, stage in enumerate(ledger.stages, 1):
                 seeds = ledger.seeds(number)
@@ -54,10 +54,6 @@ def power(ledger: Ledger, profile: str) -> dict[str, Power]:
     return {
         name: Power(tuple(np.mean(rows, axis=0).tolist()), float(np.quantile(distances[name], WANTED))) for name, rows in decided.items()
     }
-
-
-def _expected(claim: Claim) -> float | None:
-    return claim.expected if claim.expected is not None else claim.claimed
 
 
 def _simulated(ledger: Ledger, tested: list[Claim], rng: np.random.Generator) -> evidence.Values:

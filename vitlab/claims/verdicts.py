@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitlab import config, records, stats
-from vitlab.claims import evidence
+from vitlab.claims import declarations, evidence
 from vitlab.claims.declarations import Arm, ArmKey, Claim, Ledger, NotRecorded, exact, fingerprint, measure
 from vitlab.claims.evidence import Evidence, FamilySpread, Least, Values
 from vitlab.config import Schema
@@ -154,15 +154,14 @@ def judge(
     it and no longer holds stays in its history. Raises UserError where a metric cannot be had.
     """
     of_arm = _Runs(profile, runs)
-    tested = [claim for claim in ledger.claims if claim.tested_at(profile)]
-    decisions = decide(ledger, tested, of_arm.values, of_arm.least)
+    decisions = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
     results = [_result(ledger, claim, of_arm, decisions.get(claim.id), pairs) for claim in ledger.claims]
     return [remember(result, (before or {}).get(result.id), ledger.first_seed) for result in results]
 
 
 def families(ledger: Ledger, profile: str, runs: Sequence[RunRecord]) -> list[FamilySpread]:
     """Return how the families' arms spread over seeds, from the records `runs`."""
-    return evidence.families(ledger, [claim for claim in ledger.claims if claim.tested_at(profile)], _Runs(profile, runs).values)
+    return evidence.families(ledger, ledger.tested(profile), _Runs(profile, runs).values)
 
 
 class _Runs:
@@ -312,6 +311,4 @@ def remember(result: Result, earlier: Result | None, first_seed: int = 0) -> Res
 def rule(result: Result) -> str:
     """Return what the effect must be for the claim to hold, as `≥ 0.3`, `≤ 1` or `80 ± 1`."""
     low, high = result.low_bound, result.high_bound
-    if low is not None and high is not None:
-        return f"{(low + high) / 2:g} ± {(high - low) / 2:g}"
-    return f"≥ {low:g}" if high is None else f"≤ {high:g}"
+    return declarations.rule(-math.inf if low is None else low, math.inf if high is None else high)
