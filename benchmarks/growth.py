@@ -32,6 +32,7 @@ from benchmarks.recipe import experiment_file
 from vitlab import config, records
 from vitlab.data.dataset import Dataset
 from vitlab.data.rng import generator, seed_for
+from vitlab.figures.run import run_figures
 from vitlab.models import cost
 from vitlab.paths import REPOSITORY
 from vitlab.records import RunRecord
@@ -182,6 +183,7 @@ class Store:
             (folder / "figures").mkdir()
             for picture in PUBLISHED.glob(f"figures/{record.experiment}-s0-*/predictions.png"):
                 shutil.copy(picture, folder / "figures")
+            run_figures(record, folder / "figures")
         return folder
 
     def ship(self, folder: Path) -> None:

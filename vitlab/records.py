@@ -107,9 +107,14 @@ class RunRecord(_Frozen):
         return self
 
 
+def to_json(record: RunRecord) -> str:
+    """Return the record as it is written: equal records give equal text."""
+    return json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
 def write(record: RunRecord, path: Path) -> None:
     """Write the record atomically."""
-    files.write(path, json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    files.write(path, to_json(record))
 
 
 def read(path: Path) -> RunRecord:

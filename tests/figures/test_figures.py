@@ -12,7 +12,9 @@ from matplotlib import pyplot
 from PIL import Image
 
 from tests.support.records import LADDER, fake_record, fake_set
+from vitlab import records
 from vitlab.figures import run, style
+from vitlab.records import RunRecord
 from vitlab.report import charts, rungs
 
 
@@ -45,6 +47,30 @@ def test_run_figures(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == settings
     assert pyplot.get_fignums() == []
     assert b"matplotlib" not in b"".join(p.read_bytes() for p in paths).lower()
+
+
+def test_a_picture_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = fake_record()
+    path = tmp_path / "curves.png"
+
+    def drawn_again(record: RunRecord) -> set[str]:
+        before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+        return {p.name for p in run.run_figures(record, tmp_path) if p.stat().st_mtime_ns != before.get(p.name)}
+
+    every = set(run.RUN_PICTURES) - {"predictions.png"}
+    assert drawn_again(record) == every
+    content = path.read_bytes()
+    records.write(record, tmp_path / "record.json")
+    assert drawn_again(records.read(tmp_path / "record.json")) == set()
+    for damaged in (content[:-20], content[:200] + bytes(4) + content[204:], b"", b"GIF89a"):
+        path.write_bytes(damaged)
+        assert drawn_again(record) == {"curves.png"}
+        assert path.read_bytes() == content
+    path.unlink()
+    assert drawn_again(record) == {"curves.png"}
+    assert drawn_again(record.model_copy(update={"history": record.history[:-1]})) == every
+    monkeypatch.setattr(run, "version", lambda name: "another")
+    assert drawn_again(record) == every
 
 
 def test_256_colours_show_what_was_drawn(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from tests.support.records import CIFAR10, LADDER, THREE, digits, fake_record, f
 from vitlab import config, records
 from vitlab.config import Claim
 from vitlab.errors import UserError
+from vitlab.figures import style
+from vitlab.figures.run import run_figures
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
 from vitlab.report import charts, publishing, rung_page, rungs, set_page, tables, words
@@ -363,7 +365,7 @@ def test_same_records_same_bytes_and_rebuild(tmp_path: Path) -> None:
     left_by_run = tmp_path / "run"
     left_by_run.mkdir()
     (left_by_run / "predictions.png").write_bytes(PIXEL)
-    pictures = {("06_kd_r50_class_attention", 0): left_by_run}
+    pictures = {("06_kd_r50_class_attention", 0): [left_by_run / "predictions.png"]}
     publishing.build(runs, tmp_path / "a", pictures)
     built = files(tmp_path / "a")
     for name, content in built.items():  # what cannot be made anew, and nothing else
@@ -373,6 +375,18 @@ def test_same_records_same_bytes_and_rebuild(tmp_path: Path) -> None:
     publishing.rebuild(tmp_path / "b")
     assert files(tmp_path / "b") == built
     assert records.read_all(tmp_path / "a") == runs
+
+
+def test_pictures_that_a_run_drew_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = fake_record()
+    left = run_figures(record, tmp_path / "run")
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda fig, path, note="", save=style.save: (drawn.append(path.name), save(fig, path, note)))
+    publishing.build([record], tmp_path / "set", {(record.experiment, record.seed): left[:2]})
+    assert [name for name in drawn if name.endswith(".png")] == [path.name for path in left[2:]]
+    assert [(tmp_path / "set" / "figures" / rungs.picture_folder(record) / path.name).read_bytes() for path in left] == [
+        p.read_bytes() for p in left
+    ]
 
 
 def test_order_of_the_records_does_not_matter(tmp_path: Path, undrawn: None) -> None:
@@ -387,7 +401,7 @@ def test_pictures_of_another_configuration_go(tmp_path: Path, undrawn: None) -> 
     left_by_run.mkdir()
     (left_by_run / "predictions.png").write_bytes(PIXEL)
     out = tmp_path / "set"
-    publishing.build(fake_set(1, THREE), out, {("01_baseline_vit", 0): left_by_run})
+    publishing.build(fake_set(1, THREE), out, {("01_baseline_vit", 0): [left_by_run / "predictions.png"]})
     assert len(list(out.glob("figures/*/predictions.png"))) == 1
     publishing.build([fake_record(fingerprint="bbbbbbbbbbbb")], out, {})
     assert [p.name for p in out.glob("figures/*/")] == ["01_baseline_vit-s0-bbbbbbbbbbbb"]

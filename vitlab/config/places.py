@@ -5,6 +5,8 @@ Read with PyYAML. ruamel.yaml also knows lines and refuses duplicate keys, but i
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
 import stat
@@ -122,12 +124,19 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[Keys, Place]]:
         raise UserError(f"{name}: cannot be read ({e.strerror or e}); expected an experiment's YAML file") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{name}: not UTF-8 text (byte {e.start}); expected an experiment's YAML file") from None
-    values, places = parse(text, lambda line: Place(name, line))
+    values, places = _parse_file(name, text)
+    values, places = copy.deepcopy(values), dict(places)
     if values is None:
         raise UserError(f"{name}: empty; expected a mapping such as 'model:', 'train:'")
     if not isinstance(values, dict):
         raise UserError(f"{places[()]}: expected a mapping ('key: value' lines) at the top")
     return values, places
+
+
+@functools.lru_cache
+def _parse_file(name: str, text: str) -> tuple[Any, dict[Keys, Place]]:
+    """Return what `parse` does, once for each file: most experiments extend the same few."""
+    return parse(text, lambda line: Place(name, line))
 
 
 def _note_places(node: yaml.Node, path: Keys, where: Callable[[int], Place], places: dict[Keys, Place]) -> None:

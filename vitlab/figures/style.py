@@ -19,10 +19,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 matplotlib.use("Agg")  # no display is needed, whatever the machine's settings say
 
 DPI = 144
+NOTE = "vitlab"  # the name of a PNG's note
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,30 @@ def lay_out(fig: Figure, title: str, about: str, margins: tuple[float, float, fl
     ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, rect=(0, 0, 1, room)).execute(fig)
 
 
-def save(fig: Figure, path: Path) -> None:
-    """Save as SVG, or else as a PNG of 256 colours, by the path's suffix."""
+def save(fig: Figure, path: Path, note: str = "") -> None:
+    """Save as SVG, or else as a PNG of 256 colours, by the path's suffix. A PNG keeps `note`, which is not seen."""
     if path.suffix == ".svg":
         fig.savefig(path, metadata={"Date": None, "Creator": None})
         return
     buffer = BytesIO()
     fig.savefig(buffer, dpi=DPI, format="png", pil_kwargs={"compress_level": 0})
+    kept = PngInfo()
+    if note:
+        kept.add_text(NOTE, note)
     # 256 colours are enough for a chart: a third of the bytes, in every run's artifacts and in each committed report
-    Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path)
+    image = Image.open(buffer).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    image.save(path, pnginfo=kept)
+
+
+def note(path: Path) -> str:
+    """Return the note that the PNG at `path` was saved with; "" where it has none, is damaged or is not there."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            found = image.info.get(NOTE, "")
+            image.verify()  # it may have been cut off by a kill
+            return found
+    except (OSError, SyntaxError, ValueError):
+        return ""
 
 
 def short(text: str, length: int) -> str:

@@ -27,7 +27,7 @@ from PIL import Image
 from vitlab import files, records
 from vitlab.claims import ledger
 from vitlab.errors import UserError
-from vitlab.figures.run import run_figures
+from vitlab.figures.run import RUN_PICTURES, run_figures
 from vitlab.records import RunRecord
 from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
@@ -53,15 +53,16 @@ def _nowhere(run: RunRecord) -> None:
 def build(
     runs: Sequence[RunRecord],
     out_dir: Path,
-    pictures: dict[tuple[str, int], Path],
+    pictures: Mapping[tuple[str, int], Sequence[Path]],
     predictions: ledger.Predictions = _nowhere,
     written: Mapping[tuple[str, ...], Path] = MappingProxyType({}),
 ) -> ledger.Book | None:
     """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
-    `(experiment, seed)`, the folder with its predictions.png; `predictions` gives the path of a run's predictions.npz, if it is available;
-    `written` the record that a run left, which is copied: writing it anew takes five times as long.
+    `(experiment, seed)`, the pictures that it left, which are copied: predictions.png cannot be made from the record, and of the others those
+    are drawn anew that were drawn from another record or by other code. `predictions` gives the path of a run's predictions.npz, if it is
+    available; `written` the record that a run left, which is copied: writing it anew takes five times as long.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
 
     Returns None where no run measures a claim; an earlier claims.json is then left as it is. Raises UserError for no runs, for runs of more
@@ -86,11 +87,10 @@ def build(
     if entries:
         files.write(out_dir / LEFT_OUT, json.dumps(entries, indent=1) + "\n")
     for shown in (rung.runs[0] for rung in ladder(kept)):
-        source = pictures.get((shown.experiment, shown.seed))
-        if source is not None and (source / "predictions.png").is_file():
+        for picture in pictures.get((shown.experiment, shown.seed), ()):
             target = out_dir / "figures" / picture_folder(shown)
             target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / "predictions.png", target / "predictions.png")
+            shutil.copyfile(picture, target / picture.name)
     return rebuild(out_dir, predictions)
 
 
@@ -268,7 +268,13 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> l
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
     written = {identity: at.folder / "record.json" for identity, at in stored.items() if at.folder is not None}
-    return build(runs, out_dir, {k: run.fetch("figures", tmp / run.run_id) for k, run in found.items()}, predictions, written)
+    return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written)
+
+
+def _pictures(at: read.FinishedRun, tmp: Path) -> list[Path]:
+    """Return the pictures that the run left; of a run on another machine predictions.png alone, since this one decodes what is drawn here."""
+    folder = at.fetch("figures", tmp)
+    return [folder / name for name in (RUN_PICTURES if at.folder is not None else ("predictions.png",)) if (folder / name).is_file()]
 
 
 def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
