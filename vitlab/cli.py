@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vitlab import claiming, errors, terminal
-from vitlab.errors import UserError
+from vitlab.errors import Lost, UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
 from vitlab.run import signals
@@ -38,13 +38,13 @@ def _guard(command: Callable[[], int]) -> NoReturn:
     """Run a command; a user's mistake becomes one clear message and exit code 2, anything unexpected a traceback and exit code 1."""
     try:
         with signals.on_signals(signals.stop_at_once):
-            code = command()
+            code = _together(command) if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ else command()
         gc.freeze()  # or the interpreter's last collection walks all that torch and MLflow have made: 1.5 s
         sys.exit(code)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except DiskFull as e:
+    except (DiskFull, Lost) as e:
         print(f"error: {printable(str(e))}", file=sys.stderr)
         sys.exit(1)
     except Exception as e:
@@ -54,8 +54,16 @@ def _guard(command: Callable[[], int]) -> NoReturn:
             if text is None:
                 print("This should not have happened. Please report it as an issue, with the traceback above", file=sys.stderr)
             sys.exit(1)
-        print(f"error: {printable(text)}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of torchrun's processes one on each machine says it
+            print(f"error: {printable(text)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _together(command: Callable[[], int]) -> int:
+    """Carry out the command on all of torchrun's processes."""
+    from vitlab.run import assist
+
+    return assist.together(command)
 
 
 # ------------------------------------------------------------------------------------------------------- runner.py

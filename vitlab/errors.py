@@ -24,6 +24,10 @@ class UserError(Exception):
     """
 
 
+class Lost(Exception):
+    """Another process of the run has ended before it did. The message says what to do."""
+
+
 def refused(e: OSError) -> UserError:
     """Return the UserError for a path of the user's that the system refuses."""
     return UserError(f"{os.fsdecode(e.filename)}: {e.strerror}; check the path, its permissions and the disk's space")

@@ -9,6 +9,8 @@ On a GPU nothing here waits for the device: no `.item()`, no shape that depends 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ def augment(images: Tensor, cfg: config.Augment, mean: Tensor, std: Tensor, gene
     return apply(images, draw(images.shape, cfg, generator, mirror), mean, std)
 
 
-def draw(shape: torch.Size, cfg: config.Augment, generator: torch.Generator, mirror: bool) -> dict[str, tuple]:
+def draw(shape: Sequence[int], cfg: config.Augment, generator: torch.Generator, mirror: bool) -> dict[str, tuple]:
     """Return what each transform that `cfg` asks for takes besides the images, which are of `shape` (B, 3, H, W)."""
     batch, _, height, width = shape
     drawn: dict[str, tuple] = {}
@@ -40,6 +42,15 @@ def draw(shape: torch.Size, cfg: config.Augment, generator: torch.Generator, mir
     if cfg.erase:
         drawn["erase"] = (draw_erase(batch, height, width, cfg.erase, generator),)
     return drawn
+
+
+def choose(drawn: Any, rows: Tensor) -> Any:
+    """Return what `draw` drew for the images `rows` alone: each tensor in it has a row for every image."""
+    if isinstance(drawn, dict):
+        return {key: choose(value, rows) for key, value in drawn.items()}
+    if isinstance(drawn, tuple):
+        return tuple(choose(value, rows) for value in drawn)
+    return drawn[rows] if isinstance(drawn, Tensor) else drawn
 
 
 def apply(images: Tensor, drawn: dict[str, tuple], mean: Tensor, std: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import vitlab
 from vitlab import config, files, records
 from vitlab.data.dataset import Dataset
 from vitlab.data.rng import generator
-from vitlab.errors import UserError
+from vitlab.errors import Lost, UserError
 from vitlab.models import cost, registry
 from vitlab.paths import REPOSITORY, ROOT
 from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
@@ -31,7 +31,7 @@ from vitlab.run import published
 from vitlab.run.plan import Run
 from vitlab.track.journal import Journal, RunInfo
 from vitlab.track.shipper import Shipper
-from vitlab.train import checkpoint, evaluate, loop, machine, schedule
+from vitlab.train import checkpoint, distributed, evaluate, loop, machine, optim, schedule
 from vitlab.train.logits_store import LogitsStore
 from vitlab.train.meter import Meter, total
 from vitlab.train.objective import CrossEntropy, Distillation, RememberingTeacher, prepare_teacher
@@ -56,7 +56,7 @@ def git_state() -> dict[str, str]:
 def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.device) -> nn.Module:
     """Return the model on the device `where`. Its initial weights are a function of the seed alone, whatever was drawn before."""
     torch.manual_seed(generator(seed, "init", 0, torch.device("cpu")).initial_seed())
-    return registry.build(cfg.model, classes).to(where)
+    return distributed.synchronised(registry.build(cfg.model, classes).to(where))
 
 
 def distillation(cfg: config.Experiment, teacher: nn.Module, data: Dataset) -> Distillation:
@@ -101,9 +101,11 @@ def execute(
 ) -> RunRecord:
     """Train (or resume) and evaluate one run, leave its record, predictions, weights and pictures in its folder, and return the record.
 
+    Of several processes the first one calls this, and the others do their part of it in `assist`.
+
     `make_bar(images_per_epoch)` gives the loop its progress display, `say(text)` prints a line. The run's last metrics and its model
-    reach MLflow in the background: the end of `shipping` waits for them. Raises loop.Interrupted and loop.Diverged, DiskFull, and UserError
-    for a damaged teacher or checkpoint.
+    reach MLflow in the background: the end of `shipping` waits for them. Raises loop.Interrupted and loop.Diverged, DiskFull, Lost, and
+    UserError for a damaged teacher or checkpoint.
     """
     cfg, where = run.resolved.config, data.train_images.device
     teacher = teacher_validation = None
@@ -111,6 +113,7 @@ def execute(
         teacher = load_weights(run.teacher, where)
         run.teacher.record()
         predicted(run.teacher)
+    distributed.told(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(run.folder)
     classes = len(data.classes)
@@ -124,28 +127,31 @@ def execute(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     shipper = Shipper(ROOT, run.folder)
 
-    peak = machine.measured_peak(where, machine.precision(cfg.train.precision, where))
+    peak = distributed.size() * machine.measured_peak(where, machine.precision(cfg.train.precision, where))
     meter = Meter(where, run.step_flops, peak, run.teacher.flops if run.teacher else 0.0)
     objective: CrossEntropy | Distillation = CrossEntropy()
     store: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if run.teacher is not None and teacher is not None and cfg.distill is not None:
-        scores = evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
-        teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
-        say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
-        if where.type == "cpu":
-            store = teacher_store(run, scores, journal)
-            teacher = RememberingTeacher(teacher, store, meter.answered)
-        objective = distillation(cfg, teacher, data)
-
     try:
-        with make_bar(len(data.train_labels)) as bar, store:
-            trained = loop.train(
-                cfg, data, model, objective,
-                seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
-            )  # fmt: skip
-        record = finish(run, data, model, trained, peak, teacher_validation, started, git)
+        with distributed.noticing_loss():
+            if run.teacher is not None and teacher is not None:
+                scores = validation_logits(teacher, data, cfg)
+                teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
+                say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
+                if where.type == "cpu" and distributed.size() == 1:
+                    store = teacher_store(run, scores, journal)
+                    teacher = RememberingTeacher(teacher, store, meter.answered)
+                objective = distillation(cfg, teacher, data)
+            with make_bar(len(data.train_labels)) as bar, store:
+                trained = loop.train(
+                    cfg, data, model, objective,
+                    seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
+                )  # fmt: skip
+            clock = time.perf_counter()
+            heads = test_logits(model, trained.ema, data, cfg)
+            trained.after["test"] = time.perf_counter() - clock
+        record = finish(run, data, model, trained, heads, peak, teacher_validation, started, git)
         journal.append("event", text="finished")
-    except (loop.Interrupted, files.DiskFull):
+    except (loop.Interrupted, files.DiskFull, Lost):
         shipper.close("KILLED", STOP_SECONDS)
         raise
     except loop.Diverged as e:
@@ -163,6 +169,17 @@ def execute(
 
     shipping.callback(wait)
     return record
+
+
+def validation_logits(teacher: nn.Module, data: Dataset, cfg: config.Experiment) -> torch.Tensor:
+    """Return the teacher's logits of the validation images, float32 (heads, N, C)."""
+    return evaluate.logits(teacher, data.validation_images, data.mean, data.std, cfg.train.eval_batch_size)
+
+
+def test_logits(model: nn.Module, ema: optim.EMA | None, data: Dataset, cfg: config.Experiment) -> dict[str, torch.Tensor]:
+    """Return the logits of the test images, float32 (heads, N, C): "raw" of the last weights and, where there is one, "ema" of their average."""
+    weights = {"raw": model} | ({"ema": ema.model} if ema else {})
+    return {kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size) for kind, m in weights.items()}
 
 
 def teacher_store(run: Run, validation_logits: torch.Tensor, journal: Journal) -> LogitsStore:
@@ -188,23 +205,21 @@ def finish(
     data: Dataset,
     model: nn.Module,
     trained: loop.Trained,
+    heads: dict[str, torch.Tensor],
     peak: float,
     teacher_validation: float | None,
     started: str,
     git: dict[str, str],
 ) -> RunRecord:
-    """Read the test split, once, with the last weights; write predictions, weights, pictures and, last, the record, and return it.
+    """Write predictions, weights, pictures and, last, the record, and return it.
 
-    `peak` in FLOP/s; `teacher_validation` is the teacher's validation top-1 in percent, measured before it taught.
+    `heads`: what `test_logits` returned, the one reading of the test split. `peak` in FLOP/s; `teacher_validation` is the teacher's validation top-1 in percent, measured before it taught.
     """
     from vitlab.figures.run import run_figures  # 150 MB, which nothing needs while training
 
     cfg, where, folder = run.resolved.config, data.train_images.device, run.folder
-    clock = time.perf_counter()
-    weights = {"raw": model} | ({"ema": trained.ema.model} if trained.ema else {})
-    heads = {kind: evaluate.logits(m, data.test_images, data.mean, data.std, cfg.train.eval_batch_size) for kind, m in weights.items()}
-    seconds = total(trained.history, trained.after) | {"test": time.perf_counter() - clock}
-    headline = "ema" if trained.ema else "raw"
+    seconds = total(trained.history, trained.after)
+    headline, best = ("ema", trained.ema.model) if trained.ema else ("raw", model)
     scores, labels = heads[headline].mean(0), data.test_labels
     evaluate.write_predictions(folder / "predictions.npz", heads, labels, model.head_names, data.classes)
 
@@ -260,7 +275,7 @@ def finish(
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teacher,
     )  # fmt: skip
-    kept = {k: v.contiguous() for k, v in weights[headline].state_dict().items()}
+    kept = {k: v.contiguous() for k, v in best.state_dict().items()}
     files.write(folder / published.WEIGHTS, to_safetensors(kept))
     files.write(folder / "report.txt", evaluate.classification_report(classes, labels, data.classes))
     rows, shown = evaluate.sample_grid(scores, labels)
@@ -301,7 +316,7 @@ def identity(run: Run, where: torch.device) -> dict[str, Any]:
         "seed": run.seed,
         "fingerprint": run.fingerprint,
         "flops": run.flops,
-        "device": machine.device_name(where),
+        "device": distributed.name(machine.device_name(where)),
     }
 
 

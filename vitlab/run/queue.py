@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vitlab.data import dataset
 from vitlab.data.sources import Source
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 from vitlab.run import jobs as order
 from vitlab.run import local, predict
@@ -19,7 +20,7 @@ from vitlab.run.plan import Run
 from vitlab.run.progress import Display
 from vitlab.run.task import Died, Stopped, Task
 from vitlab.track import shipping, store
-from vitlab.train import checkpoint, loop, machine
+from vitlab.train import checkpoint, distributed, loop, machine
 from vitlab.train.loop import Stop
 
 
@@ -57,6 +58,11 @@ def train(
         done.append(before[run.folder])
         show(f"{label}  finished before, skipped:", done[-1])
     stop = Stop(deadline=deadline)
+    if distributed.size() > 1 and jobs not in (None, 1):
+        raise UserError("--jobs: torchrun's processes share one run; start several runs side by side without torchrun")
+    if distributed.size() > 1:
+        jobs = 1
+        console.print(f"{distributed.size()} processes share each run")
     if jobs is None:
         jobs = order.best([task.run for task in tasks], torch.get_num_threads()) if where.type == "cpu" else 1
     if jobs > 1 and tasks:

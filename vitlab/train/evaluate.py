@@ -13,19 +13,21 @@ from vitlab import files
 from vitlab.data.augment import normalize
 from vitlab.ranking import ranked
 from vitlab.records import ClassFacts
+from vitlab.train import distributed
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> Tensor:
     """Return the logits of uint8 images (N, 3, H, W): float32 (heads, N, C), on the images' device. Leaves the model in eval mode.
 
-    Computed in float32 whatever the precision of training: bf16 has 8 significant bits, so many logits would tie.
+    Computed in float32 whatever the precision of training: bf16 has 8 significant bits, so many logits would tie. Of several processes
+    that call this together each computes a part, and all return the whole.
     """
     model.eval()
     out = []
-    for batch in images.split(batch_size):
+    for batch in distributed.my_rows(images).split(batch_size):
         out.append(model.forward_heads(normalize(batch, mean, std)))
-    return torch.cat(out, dim=1)
+    return distributed.all_rows(torch.cat(out, dim=1), dim=1)
 
 
 def ranking(scores: Tensor) -> Tensor:

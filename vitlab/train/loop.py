@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from vitlab.config import Experiment
 from vitlab.data.dataset import Dataset
 from vitlab.data.rng import epoch_order, seed_for
-from vitlab.train import checkpoint, evaluate, machine, optim, schedule
+from vitlab.errors import UserError
+from vitlab.train import checkpoint, distributed, evaluate, machine, optim, schedule
 from vitlab.train.meter import Meter
 from vitlab.train.step import Step
 
@@ -96,7 +97,10 @@ def train(
     time. One is always written at the end and before stopping. After each, `covered(size)` is called with the journal's size in bytes that
     the checkpoint refers to.
 
-    Raises Interrupted where `stop` asks to stop, Diverged, and UserError for a checkpoint of another run.
+    Of several processes all call this, with the same checkpoints at hand, and the first one writes.
+
+    Raises Interrupted where `stop` asks to stop, Diverged, and UserError for a checkpoint of another run, and for processes that find
+    different checkpoints.
     """
     device = data.train_images.device
     batch = min(cfg.train.batch_size, len(data.train_labels))
@@ -122,13 +126,19 @@ def train(
             if out.ema:
                 out.ema.model.load_state_dict(state["ema"])
             optimizer.load_state_dict(state["optimizer"])
-            _set_rng(state["rng"], device)
             first, sums, counted = state["step"], state["sums"], state["counted"]
             out.history, out.seconds, journal_size = state["history"], state["seconds"], state["journal"]
         journal.truncate(journal_size)
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)
+    if len(set(distributed.every(first))) > 1:
+        raise UserError(f"{folder}: not every process finds the same checkpoint; runs must be in a folder that all machines share")
+    states = [] if state is None else [state["rng"], *state.get("rng_of_others", [])]
+    if distributed.rank() < len(states):
+        _set_rng(states[distributed.rank()], device)
+    elif distributed.rank() > 0:  # or all processes would drop the same activations
+        torch.manual_seed(seed_for(seed, f"rank {distributed.rank()}", first))
 
     one_step = Step(cfg, data, model, objective, optimizer, out.ema, meter, batch, total)
     one_step.sums |= sums
@@ -145,9 +155,9 @@ def train(
         decay = schedule.ema_decay(step, total, cfg.ema) if cfg.ema else 0.0
         one_step(order[at * batch : (at + 1) * batch], phase, seed_for(seed, "augment", step), lr, decay)
 
-        stopping = stop.asked() is not None  # asked once a step, so that no step is saved whose loss was not looked at
-        if (at + 1) % window == 0 or at + 1 == per_epoch or stopping:
-            means = {name: float(value) / (at + 1) for name, value in one_step.sums.items()}
+        stopping = distributed.asked(stop.asked())  # asked once a step, so that no step is saved whose loss was not looked at
+        if (at + 1) % window == 0 or at + 1 == per_epoch or stopping is not None:
+            means = {name: value / (at + 1) for name, value in distributed.mean(one_step.sums).items()}
             if not all(map(math.isfinite, means.values())):
                 raise Diverged(_divergence(means, step, at % window, lr))
             bar.step(step + 1, total, means["loss"], means["top1"])
@@ -170,33 +180,33 @@ def train(
             meter.lap("tracking")
 
         now = time.perf_counter()
-        due = at + 1 == per_epoch and (step + 1 == total or (now - saved) * SAVING_SHARE >= saving)
-        if due or stopping:
+        due = at + 1 == per_epoch and distributed.told(step + 1 == total or (now - saved) * SAVING_SHARE >= saving)
+        if due or stopping is not None:
             out.seconds, clock = out.seconds + now - clock, now
             if not _finite(model):
                 raise Diverged(_divergence(means, step, at % window, lr))
             journal.sync()  # the checkpoint refers to its size
-            checkpoint.save(
-                folder,
-                {
-                    "step": step + 1,
-                    "model": model.state_dict(),
-                    "ema": out.ema.model.state_dict() if out.ema else None,
-                    "optimizer": optimizer.state_dict(),
-                    "rng": _get_rng(device),
-                    "sums": one_step.sums,
-                    "counted": meter.read(),
-                    "history": out.history,
-                    "seconds": out.seconds,
-                    "journal": journal.size(),
-                },
-            )
+            state = {
+                "step": step + 1,
+                "model": model.state_dict(),
+                "ema": out.ema.model.state_dict() if out.ema else None,
+                "optimizer": optimizer.state_dict(),
+                "rng": _get_rng(device),
+                "rng_of_others": distributed.every(_get_rng(device))[1:],  # of the other processes
+                "sums": {name: torch.tensor(value) for name, value in distributed.mean(one_step.sums).items()},
+                "counted": meter.read(),
+                "history": out.history,
+                "seconds": out.seconds,
+                "journal": journal.size(),
+            }
+            if distributed.rank() == 0:
+                checkpoint.save(folder, state)
             saved = time.perf_counter()
             saving = saved - now
             meter.lap("checkpoint")
             covered(journal.size())
-        if stopping:
-            raise Interrupted(stop.asked())
+        if stopping is not None:
+            raise Interrupted(stopping)
     out.after = meter.read()
     return out
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitlab.config import Experiment, Phase
 from vitlab.data import augment
 from vitlab.data.dataset import Dataset
-from vitlab.train import machine
+from vitlab.train import distributed, machine
 from vitlab.train.meter import Meter
 from vitlab.train.objective import smooth_one_hot
 from vitlab.train.optim import EMA
@@ -41,7 +41,9 @@ class Step:
         self.cfg, self.data, self.model, self.objective = cfg, data, model, objective
         self.optimizer, self.ema, self.meter = optimizer, ema, meter
         device = data.train_images.device
-        self.graphed = device.type == "cuda"
+        distributed.check(batch)
+        self.part = distributed.part(batch, device)
+        self.graphed = device.type == "cuda" and self.part is None  # several processes wait for one another within a step
         self.autocast = machine.autocast_for(cfg.train.precision, device)
         self.draws = torch.Generator(device)
         self.rows = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -52,8 +54,8 @@ class Step:
         self.sums: dict[str, Tensor] = {}
         self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
         self.warm: dict[Phase, int] = {}
-        self.forward, self.apply = model.forward_heads, augment.apply
-        if machine.compiling_pays(device, total):
+        self.forward, self.apply = distributed.forward_of(model), augment.apply
+        if self.graphed and machine.compiling_pays(device, total):
             torch.compiler.reset()
             self.forward, self.apply = machine.compiled(self.forward), machine.compiled(self.apply)
 
@@ -77,11 +79,16 @@ class Step:
     def run(self, phase: Phase) -> None:
         """Do the step that the tensors of this object describe. No operation in it waits for the device, so that a GPU can capture it."""
         data, classes = self.data, len(self.data.classes)
-        images = data.train_images[self.rows]
-        images = self.apply(images, augment.draw(images.shape, phase.augment, self.draws, data.mirror), data.mean, data.std)
-        targets = smooth_one_hot(data.train_labels[self.rows], classes, phase.label_smoothing)
+        drawn = augment.draw((len(self.rows), *data.train_images.shape[1:]), phase.augment, self.draws, data.mirror)
+        rows = self.rows
+        if self.part is not None:
+            rows, drawn = rows[self.part], augment.choose(drawn, self.part)
+        images = self.apply(data.train_images[rows], drawn, data.mean, data.std)
+        targets = smooth_one_hot(data.train_labels[rows], classes, phase.label_smoothing)
         if phase.mix is not None:
             images, targets = augment.mix(images, targets, phase.mix, self.shares, self.draws)
+        if self.part is not None:
+            images, targets = images[1:], targets[1:]
         self._lap("data")
 
         with self.autocast:
