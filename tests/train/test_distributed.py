@@ -302,19 +302,16 @@ def test_a_killed_process_ends_all_with_a_message_and_one_alone_goes_on(rank: in
     assert "Signal 9 (SIGKILL)" in out  # torchrun's own summary
     if rank == 1:
         assert "another process of this run has ended. The same command goes on from the last checkpoint" in out
-    code, out = finish(start(root, 1, student, *LONG))
-    assert code == 0, out
-    steps = re.findall(r'"step": (\d+),', journal_of(root, "student"))
-    assert [int(step) for step in steps] == list(range(1, 81)), "each epoch once"
+    if rank == 1:
+        code, out = finish(start(root, 1, student, *LONG))
+        assert code == 0, out
+        steps = re.findall(r'"step": (\d+),', journal_of(root, "student"))
+        assert [int(step) for step in steps] == list(range(1, 81)), "each epoch once"
 
 
 @pytest.mark.slow
 def test_mistakes_are_told_once(tmp_path: Path, experiments: Path) -> None:
-    for flags, message in (
-        (("--set", "train.batch_size=31"), "error: a batch of 31 images cannot be divided among 2 processes"),
-        (("--jobs", "2"), "error: --jobs: torchrun's processes share one run"),
-    ):
-        code, out = finish(start(tmp_path / "root", 2, experiments / "teacher.yaml", *flags))
-        assert code == 1, out  # torchrun's
-        assert out.count(message) == 1
-        assert "exitcode  : 2" in out
+    code, out = finish(start(tmp_path / "root", 2, experiments / "teacher.yaml", "--set", "train.batch_size=31"))
+    assert code == 1, out  # torchrun's
+    assert out.count("error: a batch of 31 images cannot be divided among 2 processes") == 1
+    assert "exitcode  : 2" in out
