@@ -15,7 +15,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth shakeout gpu-check bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth bench-scaling shakeout gpu-check bad-input chaos lint report ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: setup ## compare with plain PyTorch, timm and Lightning at the sizes of f
 
 bench-growth: setup ## time against tokens, batch, depth and number of runs: at most 6 minutes on two idle cores
 	$(BIN)/python -m benchmarks.growth $(if $(PUBLISH),--publish)
+
+bench-scaling: setup ## time one run on several processes beside one: at most 8 minutes on two idle cores
+	$(BIN)/python -m benchmarks.scaling $(if $(PUBLISH),--publish)
 
 shakeout: setup ## train the first epochs of every experiment: does it run, how fast, how long will it take; profile full unless another is named
 	$(BIN)/python -m benchmarks.shakeout --profile $(PROFILE:auto=full) --data $(DATA) --data-dir $(DATA_DIR) $(if $(ONLY),--only $(ONLY))
