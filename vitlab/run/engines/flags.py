@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vitlab.errors import UserError
 
-OF = {"jobs": ("local",), "address": ("ray",), "cpus_per_run": ("ray",)}  # which engines a flag is for
+OF = {"jobs": ("local",), "address": ("ray",), "cpus_per_run": ("ray",), "gpus_per_run": ("ray",)}  # which engines a flag is for
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,18 @@ class Options:
     jobs: int | None = None  # runs side by side
     address: str | None = None  # of a Ray cluster
     cpus_per_run: int | None = None  # CPU cores, and threads, of each run
+    gpus_per_run: float | None = None  # GPUs of each run, where there are any
+
+
+def share(text: str) -> float:
+    """Return the number above 0 and up to 1 that a flag's text is. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0 and up to 1, for example 0.25")
+    return value
 
 
 def whole(text: str) -> int:
@@ -36,6 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--engine", choices=["local", "ray"], help="processes of this machine, or a Ray cluster (default: local)")
     group.add_argument("--address", metavar="HOST:PORT", help="ray: the cluster's address (default: one on this machine, for these runs)")
     group.add_argument("--cpus-per-run", type=whole, metavar="N", help="ray: CPU cores and threads of each run (default: 1)")
+    group.add_argument("--gpus-per-run", type=share, metavar="SHARE", help="ray: a run's share of a GPU, where there are any (default: 1)")
 
 
 def given(args: argparse.Namespace) -> list[str]:
