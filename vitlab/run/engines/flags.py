@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from vitlab.errors import UserError
 
-OF = {"jobs": ("local",), "address": ("ray",), "cpus_per_run": ("ray",), "gpus_per_run": ("ray",)}  # which engines a flag is for
+OF = {
+    "jobs": ("local",),
+    "address": ("ray",),
+    "cpus_per_run": ("ray",),
+    "gpus_per_run": ("ray",),
+    "gpus": ("ray", "slurm"),
+}  # which engines a flag is for
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Options:
     address: str | None = None  # of a Ray cluster
     cpus_per_run: int | None = None  # CPU cores, and threads, of each run
     gpus_per_run: float | None = None  # GPUs of each run, where there are any
+    gpus: int | None = None  # of the cluster, for a schedule
 
 
 def share(text: str) -> float:
@@ -49,6 +56,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--address", metavar="HOST:PORT", help="ray: the cluster's address (default: one on this machine, for these runs)")
     group.add_argument("--cpus-per-run", type=whole, metavar="N", help="ray: CPU cores and threads of each run (default: 1)")
     group.add_argument("--gpus-per-run", type=share, metavar="SHARE", help="ray: a run's share of a GPU, where there are any (default: 1)")
+    group.add_argument(
+        "--gpus", type=whole, metavar="N", help="with --dry-run: print the schedule on so many GPUs (default: one for each run)"
+    )
 
 
 def given(args: argparse.Namespace) -> list[str]:
@@ -63,4 +73,6 @@ def options(args: argparse.Namespace) -> Options:
         if getattr(args, name) is not None and engine not in engines:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag}: for --engine {' or '.join(engines)}, not for {engine}; leave it out, or choose that engine")
+    if args.gpus and not args.dry_run:
+        raise UserError("--gpus: how many GPUs the schedule of --dry-run is for; when runs are trained, the cluster says how many it has")
     return Options(engine, **{name: getattr(args, name) for name in OF})
