@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,11 +56,11 @@ def test_a_mistake_in_a_flag_is_one_line(flags: list[str], expected: str, world:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
-    """A head; each test adds the nodes that it needs."""
+    """A head without a CPU; each test adds the nodes that it needs."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster  # late, as what is installed only where it is wanted
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False})
     yield made
     made.shutdown()
 
@@ -109,7 +110,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_stopped_killed_and_without_its_node_a_plan_goes_on_to_the_same_bits(cluster: object, reference: Path, tmp_path: Path) -> None:
     """Ctrl-C; then the same command, of which one run loses its worker, and the other its node; all that is left is one CPU."""
     experiments, root = write_experiments(tmp_path / "experiments", LONG), tmp_path / "root"
-    second = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    first, second = (cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2))
     command = ("--engine", "ray", "--address", cluster.address)
 
     process = start(root, experiments, *command)
@@ -117,7 +118,7 @@ def test_stopped_killed_and_without_its_node_a_plan_goes_on_to_the_same_bits(clu
     process.send_signal(signal.SIGINT)
     code, out = finish(process)
     assert code == 128 + signal.SIGINT, out
-    assert "Ray: nodes 2, CPUs 2, GPUs 0; each run has 1 CPU" in out
+    assert "Ray: nodes 3, CPUs 2, GPUs 0; each run has 1 CPU" in out
     assert "stopped: all that is done is saved, the last of it in" in out
     assert len(list(root.glob("runs/*/*/*/checkpoint.pt"))) == 2
     assert not list(root.glob("runs/*/*.lock"))
@@ -134,3 +135,54 @@ def test_stopped_killed_and_without_its_node_a_plan_goes_on_to_the_same_bits(clu
     assert code == 0, out
     assert out.count("its worker or node was lost; it goes on from the last checkpoint") == 2
     same(root, reference)
+    cluster.remove_node(first)
+
+
+def unshared_node(address: str, root: Path) -> subprocess.Popen[bytes]:
+    """A node with two CPUs that has an empty folder where all others have `root`."""
+    ray = f"{sys.executable} -m ray.scripts.scripts start --address {address} --num-cpus 2 --object-store-memory {80 * 2**20} --block"
+    return subprocess.Popen(["unshare", "-m", "sh", "-c", f"mount -t tmpfs tmpfs {root} && exec {ray}"], stdout=subprocess.DEVNULL)
+
+
+def kill(node: subprocess.Popen[bytes]) -> None:
+    for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+        process.kill()
+    node.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode != 0,
+    reason="needs the right to mount",
+)
+def test_without_shared_storage_all_comes_back_and_a_lost_node_costs_little(cluster: object, reference: Path, tmp_path: Path) -> None:
+    """Both runs train on a node that is killed with its storage, and go on from their checkpoints on another one, empty at first."""
+    experiments, root = write_experiments(tmp_path / "experiments", LONG), tmp_path / "root"
+    root.mkdir()
+    node = unshared_node(cluster.address, root)
+    try:
+        process = start(root, experiments, "--engine", "ray", "--address", cluster.address)
+        until(lambda: len(list(root.glob("runs/*/*/*/checkpoint.pt"))) == 2)
+        kill(node)
+        node = unshared_node(cluster.address, root)
+        code, out = finish(process)
+        assert code == 0, out
+    finally:
+        kill(node)
+    assert out.count("its worker or node was lost; it goes on from the last checkpoint") == 2
+    assert all("resumed" in journal(root, name) for name in ("tiny", "other"))
+    assert not list(root.glob("runs/*/*/*/checkpoint*"))
+    same(root, reference)
+
+
+@pytest.mark.slow
+def test_one_that_fails_stops_the_others_on_a_cluster_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    experiments = write_experiments(tmp_path / "experiments")
+    tiny = experiments / "tiny.yaml"
+    tiny.write_text(tiny.read_text(encoding="utf-8").replace("lr: 1e-3", "lr: 1e30"), encoding="utf-8")
+    code, out = finish(start(tmp_path / "root", experiments, "--engine", "ray"))
+    assert code == 1, out
+    assert "failed tiny · seed 0: the loss, its gradient or the weights are no longer finite" in out
+    assert "Traceback" not in out
+    assert not list((tmp_path / "root").glob("runs/*/taught/*")), "its teacher has failed"

@@ -6,7 +6,7 @@ on from its last checkpoint.
 
 Every node has this checkout with its virtual environment, and the data set, at the same paths. Where the folder of runs is on storage that
 all nodes share, that is all. A node that does not see it is sent what it needs through the desk, before it trains: the run's checkpoint and
-journal, its teacher's record, predictions and weights. It sends back its newest checkpoint every minute, and in the end all that the run has
+journal, its teacher's record, predictions and weights. It sends back its checkpoints while it trains, and in the end all that the run has
 left. So whatever becomes of a node, this machine's folder of runs is what any engine goes on from. MLflow's artifacts have no part in this.
 """
 
@@ -43,7 +43,7 @@ from vitlab.train.loop import Stop
 
 RETRIES = 3  # of a run whose worker or node is lost
 TELL_SECONDS = 0.5  # between two times that a run tells what it has done and asks whether to stop
-SEND_SECONDS = 60  # between two checkpoints that a node without shared storage sends
+SENDING_SHARE = 0.1  # of the time, at most, a node without shared storage sends checkpoints, beside its training
 REACH_SECONDS = 5
 OBJECT_STORE = 256 * 2**20  # bytes, of a cluster of our own
 NO_TEACHER = ("finished",)  # stands for the outcome of a teacher's task where there is none
@@ -140,20 +140,14 @@ class Ray:
         return [] if kind == "left" else [Event(task, kind, tuple(values))]
 
     def _look_at_nodes(self) -> None:
-        """Find out whether runs have GPUs, and that there is a node for them. Raises UserError where there is none."""
+        """Find out what the cluster has, and whether runs have GPUs."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = sum(node.get("GPU", 0) for node in nodes)
-        if gpus:
-            self.gpus = self.options.gpus_per_run or 1
-        if not any(node.get("CPU", 0) >= self.threads and node.get("GPU", 0) >= self.gpus for node in nodes):
-            each = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            wanted = f"{self.threads} CPUs and {self.gpus:g} GPUs"
-            raise UserError(
-                f"--engine ray: no node has the {wanted} that a run is to have, they have {each}; lower --cpus-per-run or --gpus-per-run"
-            )
-        cpus = sum(node.get("CPU", 0) for node in nodes)
+        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+        self.gpus = self.options.gpus_per_run or (1 if gpus else 0)
         share = f"{self.threads} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         self.about = f"Ray: nodes {len(nodes)}, CPUs {cpus:g}, GPUs {gpus:g}; each run has {share}"
+        if not any(node.get("CPU", 0) >= self.threads and node.get("GPU", 0) >= self.gpus for node in nodes):
+            self.about += "; no node has that yet, and the runs wait for one"
 
 
 def _connect(address: str | None) -> None:
@@ -165,7 +159,12 @@ def _connect(address: str | None) -> None:
         "logging_level": "error",
     }
     if address is None:
-        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **options)
+        own = {
+            "_node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+        }  # not seen from the network
+        ray.init(address="local", **own, **options)
         return
     remedy = "give the HOST:PORT that 'ray start --head' has printed, on a node of that cluster"
     host, _, port = address.rpartition(":")
@@ -320,13 +319,13 @@ def _travelling(line: _Line, task: Task, shared: bool) -> Iterator[None]:
     ended = threading.Event()
 
     def keep_sending() -> None:
-        sent = time.time()
-        while not ended.wait(SEND_SECONDS):
-            newest = folder / checkpoint.NAMES[0]
-            if newest.exists() and newest.stat().st_mtime > sent:
-                sent = time.time()
-                with contextlib.suppress(RayError, FileNotFoundError):  # the line sees to the one, the other is being replaced
+        sent = took = 0.0
+        while not ended.wait(max(TELL_SECONDS, took / SENDING_SHARE)):
+            with contextlib.suppress(FileNotFoundError, RayError):  # it is being replaced; the desk is gone, which the line sees to
+                if (newest := (folder / checkpoint.NAMES[0]).stat().st_mtime) > sent:
+                    began = time.monotonic()
                     line.ask("keep", folder, _content(folder, state))
+                    sent, took = newest, time.monotonic() - began
 
     sender = threading.Thread(target=keep_sending, daemon=True)
     sender.start()
