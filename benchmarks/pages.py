@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill as wrap
 from typing import Any
 
-from benchmarks import accuracy, growth_page, page, scaling_page
+from benchmarks import accuracy, growth_page, page
 from vitlab import files
 from vitlab.config.places import shown
 from vitlab.errors import UserError
@@ -40,7 +40,6 @@ def chaos(results: dict[str, Any]) -> str:
 PAGES: dict[str, Callable[[Path], str]] = {  # each made from the measurements in a folder
     "README.md": lambda folder: page.page(compared(folder)),
     "GROWTH.md": lambda folder: growth_page.page(_read(folder / "growth.json")),
-    "SCALING.md": lambda folder: scaling_page.page(_read(folder / "scaling.json")),
     "ACCURACY.md": lambda folder: accuracy.page(_read(folder / "accuracy.json")),
 }
 PARAGRAPHS: dict[str, Callable[[Path], str]] = {

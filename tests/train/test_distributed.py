@@ -238,7 +238,7 @@ def test_a_ladder_on_two_processes_is_that_of_one(tmp_path: Path, experiments: P
     for root, processes in (("one", 1), ("two", 2)):
         code, out = finish(start(tmp_path / root, processes, experiments))
         assert code == 0, out
-    assert "2 processes share each run" in out
+    assert "2 processes train each run together" in out
     paths = sorted((tmp_path / "one").glob("runs/*/*/*/record.json"))
     assert len(paths) == 2
     for path in paths:
