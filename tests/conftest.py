@@ -79,9 +79,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return [out_dir / name for name in names]
 
     drawn = [f"{name}-{theme}.svg" for name in charts.SET_PICTURES for theme in ("light", "dark")]
-    drawn_without_images = [name for name in run.RUN_PICTURES if name != "predictions.png"]
     monkeypatch.setattr(charts, "set_figures", lambda rungs, out_dir: draw(out_dir, drawn))
-    monkeypatch.setattr(publishing, "run_figures", lambda record, out_dir, images=None, shown=None: draw(out_dir, drawn_without_images))
+    monkeypatch.setattr(publishing, "run_figures", lambda record, out_dir: draw(out_dir, run.DRAWN))
     monkeypatch.setattr(forest, "draw", lambda book, out_dir: draw(out_dir, [f"{forest.NAME}-light.svg", f"{forest.NAME}-dark.svg"]))
 
 

@@ -46,6 +46,17 @@ class TeacherFacts(_Frozen):
     test_top1: float  # percent, its own final number
     agreement: float  # percent of test images on which student and teacher predict the same class
     gain: float  # points of test top-1, student minus teacher
+    confusion: list[list[int]] | None = (
+        None  # test images by the class that the teacher predicts and the one that the student does; None in old records
+    )
+
+
+class Bin(_Frozen):
+    """The test images whose predicted class has a probability within a range of confidence."""
+
+    confidence: float  # percent, mean
+    accuracy: float  # percent
+    count: int
 
 
 class ClassFacts(_Frozen):
@@ -75,12 +86,13 @@ class RunRecord(_Frozen):
     # percent, but for *loss: test_top1/test_top5/test_loss are the headline (EMA where the experiment has one, all heads
     # averaged); test_raw_top1, test_ema_top1, test_<head>_top1, validation_top1 ... as measured;
     # test_confidence (mean probability of the predicted class), test_confidence_above_90 (share of the images with more than 90 %),
-    # test_confidence_above_90_accuracy (how many of these are right); test_ema_or_raw_alone (share of the images that either the averaged or
+    # test_confidence_above_90_accuracy (how many of these are right), test_calibration_error (points, over the bins of `calibration`); test_ema_or_raw_alone (share of the images that either the averaged or
     # the raw weights alone have right); validation_top1_phase_<i>: after the last whole epoch of phase i,
     # for every phase but the last, which ends with validation_top1. Records of earlier versions lack these.
     metrics: dict[str, float]
     per_class: tuple[ClassFacts, ...]
     confusion: tuple[tuple[int, ...], ...]  # [true][predicted], counts on the test split
+    calibration: tuple[Bin, ...] = ()  # the test images by confidence, from the least on; empty in old records
     history: tuple[dict[str, float], ...]  # one per epoch: epoch, train/loss, train/top1, validation/top1, lr, perf/img_s ...
     params: int
     flops: int  # forward, per image; one multiply-add is 2

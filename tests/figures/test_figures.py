@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,14 +14,32 @@ from PIL import Image
 
 from tests.support.records import LADDER, fake_record, fake_set
 from vitlab import records
-from vitlab.figures import run, style
-from vitlab.records import RunRecord
+from vitlab.figures import grids, run, style
+from vitlab.records import Bin, RunRecord, TeacherFacts
 from vitlab.report import charts, rungs
 
+BINS = (Bin(confidence=55.0, accuracy=40.0, count=10), Bin(confidence=95.0, accuracy=90.0, count=30))
+TAUGHT = TeacherFacts(
+    experiment="resnet18", fingerprint="f" * 12, seed=0, weights_sha256="", validation_top1=80.0, test_top1=80.0, agreement=90.0, gain=1.0,
+    confusion=[[10 * (i == j) + i for j in range(10)] for i in range(10)],
+)  # fmt: skip
 
-def grid(wrong: int = 4) -> tuple[np.ndarray, list[tuple[int, int, float]]]:
+
+def whole_record(**changes: Any) -> RunRecord:
+    """With all that pictures are drawn from."""
+    record = fake_record("06_kd_r50_class_attention", **changes)
+    metrics = record.metrics | {"test_calibration_error": 7.5}
+    return record.model_copy(update={"calibration": BINS, "teacher": TAUGHT, "metrics": metrics})
+
+
+def shown(wrong: int = 4, classes: int = 10) -> grids.Shown:
     images = np.random.default_rng(0).integers(0, 256, (36, 32, 32, 3), dtype=np.uint8)
-    return images, [(i % 10, (i + (i < wrong)) % 10, 0.5 + i / 100) for i in range(36)]
+    return grids.Shown(images, [(i % classes, (i + (i < wrong)) % classes, 0.5 + i / 100) for i in range(36)])
+
+
+def looks(tokens: int = 2) -> tuple[np.ndarray, tuple[str, ...]]:
+    maps = np.random.default_rng(0).random((36, tokens, 8, 8))
+    return maps / maps.sum((2, 3), keepdims=True), ("cls", "dist")[:tokens]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -34,9 +53,9 @@ def count(image: np.ndarray, color: str) -> int:
 
 def test_run_figures(tmp_path: Path) -> None:
     settings = dict(matplotlib.rcParams)
-    record = fake_record("06_kd_r50_class_attention")
-    paths = run.run_figures(record, tmp_path / "a", *grid())
-    assert [p.name for p in paths] == list(run.RUN_PICTURES)
+    record = whole_record()
+    paths = run.run_figures(record, tmp_path / "a") + grids.image_figures(record, tmp_path / "a", shown(), shown(36), looks())
+    assert [p.name for p in paths] == [*run.DRAWN, *grids.PICTURES]
     for path in paths:
         image = pixels(path)
         height, width = (size / style.DPI for size in image.shape[:2])  # inches
@@ -50,14 +69,14 @@ def test_run_figures(tmp_path: Path) -> None:
 
 
 def test_a_picture_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = fake_record()
+    record = whole_record()
     path = tmp_path / "curves.png"
 
     def drawn_again(record: RunRecord) -> set[str]:
         before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
         return {p.name for p in run.run_figures(record, tmp_path) if p.stat().st_mtime_ns != before.get(p.name)}
 
-    every = set(run.RUN_PICTURES) - {"predictions.png"}
+    every = set(run.DRAWN)
     assert drawn_again(record) == every
     content = path.read_bytes()
     records.write(record, tmp_path / "record.json")
@@ -100,34 +119,51 @@ def test_bars_are_as_long_as_the_accuracy(tmp_path: Path) -> None:
 def test_wrong_predictions_are_framed(tmp_path: Path) -> None:
     red = []
     for wrong in (0, 2, 4):
-        images, shown = grid(wrong)
-        run.run_figures(fake_record(), tmp_path, np.full_like(images, 128), shown)
+        some = shown(wrong)
+        some.images[:] = 128
+        grids.image_figures(fake_record(), tmp_path, some, shown(36), None)
         red.append(count(pixels(tmp_path / "predictions.png"), style.LIGHT.wrong))
     assert red[0] == 0
     assert red[2] == pytest.approx(2 * red[1], rel=0.1)
 
 
-def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    images, shown = grid()
-    for bad in (images[:5], images.astype(float), images[..., :1]):
+def test_without_mistakes_or_class_attention_there_are_no_such_pictures(tmp_path: Path) -> None:
+    none = grids.Shown(np.empty((0, 32, 32, 3), np.uint8), [])
+    assert [p.name for p in grids.image_figures(fake_record(), tmp_path, shown(), none, None)] == ["predictions.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["predictions.png"]
+
+
+def test_images_that_do_not_fit_are_refused() -> None:
+    some = shown()
+    for bad in (some.images[:5], some.images.astype(float), some.images[..., :1]):
         with pytest.raises(AssertionError, match="expected \\(N, H, W, 3\\) uint8"):
-            run.run_figures(fake_record(), tmp_path, bad, shown)
+            grids.Shown(bad, some.guesses)
+
+
+def test_overlay_by_hand() -> None:
+    """A map of 2 x 2 on an image of 4 x 4: grey where nobody looks, three quarters orange where most do, half of that for half."""
+    images = np.full((1, 4, 4, 3), (100, 200, 60), np.uint8)  # grey 120
+    laid = grids.overlay(images, np.array([[[0.0, 0.2], [0.4, 0.0]]]))
+    assert laid.shape == images.shape
+    assert (laid[0, :2, :2] == 120).all()
+    assert (laid[0, 2:, :2] == np.round(0.25 * 120 + 0.75 * np.array([255, 90, 0]))).all()
+    assert (laid[0, :2, 2:] == np.round(0.625 * 120 + 0.375 * np.array([255, 90, 0]))).all()
 
 
 def test_hostile_names(tmp_path: Path) -> None:
     evil = ("$\\frac{", "<script>alert(1)</script>", "a\nb", "_hidden", "|" * 80)
-    images, shown = grid()
-    run.run_figures(fake_record(classes=evil, title="$x"), tmp_path, images, [(t % 5, p % 5, c) for t, p, c in shown])
+    record = fake_record(classes=evil, title="$x")
+    run.run_figures(record, tmp_path)
+    grids.image_figures(record, tmp_path, shown(classes=5), shown(36, classes=5), looks(1))
     for path in tmp_path.iterdir():
         image = pixels(path)
         assert (np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]) == 255).all(), f"{path.name} is cut off"
 
 
-def test_without_images_there_is_no_grid_and_many_classes_fit(tmp_path: Path) -> None:
+def test_many_classes_fit_and_old_records_have_fewer_pictures(tmp_path: Path) -> None:
     paths = run.run_figures(fake_record(classes=tuple(f"class {i}" for i in range(32)), history=()), tmp_path)
-    assert (
-        sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths) == sorted(set(run.RUN_PICTURES) - {"predictions.png"})
-    )
+    expected = sorted(set(run.DRAWN) - {"reliability.png", "teacher_confusion.png"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in paths) == expected
     assert pixels(tmp_path / "confusion_counts.png").shape[0] < 2400
 
 
@@ -148,6 +184,21 @@ def test_set_figures(tmp_path: Path) -> None:
 def test_no_claims_no_mark(tmp_path: Path) -> None:
     charts.set_figures(rungs.ladder([fake_record("resnet18")]), tmp_path)
     assert style.LIGHT.claim not in (tmp_path / "claimed_measured-light.svg").read_text(encoding="utf-8")
+
+
+def test_pareto_by_hand() -> None:
+    """The second costs more than the first and is worse; the fourth costs as much as the third and is worse; the last is the best."""
+    assert charts.pareto([1, 2, 3, 3, 9], [70, 60, 80, 75, 90]) == [0, 2, 4]
+    assert charts.pareto([5, 1], [50, 60]) == [1]
+    assert charts.pareto([2, 2], [60, 60]) == [0]
+
+
+def test_a_student_stands_beside_its_teacher() -> None:
+    taught = fake_record("05_kd_r18").model_copy(update={"teacher": TAUGHT})
+    (rung,) = rungs.ladder([taught])
+    assert charts.teacher_top1(rung) == 80.0
+    (alone,) = rungs.ladder([fake_record("01_baseline_vit")])
+    assert charts.teacher_top1(alone) is None
 
 
 def test_points_stand_where_the_numbers_are() -> None:

@@ -58,7 +58,7 @@ def test_of_equal_scores_the_lowest_class_comes_first_in_every_number() -> None:
     assert {(int(t), int(p)): int(counts[t, p]) for t, p in np.argwhere(counts)} == {(4, 1): 1, (5, 0): 1, (2, 0): 1, (5, 5): 1}
     assert [f.accuracy for f in evaluate.per_class(predicted, labels, tuple("abcdef"))] == [0, 0, 0, 0, 0, 50.0]
     confidences = [np.exp(2) / (2 + np.exp(1) + 3 * np.exp(2)), 1 / 6, 1 / (3 + 3 * np.exp(-1)), np.exp(9) / (5 + np.exp(9))]
-    _, shown = evaluate.sample_grid(scores, labels)
+    shown = evaluate.guesses(scores, labels, evaluate.first(36, len(scores)))
     assert [(t, p) for t, p, _ in shown] == [(4, 1), (5, 0), (2, 0), (5, 5)]
     assert [c for *_, c in shown] == pytest.approx(confidences)
 
@@ -74,6 +74,29 @@ def test_confidence_by_hand() -> None:
         "confidence_above_90_accuracy": pytest.approx(200 / 3),
     }
     assert evaluate.confidence(scores[2:3], labels[2:3]) == {"confidence": pytest.approx(60.0), "confidence_above_90": 0.0}
+
+
+def test_calibration_by_hand() -> None:
+    """In bins of a fifteenth: 0.95 and 0.99 right and wrong in the last; 0.6 right, in the ninth, of (8/15, 9/15], to which its edge belongs."""
+    scores = torch.tensor([[0.95, 0.05], [0.01, 0.99], [0.6, 0.4]], dtype=torch.float64).log()
+    labels = torch.tensor([0, 0, 0])
+    bins = evaluate.calibration(scores, labels)
+    assert [(b.confidence, b.accuracy, b.count) for b in bins] == [
+        (pytest.approx(60.0), pytest.approx(100.0), 1),
+        (pytest.approx(97.0), pytest.approx(50.0), 2),
+    ]
+    assert evaluate.calibration_error(scores, labels) == {"calibration_error": pytest.approx((1 * 40 + 2 * 47) / 3)}
+    sure = torch.tensor([[1000.0, 0.0]])
+    assert evaluate.calibration(sure, torch.tensor([0]))[0].count == 1, "a probability of exactly 1 is in the last bin"
+
+
+def test_the_surest_mistakes_come_first() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]).log()
+    labels = torch.tensor([0, 0, 0, 1, 0])
+    assert evaluate.surest_mistakes(scores, labels, 36) == [1, 4, 2]
+    assert evaluate.surest_mistakes(scores, labels, 2) == [1, 4]
+    assert evaluate.guesses(scores, labels, [4]) == [(0, 1, pytest.approx(0.8))]
+    assert evaluate.guesses(scores, labels, []) == []
 
 
 def test_confusion_and_per_class_by_hand() -> None:
@@ -95,7 +118,8 @@ def test_confusion_and_per_class_by_hand() -> None:
 
 def test_the_grid_shows_the_first_images_whatever_their_result(scored: tuple[torch.Tensor, torch.Tensor]) -> None:
     scores, labels = scored
-    rows, shown = evaluate.sample_grid(scores, labels)
+    rows = evaluate.first(36, len(scores))
+    shown = evaluate.guesses(scores, labels, rows)
     assert rows == list(range(36))
     assert [t for t, _, _ in shown] == labels[:36].tolist()
     assert [p for _, p, _ in shown] == scores[:36].argmax(-1).tolist()

@@ -1,9 +1,9 @@
-"""The pictures of one run, drawn from its record: confusion matrices, per-class accuracy, predictions, curves."""
+"""The pictures of one run that are drawn from its record: confusion matrices, per-class accuracy, calibration, curves."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vitlab import records
@@ -20,26 +19,16 @@ from vitlab.figures import style
 from vitlab.figures.style import LIGHT
 from vitlab.records import RunRecord
 
-RUN_PICTURES = ("confusion_counts.png", "confusion_normalized.png", "per_class_accuracy.png", "predictions.png", "curves.png")
-GRID_COLUMNS = 9  # of predictions.png: 4 rows of 9
+DRAWN = (  # of these a run has those that its record has the numbers for
+    "confusion_counts.png", "confusion_normalized.png", "per_class_accuracy.png", "reliability.png", "teacher_confusion.png", "curves.png"
+)  # fmt: skip
 
 
-def run_figures(
-    record: RunRecord,
-    out_dir: Path,
-    images: np.ndarray | None = None,
-    shown: Sequence[tuple[int, int, float]] | None = None,
-) -> list[Path]:
-    """Draw one run's pictures (`RUN_PICTURES`) into `out_dir` and return their paths.
+def run_figures(record: RunRecord, out_dir: Path) -> list[Path]:
+    """Draw one run's pictures into `out_dir` and return their paths.
 
     A picture that is there already, drawn from this record by this code, is left: drawing takes a third of a second.
-
-    `images` are (N, H, W, 3) uint8, `shown` their (true class, predicted class, confidence in 0..1). Without them predictions.png is left
-    out, since a record holds no images.
     """
-    if images is not None and shown is not None:
-        fits = images.ndim == 4 and images.shape[-1] == 3 and images.dtype == np.uint8 and len(images) == len(shown) > 0
-        assert fits, f"predictions: expected (N, H, W, 3) uint8 images and N triples, got {images.shape} {images.dtype}, {len(shown)}"
     out_dir.mkdir(parents=True, exist_ok=True)
     counts = np.asarray(record.confusion, int)  # (C, C): [true][predicted]
     assert counts.shape == (len(record.dataset.classes),) * 2, f"confusion {counts.shape}, {len(record.dataset.classes)} classes"
@@ -50,14 +39,17 @@ def run_figures(
         "per_class_accuracy.png": lambda: _per_class(record),
         "curves.png": lambda: _curves(record),
     }
+    if record.calibration:
+        draw["reliability.png"] = lambda: _reliability(record)
+    if record.teacher is not None and record.teacher.confusion is not None:
+        both, title = np.asarray(record.teacher.confusion, int), "Student against teacher, images"
+        draw["teacher_confusion.png"] = lambda: _confusion(record, both, title, "{:d}", ("student's class", "teacher's class"))
     drawn_from = hashlib.sha256(records.to_json(record).encode() + _code()).hexdigest()
     with style.style(LIGHT):
         for name, picture in draw.items():
             if style.note(out_dir / name) != drawn_from:
                 style.save(picture(), out_dir / name, drawn_from)
-        if images is not None and shown is not None:
-            style.save(_predictions(record, images, shown), out_dir / "predictions.png")
-    return [out_dir / name for name in RUN_PICTURES if name in draw or images is not None]
+    return [out_dir / name for name in DRAWN if name in draw]
 
 
 def _code() -> bytes:
@@ -66,14 +58,17 @@ def _code() -> bytes:
     return sources + " ".join(version(name) for name in ("matplotlib", "seaborn", "numpy", "pillow")).encode()
 
 
-def _about(record: RunRecord) -> str:
+def about(record: RunRecord) -> str:
+    """Return the line below a picture's title: which run it shows."""
     name = style.short(f"{record.experiment} {record.variant}", 60)
     top1 = record.metrics.get("test_top1")
     measured = "" if top1 is None else f"  ·  test top-1 {top1:.2f} %"
     return f"{name}  ·  {style.short(record.dataset.name, 30)}  ·  profile {record.profile}  ·  seed {record.seed}{measured}"
 
 
-def _confusion(record: RunRecord, values: np.ndarray, title: str, form: str) -> Figure:
+def _confusion(
+    record: RunRecord, values: np.ndarray, title: str, form: str, axes: tuple[str, str] = ("predicted class", "true class")
+) -> Figure:
     classes = len(values)
     names = [style.short(c, 18) for c in record.dataset.classes]
     side = float(np.clip(0.5 * classes, 3.4, 14))
@@ -92,9 +87,9 @@ def _confusion(record: RunRecord, values: np.ndarray, title: str, form: str) -> 
         ax.set_yticks(np.arange(classes) + 0.5, names, rotation=0)
         if max(map(len, names)) <= 3:
             ax.set_xticks(np.arange(classes) + 0.5, names, rotation=0, ha="center", rotation_mode="default")
-    ax.set_xlabel("predicted class")
-    ax.set_ylabel("true class")
-    style.lay_out(fig, title, _about(record))
+    ax.set_xlabel(axes[0])
+    ax.set_ylabel(axes[1])
+    style.lay_out(fig, title, about(record))
     return fig
 
 
@@ -122,44 +117,26 @@ def _per_class(record: RunRecord) -> Figure:
     ax.grid(axis="x")
     ax.spines["left"].set_visible(False)
     ax.spines["bottom"].set_visible(False)
-    style.lay_out(fig, "Accuracy per class", _about(record))
+    style.lay_out(fig, "Accuracy per class", about(record))
     return fig
 
 
-def _predictions(record: RunRecord, images: np.ndarray, shown: Sequence[tuple[int, int, float]]) -> Figure:
-    names = record.dataset.classes
-    columns = min(GRID_COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    # One mosaic in one axes, for speed. A cell is 1 x 1.36: the picture its upper left 0.92 x 0.92, two lines of text below.
-    h, w = images.shape[1:3]
-    cell_h, cell_w = round(h * 1.36 / 0.92), round(w / 0.92)
-    mosaic = np.full((rows * cell_h, columns * cell_w, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * cell_h, i % columns * cell_w
-        mosaic[top : top + h, left : left + w] = image
-    width, height = 1.08 * columns + 0.24, 1.08 * 1.36 * rows
-    fig = style.figure(max(width, 6.0), height + 0.85)
-    ax = fig.add_axes((0.12 / max(width, 6.0), 0.02, (width - 0.24) / max(width, 6.0), height / (height + 0.85) - 0.02))
-    ax.imshow(mosaic, interpolation="nearest", aspect="auto")
-    for i, (true, predicted, confidence) in enumerate(shown):
-        x, y = i % columns * cell_w - 0.5, i // columns * cell_h - 0.5  # a pixel's centre has whole coordinates
-        wrong = true != predicted
-        ax.text(x, y + 1.05 * h, style.short(names[true], 15), va="top", fontsize=6.5, color=LIGHT.muted, in_layout=False)
-        ax.text(
-            x, y + 1.2 * h, f"{'✗' if wrong else '✓'} {style.short(names[predicted], 11)} {100 * confidence:.0f} %", va="top", fontsize=6.5,
-            color=LIGHT.wrong if wrong else LIGHT.ink, fontweight="bold" if wrong else "normal", in_layout=False,
-        )  # fmt: skip
-        if wrong:
-            ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=LIGHT.wrong, linewidth=2.2))
-    ax.set_xlim(-1, columns * cell_w)
-    ax.set_ylim(rows * cell_h, -1)
-    ax.set_axis_off()
-    right = sum(t == p for t, p, _ in shown)
-    style.headline(
-        fig,
-        f"Predictions: {right} of {len(shown)} right",
-        f"{_about(record)}\nbelow each image its true class, then ✓ or ✗, the predicted class and the confidence in it",
-    )
+def _reliability(record: RunRecord) -> Figure:
+    fig = style.figure(7.0, 4.2)
+    accuracy, count = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    confidence, right, images = (np.array([getattr(b, key) for b in record.calibration]) for key in ("confidence", "accuracy", "count"))
+    accuracy.plot([0, 100], [0, 100], color=LIGHT.muted, linewidth=1, linestyle=(0, (4, 3)), label="as sure as right")
+    accuracy.vlines(confidence, confidence, right, color=LIGHT.wrong, linewidth=1.2)
+    accuracy.plot(confidence, right, "o-", color=LIGHT.accent, markersize=5, label="measured")
+    accuracy.set_ylabel("right (%)")
+    accuracy.legend(loc="upper left")
+    accuracy.grid()
+    count.bar(confidence, images, width=3.5, color=LIGHT.accent)
+    count.set_ylabel("images")
+    count.set_xlabel("confidence in the predicted class (%), mean of each bin")
+    count.set_xlim(0, 101)
+    error = record.metrics["test_calibration_error"]
+    style.lay_out(fig, f"Calibration: expected error {error:.2f} points, {len(record.calibration)} bins", about(record))
     return fig
 
 
@@ -195,7 +172,7 @@ def _curves(record: RunRecord) -> Figure:
     for ax in (loss, top1):
         if ax.lines:
             ax.legend(loc="upper left", bbox_to_anchor=(-0.06, -0.2), ncols=2, handlelength=1.8, columnspacing=1.2)
-    style.lay_out(fig, "Training", _about(record), margins=(0.5, 1.05, 0.5))
+    style.lay_out(fig, "Training", about(record), margins=(0.5, 1.05, 0.5))
     return fig
 
 

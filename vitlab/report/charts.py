@@ -61,8 +61,12 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
         if len(rung.runs) > 1:
             seeds = [r.metrics["test_top1"] for r in rung.runs]
             ax.plot(seeds, np.full(len(seeds), i + 0.24), ".", color=theme.muted, markersize=3.5, alpha=0.9)
+        if (taught := teacher_top1(rung)) is not None:
+            ax.plot([rung.mean, taught], [i, i], color=theme.muted, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+            ax.plot([taught], [i], "D", color=theme.muted, markerfacecolor=theme.surface, markersize=5.5)
         ax.errorbar(rung.mean, i, xerr=rung.half, fmt="o", color=theme.accent, markersize=6.5, capsize=4, elinewidth=1.6, capthick=1.6)
-    values = [v for r in rungs for v in (r.mean - (r.half or 0), r.mean + (r.half or 0), *(r.claimed or ()))]
+    teachers = [taught for r in rungs if (taught := teacher_top1(r)) is not None]
+    values = [v for r in rungs for v in (r.mean - (r.half or 0), r.mean + (r.half or 0), *(r.claimed or ()))] + teachers
     room = 0.06 * max(max(values) - min(values), 4)
     ax.set_xlim(max(min(values) - room, -1), min(max(values) + room, 101))
     ax.set_ylim(len(rungs) - 0.45, -0.55)
@@ -79,11 +83,24 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
         ax.plot([], [], "o", color=theme.accent, markersize=6.5, label="measured: mean, 95 % CI over seeds")[0],
         ax.plot([], [], ".", color=theme.muted, markersize=4, label="one seed")[0],
         ax.plot([], [], "|", color=theme.claim, markersize=11, markeredgewidth=2.2, label="claimed (a range: shaded)")[0],
+        ax.plot([], [], "D", color=theme.muted, markerfacecolor=theme.surface, markersize=5.5, label="its teacher")[0],
     ]
-    shown = [key[0], *([key[1]] if any(len(r.runs) > 1 for r in rungs) else []), *([key[2]] if any(r.claimed for r in rungs) else [])]
-    fig.legend(handles=shown, loc="outside lower center", ncols=3, columnspacing=2.4, handletextpad=0.5)
+    there = (True, any(len(r.runs) > 1 for r in rungs), any(r.claimed for r in rungs), bool(teachers))
+    fig.legend(
+        handles=[k for k, wanted in zip(key, there, strict=True) if wanted],
+        loc="outside lower center",
+        ncols=4,
+        columnspacing=2.4,
+        handletextpad=0.5,
+    )
     style.lay_out(fig, "Claimed and measured test accuracy", _where(rungs))
     return fig
+
+
+def teacher_top1(rung: Rung) -> float | None:
+    """Return the test top-1 of the rung's teachers in percent, mean over its runs; None where nobody teaches it."""
+    taught = [run.teacher.test_top1 for run in rung.runs if run.teacher is not None]
+    return float(np.mean(taught)) if len(taught) == len(rung.runs) else None
 
 
 def _measured(rung: Rung) -> str:
@@ -128,8 +145,17 @@ def _learning_curves(rungs: Sequence[Rung], theme: Theme) -> Figure:
     return fig
 
 
+def pareto(costs: Sequence[float], values: Sequence[float]) -> list[int]:
+    """Return the indices of the points that no other one beats at their cost or less, by rising cost."""
+    best: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -values[i])):
+        if not best or values[i] > values[best[-1]]:
+            best.append(i)
+    return best
+
+
 def accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
-    """Return the chart of accuracy against parameters and training time. Expects to be called within style.style(theme)."""
+    """Return the chart of accuracy against parameters and training time, the best at each cost joined. Expects to be called within style.style(theme)."""
     fig = style.figure(9.4, 3.9)
     axes = fig.subplots(1, 2, sharey=True)
     longest = max(r.seconds for r in rungs)
@@ -138,6 +164,8 @@ def accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
     for ax, cost, label in zip(axes, costs, ("parameters (millions)", f"training time ({unit})"), strict=True):
         for rung, x, (color, _, marker) in zip(rungs, cost, looks_of(rungs, theme), strict=True):
             ax.errorbar(x, rung.mean, yerr=rung.half, fmt=marker, color=color, markersize=7, elinewidth=1.2, capsize=3)
+        front = pareto(cost, [r.mean for r in rungs])
+        ax.plot([cost[i] for i in front], [rungs[i].mean for i in front], color=theme.muted, linewidth=1, drawstyle="steps-post", zorder=0)
         middle, ratio = np.sqrt(max(cost) * min(cost)), max(np.sqrt(max(cost) / min(cost)) * 1.35, 2.2)
         ax.set_xscale("log")
         ax.set_xlim(middle / ratio, middle * ratio)
@@ -149,7 +177,11 @@ def accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
         ax.grid()
     axes[0].set_ylabel("test top-1 (%)")
     axes[0].margins(y=0.14)
-    style.lay_out(fig, "Accuracy against cost", f"{_where(rungs)}  ·  mean over seeds, whiskers: 95 % CI; number: rung of the ladder")
+    style.lay_out(
+        fig,
+        "Accuracy against cost",
+        f"{_where(rungs)}  ·  mean over seeds, whiskers: 95 % CI; number: rung; line: the best at its cost or less",
+    )
     for ax, cost in zip(axes, costs, strict=True):
         _label_points(ax, cost, [r.mean for r in rungs], [r.number for r in rungs], theme)
     return fig
@@ -175,4 +207,5 @@ def _label_points(ax: Axes, x: Sequence[float], y: Sequence[float], labels: Sequ
         dx, dy = min(near, key=cost)
         taken.append((px + dx, py + dy, px + dx + wide, py + dy + high))
         note = ax.annotate(label, xy, (dx, dy), textcoords="offset points", fontsize=8, color=theme.ink)
+        note.set_bbox({"facecolor": theme.surface, "edgecolor": "none", "pad": 0.6})  # no line runs through it
         note.set_in_layout(False)

@@ -1,7 +1,7 @@
 """From records to pages: records, charts, summary.csv, README.md and a self-contained report.html for each set, and an index of the sets.
 
 A set is all runs of one profile on one data set. set_page.py and claims_page.py make what its pages say, charts.py and forest.py draw. Everything but
-predictions.png, which needs the images, is made from the records alone, and the same records give the same bytes.
+the pictures that show images is made from the records alone, and the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from PIL import Image
 from vitlab import files, records
 from vitlab.claims import ledger
 from vitlab.errors import UserError
-from vitlab.figures.run import RUN_PICTURES, run_figures
+from vitlab.figures.grids import PICTURES as IMAGE_PICTURES
+from vitlab.figures.run import DRAWN, run_figures
 from vitlab.records import RunRecord
 from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
@@ -60,7 +61,7 @@ def build(
     """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
-    `(experiment, seed)`, the pictures that it left, which are copied: predictions.png cannot be made from the record, and of the others those
+    `(experiment, seed)`, the pictures that it left, which are copied: those that show images cannot be made from the record, and of the others those
     are drawn anew that were drawn from another record or by other code. `predictions` gives the path of a run's predictions.npz, if it is
     available; `written` the record that a run left, which is copied: writing it anew takes five times as long.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
@@ -97,7 +98,7 @@ def build(
 def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger.Book | None:
     """Draw and write everything anew from `out_dir`/records and the claims.json there; return what `build` does.
 
-    An existing predictions.png is kept, and so are published weights that are still the best run's. Raises UserError as `build` does.
+    Existing pictures that show images are kept, and so are published weights that are still the best run's. Raises UserError as `build` does.
     """
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
@@ -272,9 +273,9 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> l
 
 
 def _pictures(at: read.FinishedRun, tmp: Path) -> list[Path]:
-    """Return the pictures that the run left; of a run on another machine predictions.png alone, since this one decodes what is drawn here."""
+    """Return the pictures that the run left; of a run on another machine only those that cannot be drawn here, since the others are decoded."""
     folder = at.fetch("figures", tmp)
-    return [folder / name for name in (RUN_PICTURES if at.folder is not None else ("predictions.png",)) if (folder / name).is_file()]
+    return [folder / name for name in (*IMAGE_PICTURES, *(DRAWN if at.folder is not None else ())) if (folder / name).is_file()]
 
 
 def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
@@ -340,7 +341,7 @@ def _markdown() -> Environment:
 
 def _picture(path: Path) -> str:
     """Return a PNG as an address that holds it; one that was drawn here as lossless WebP, which is a quarter smaller."""
-    if path.name == "predictions.png":  # it may come from another machine, and is not decoded
+    if path.name in IMAGE_PICTURES:  # it may come from another machine, and is not decoded
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     buffer = BytesIO()
     with Image.open(path) as image:

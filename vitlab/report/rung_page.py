@@ -22,9 +22,13 @@ def section(rung: Rung, out_dir: Path) -> dict[str, Any]:
     folder = Path("figures") / picture_folder(run)
     titles = {
         "predictions.png": "Predictions on test images, with confidence; wrong ones framed and marked ✗",
+        "mistakes.png": "The wrong predictions with the most confidence: chosen for that, so not typical",
+        "attention.png": "Where class attention looks, on the first test images",
         "confusion_normalized.png": "Confusion matrix, percent of each true class",
         "confusion_counts.png": "Confusion matrix, number of images",
         "per_class_accuracy.png": "Accuracy per class",
+        "teacher_confusion.png": "Test images by the class that the teacher predicts and the one that the student does",
+        "reliability.png": "Calibration: how often predictions are right, by the confidence in them",
         "curves.png": "Loss terms, training and validation top-1, and learning rate by epoch",
     }
     return {
@@ -59,6 +63,7 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
         ("Top-1", f"{words.pm(rung.mean, rung.half)} %"),
         ("Top-5", words.two(mean_of(rung.runs, "test_top5"))),
         ("Difference to claimed", words.signed(rung.difference)),
+        ("Calibration error", _calibration(rung)),
         ("Parameters", f"{run.params:,}"),
         ("Forward cost", f"{words.sig(run.flops / 1e9)} GFLOPs per image"),
         ("Training", f"{words.duration(rung.seconds)}, {np.mean([r.img_s for r in rung.runs]):,.0f} images/s"),
@@ -72,6 +77,12 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
     if train.get("epochs") is not None:
         pairs.append(("Schedule", f"{train['epochs']} epochs, batch {train.get('batch_size')}, {optim.get('name')}, lr {optim.get('lr')}"))
     return [(name, value) for name, value in pairs if value != words.NONE]
+
+
+def _calibration(rung: Rung) -> str:
+    if any("test_calibration_error" not in run.metrics for run in rung.runs):
+        return words.NONE
+    return f"{words.two(mean_of(rung.runs, 'test_calibration_error'))} points (expected calibration error, 15 bins)"
 
 
 def speed(rung: Rung) -> str:

@@ -19,7 +19,7 @@ from vitlab.track import read, store
 FILE = ".compiled.json"
 CODE = Path(__file__).resolve().parent.parent
 LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "scipy", "seaborn")  # of the pages
-READ = ("record.json", "predictions.npz", "figures/predictions.png")  # of a run
+READ = ("record.json", "predictions.npz", *(f"figures/{name}.png" for name in ("predictions", "mistakes", "attention")))  # of a run
 
 
 def sources(root: Path) -> str | None:

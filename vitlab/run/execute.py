@@ -21,10 +21,12 @@ from torch import nn
 
 import vitlab
 from vitlab import config, files, records
+from vitlab.data.augment import normalize
 from vitlab.data.dataset import Dataset
 from vitlab.data.rng import generator
 from vitlab.errors import Lost, UserError
 from vitlab.models import cost, registry
+from vitlab.models.attention import class_attention
 from vitlab.paths import REPOSITORY, ROOT
 from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.run import published
@@ -37,6 +39,7 @@ from vitlab.train.meter import Meter, total
 from vitlab.train.objective import CrossEntropy, Distillation, RememberingTeacher, prepare_teacher
 
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
+SHOWN = 36  # test images in a picture
 STOP_SECONDS = 5  # how long a run that is to stop waits for that
 
 
@@ -255,6 +258,7 @@ def finish(
         metrics=metrics,
         per_class=evaluate.per_class(classes, labels, data.classes),
         confusion=evaluate.confusion(classes, labels, len(data.classes)).tolist(),
+        calibration=evaluate.calibration(scores, labels),
         history=tuple(trained.history),
         params=run.params,
         train_seconds=trained.seconds,
@@ -278,13 +282,25 @@ def finish(
     kept = {k: v.contiguous() for k, v in best.state_dict().items()}
     files.write(folder / published.WEIGHTS, to_safetensors(kept))
     files.write(folder / "report.txt", evaluate.classification_report(classes, labels, data.classes))
-    rows, shown = evaluate.sample_grid(scores, labels)
-    pictures = data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy()
     with files.writing(folder / "figures"):
-        run_figures(record, folder / "figures", pictures, shown)
+        run_figures(record, folder / "figures")
+        draw_images(record, folder / "figures", data, best, scores)
     records.write(record, folder / "record.json")  # last: its presence says that the run is finished
     checkpoint.remove(folder)
     return record
+
+
+def draw_images(record: RunRecord, out_dir: Path, data: Dataset, model: nn.Module, scores: torch.Tensor) -> None:
+    """Draw the pictures that show test images. scores: (N, C), the test logits of `model`."""
+    from vitlab.figures.grids import Shown, image_figures
+
+    def shown(rows: list[int]) -> Shown:
+        return Shown(data.test_images[rows].permute(0, 2, 3, 1).cpu().numpy(), evaluate.guesses(scores, data.test_labels, rows))
+
+    few = evaluate.first(SHOWN, len(scores))
+    looks = class_attention(model, normalize(data.test_images[few], data.mean, data.std))  # (N, S, h, grid, grid)
+    mistakes = evaluate.surest_mistakes(scores, data.test_labels, SHOWN)
+    image_figures(record, out_dir, shown(few), shown(mistakes), None if looks is None else (looks.mean(2).cpu().numpy(), model.head_names))
 
 
 def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
@@ -293,7 +309,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
     scores: (N, C), the student's test logits. top1, validation_top1: percent, the student's on the test split and the teacher's on the
     validation split. The teacher's stored predictions are read, not computed again.
     """
-    record = teacher.record()
+    record, theirs, ours = teacher.record(), predicted(teacher), evaluate.ranking(scores)[:, 0]
     return TeacherFacts(
         experiment=teacher.resolved.id,
         fingerprint=teacher.fingerprint,
@@ -301,7 +317,8 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         weights_sha256=file_sha256(teacher.folder / published.WEIGHTS),
         validation_top1=validation_top1,
         test_top1=record.metrics["test_top1"],
-        agreement=(predicted(teacher) == evaluate.ranking(scores)[:, 0]).float().mean().item() * 100,
+        agreement=(theirs == ours).float().mean().item() * 100,
+        confusion=evaluate.confusion(ours, theirs, scores.shape[1]).tolist(),
         gain=top1 - record.metrics["test_top1"],
     )
 

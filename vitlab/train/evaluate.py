@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from vitlab import files
 from vitlab.data.augment import normalize
 from vitlab.ranking import ranked
-from vitlab.records import ClassFacts
+from vitlab.records import Bin, ClassFacts
 from vitlab.train import distributed
+
+BINS = 15  # of confidence, for calibration
 
 
 @torch.inference_mode()
@@ -59,9 +61,30 @@ def confidence(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return values
 
 
+def calibration(scores: Tensor, labels: Tensor) -> tuple[Bin, ...]:
+    """Return the images of logits `scores` (N, C) in BINS ranges of equal width of their confidence, empty ones left out (Guo et al. 2017)."""
+    probability, predicted = scores.softmax(-1).max(-1)
+    right, which = predicted == labels, (probability * BINS).ceil().clamp(1, BINS)
+    bins = [which == i for i in range(1, BINS + 1)]
+    return tuple(
+        Bin(confidence=probability[b].mean().item() * 100, accuracy=right[b].float().mean().item() * 100, count=int(b.sum()))
+        for b in bins
+        if b.any()
+    )
+
+
+def calibration_error(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the expected calibration error of logits `scores` (N, C) and labels (N,), in points: the mean over images of the distance
+    between their bin's confidence and accuracy.
+    """
+    bins = calibration(scores, labels)
+    return {"calibration_error": sum(b.count * abs(b.confidence - b.accuracy) for b in bins) / len(labels)}
+
+
 METRICS = (  # of the test split, in the record as test_<key>: each takes scores (N, C) and labels (N,), and returns {key: number}
     accuracy,
     confidence,
+    calibration_error,
 )
 
 
@@ -100,11 +123,26 @@ def classification_report(predicted: Tensor, labels: Tensor, names: tuple[str, .
     )
 
 
-def sample_grid(scores: Tensor, labels: Tensor, count: int = 36) -> tuple[list[int], list[tuple[int, int, float]]]:
-    """Return the indices of the first `count` test images, with (true, predicted, confidence in [0, 1]) of each; not picked by result."""
-    predicted, confidence = ranking(scores[:count])[:, 0], scores[:count].softmax(-1).amax(-1)
-    shown = [(int(t), int(p), float(c)) for t, p, c in zip(labels[:count], predicted, confidence, strict=True)]
-    return list(range(len(shown))), shown
+def first(count: int, total: int) -> list[int]:
+    """Return the indices of the first `count` of `total` test images: not picked by result."""
+    return list(range(min(count, total)))
+
+
+def surest_mistakes(scores: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Return the indices of the wrongly classified images with the most confidence, at most `count`, the surest first.
+
+    scores: logits (N, C), labels: (N,). Of equal confidence the earlier image comes first.
+    """
+    wrong = (ranking(scores)[:, 0] != labels.cpu()).nonzero()[:, 0]
+    sure = scores.softmax(-1).amax(-1).cpu()[wrong]
+    return wrong[sure.argsort(descending=True, stable=True)][:count].tolist()
+
+
+def guesses(scores: Tensor, labels: Tensor, rows: list[int]) -> list[tuple[int, int, float]]:
+    """Return (true class, predicted class, confidence in 0..1) of the images `rows`, for logits `scores` (N, C) and labels (N,)."""
+    of = scores[rows]
+    predicted, sure = ranking(of)[:, 0], of.softmax(-1).amax(-1)
+    return [(int(t), int(p), float(c)) for t, p, c in zip(labels[rows], predicted, sure, strict=True)]
 
 
 def write_predictions(path: Path, weights: dict[str, Tensor], labels: Tensor, heads: tuple[str, ...], classes: tuple[str, ...]) -> None:
