@@ -1,0 +1,249 @@
+"""Runs as jobs of a real Slurm cluster of one node, to the bit what they are on one machine; and the engine's small parts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.support import slurm_cluster
+from tests.support.cli import run
+from tests.support.world import TAUGHT, TINY, World
+from vitlab import records
+from vitlab.paths import REPOSITORY
+from vitlab.run.engines import flags
+from vitlab.run.engines.slurm_job import EventFile
+from vitlab.track import store
+from vitlab.track.journal import read_journal
+
+# ---------------------------------------------------------------------------------------------------------- without Slurm
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:00", 90), ("0:30", 1), ("1:30:00", 90), ("1:00:01", 61), ("1-0", 1440), ("2-12:30", 3630), ("0-0:0:30", 1)],
+)
+def test_times_as_slurm_writes_them(text: str, minutes: int) -> None:
+    """By hand, from sbatch's manual: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, ...:seconds."""
+    assert flags.minutes(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "0", "1h", "1:2:3:4", "-5", "1-", "0:0:0"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="as Slurm writes it"):
+        flags.minutes(text)
+
+
+def test_events_are_read_once_and_half_written_ones_later(tmp_path: Path) -> None:
+    ours, theirs = EventFile(tmp_path / "events"), EventFile(tmp_path / "events")
+    assert theirs.read() == []
+    ours.append("step", 1, 10, 2.5, 12.0)
+    ours.append("failed", ValueError("why"))
+    whole = ours.path.read_bytes()
+    ours.path.write_bytes(whole[:-3])
+    assert theirs.read() == [("step", 1, 10, 2.5, 12.0)]
+    assert theirs.read() == []
+    ours.path.write_bytes(whole)
+    ((kind, error),) = theirs.read()
+    assert (kind, repr(error)) == ("failed", "ValueError('why')")
+    assert pickle.loads(whole[4:]) == ("step", 1, 10, 2.5, 12.0), "the file's form: a length of 4 bytes, then a pickle"
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        (lambda p: p.setitem(sys.modules, "submitit", None), "submitit is not installed; install it: pip install 'vitlab[slurm]'"),
+        (lambda p: p.setenv("PATH", ""), "there is no 'sbatch' here; run the command where the cluster takes jobs"),
+    ],
+    ids=["submitit", "sbatch"],
+)
+def test_what_is_missing_is_named(
+    patch: Callable[[pytest.MonkeyPatch], None],
+    expected: str,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("submitit")
+    patch(monkeypatch)
+    code, _, err = run(capsys, *world.train("other"), "--engine", "slurm")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: --engine slurm: {expected}")
+
+
+# ------------------------------------------------------------------------------------------------------------- a cluster
+
+EPOCHS = 400
+NAMES = ("tiny", "taught", "other")  # a teacher, its student, and a student with a model of another size
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    pytest.importorskip("submitit", reason="submitit is not installed; pip install 'vitlab[slurm]'")
+    if slurm_cluster.missing():
+        pytest.skip(slurm_cluster.missing())
+    with slurm_cluster.cluster() as env:
+        yield env
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> Path:
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    for name, text in zip(NAMES, (TINY, TAUGHT, TAUGHT.replace("dim: 8", "dim: 16")), strict=True):
+        (folder / f"{name}.yaml").write_text(text.replace("epochs: 1,", f"epochs: {EPOCHS},"), encoding="utf-8")
+    return folder
+
+
+def start(root: Path, experiments: Path, env: dict[str, str], *flags: str, jobs: str = "") -> subprocess.Popen[str]:
+    """runner.py in a process of its own, warned 20 seconds before a job's end; `jobs` is what every Python of a job does first."""
+    root.mkdir(exist_ok=True)
+    (root / "sitecustomize.py").write_text(f"import os\nif 'SLURM_JOB_ID' in os.environ:\n    {jobs or 'pass'}\n", encoding="utf-8")
+    code = "from vitlab import cli\nfrom vitlab.run.engines import slurm\nslurm.WARNING = 20\ncli.run_main()"
+    command = [sys.executable, "-c", code, str(experiments), "--profile", "full", "--data", "digits", *flags]
+    env = os.environ | env | {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, _ = process.communicate(timeout=280)
+    return process.returncode, out
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    for _ in range(2_000):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing came of it in 100 s")
+
+
+def told(root: Path, name: str) -> list[str]:
+    """The events in the journal of the experiment's run."""
+    return [e["text"] for path in root.glob(f"runs/*/{name}/*/journal.jsonl") for _, e in read_journal(path) if e["kind"] == "event"]
+
+
+def queue(env: dict[str, str]) -> list[str]:
+    return slurm_cluster.ask(env, "squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+
+
+def submissions(root: Path) -> dict[str, str]:
+    """What sbatch was given, by the job's id."""
+    return {path.name.partition("_")[0]: path.read_text() for path in root.glob("slurm/[0-9]*_submission.sh")}
+
+
+def in_mlflow(root: Path, name: str) -> list[tuple[str, list[int]]]:
+    """Each metric of the experiment's only run in MLflow, with its steps."""
+    client = MlflowClient(tracking_uri=store.own_uri(root))
+    ids = [e.experiment_id for e in client.search_experiments()]
+    (found,) = client.search_runs(ids, f"tags.`vitlab.kind` = 'seed' AND tags.`vitlab.experiment` = '{name}'")
+    assert found.info.status == "FINISHED"
+    return sorted((key, [m.step for m in client.get_metric_history(found.info.run_id, key)]) for key in found.data.metrics)
+
+
+SLOW = """\
+from vitlab.run.engines.slurm_job import EventFile as F; import time; real = F.append; 'SLURM_RESTART_COUNT' in os.environ or setattr(
+        F, 'append', lambda self, kind, *values: (kind == 'step' and time.sleep(0.3), real(self, kind, *values))[1])"""
+
+
+@pytest.mark.slow
+def test_stopped_then_left_alone_then_at_its_time_limit_it_goes_on_to_the_same_bits(
+    tmp_path: Path, experiments: Path, cluster: dict[str, str]
+) -> None:
+    """Ctrl-C while the teacher trains; then a kill of the command alone, whose jobs go on; then the same command waits for them."""
+    reference = start(tmp_path / "alone", experiments, {}, "--jobs", "1")
+    root = tmp_path / "cluster"
+    flags = ("--engine", "slurm", "--partition", "test", "--time", "1")
+
+    process = start(root, experiments, cluster, *flags, jobs=SLOW)
+    until(lambda: len(told(root, "tiny")) == 1)
+    process.send_signal(signal.SIGINT)
+    code, out = finish(process)
+    assert code == 130, out
+    assert "stopped: all that is done is saved, the last of it in" in out
+    until(lambda: queue(cluster) == [])
+
+    process = start(root, experiments, cluster, *flags, jobs=SLOW)
+    until(lambda: len(told(root, "tiny")) == 2)
+    process.kill()
+    finish(process)
+    texts = submissions(root)
+    assert len(texts) == 4, "twice a job for the teacher, and an array for its students"
+    teacher, students = sorted(texts, key=int)[-2:]
+    assert f"--dependency=afterok:{teacher}\n" in texts[students]
+    assert "--array=0-1%2\n" in texts[students]
+    assert "--partition=test\n" in texts[teacher]
+    assert len(queue(cluster)) == 3
+
+    code, out = finish(start(root, experiments, cluster, *flags, jobs=SLOW))
+    assert code == 0, out
+    assert submissions(root) == texts, "what is in the queue is not submitted again"
+    assert "tiny · seed 0  is saved, and queued again" in out
+    assert len(told(root, "tiny")) == 4, told(root, "tiny")
+    assert [text.split(" at ")[0] for text in told(root, "tiny")] == ["started on cpu", "resumed", "resumed", "finished"]
+    assert [len(told(root, name)) for name in NAMES[1:]] == [2, 2]
+
+    code, out = finish(reference)
+    assert code == 0, out
+    for path in (tmp_path / "alone").glob("runs/*/*/*/record.json"):
+        other = root / path.relative_to(tmp_path / "alone")
+        for name in ("predictions.npz", "weights.safetensors"):
+            assert path.with_name(name).read_bytes() == other.with_name(name).read_bytes(), other
+        mine, theirs = records.read(path), records.read(other)
+        assert (mine.metrics, mine.threads, mine.fingerprint, mine.teacher) == (theirs.metrics, theirs.threads, theirs.fingerprint, theirs.teacher)
+        assert [row["train/loss"] for row in mine.history] == [row["train/loss"] for row in theirs.history]
+    for name in NAMES:
+        rows = in_mlflow(root, name)
+        assert rows == in_mlflow(tmp_path / "alone", name)
+        assert sorted(dict(rows)["train/loss"]) == list(range(1, EPOCHS + 1))
+    code, out = finish(start(root, experiments, cluster, *flags))
+    assert (code, out.count("finished before, skipped")) == (0, 3)
+
+
+DIVERGED = """\
+from vitlab.run.engines import slurm_job; real = slurm_job.EventFile.append
+    def append(self, kind, *values):
+        from vitlab.train.loop import Diverged
+        if kind == 'bar':
+            raise Diverged('the loss is no longer finite')
+        real(self, kind, *values)
+    slurm_job.EventFile.append = append"""
+
+
+@pytest.mark.slow
+def test_where_a_teacher_fails_no_student_begins(tmp_path: Path, experiments: Path, cluster: dict[str, str]) -> None:
+    code, out = finish(start(tmp_path, experiments, cluster, "--engine", "slurm", "--cpus-per-run", "2", jobs=DIVERGED))
+    assert code == 1, out
+    assert "failed tiny · seed 0: the loss is no longer finite" in out
+    assert "Traceback" not in out
+    assert [told(tmp_path, name) for name in NAMES[1:]] == [[], []]
+    until(lambda: queue(cluster) == [])
+    assert all(re.search(r"^srun .* --cpus-per-task=2 ", text, re.MULTILINE) for text in submissions(tmp_path).values())
+
+
+@pytest.mark.slow
+def test_a_job_that_dies_is_named_with_its_log(tmp_path: Path, experiments: Path, cluster: dict[str, str]) -> None:
+    code, out = finish(start(tmp_path, experiments / "tiny.yaml", cluster, "--engine", "slurm", jobs="print('words'); os.kill(os.getpid(), 9)"))
+    assert code == 1, out
+    (log,) = re.findall(r"failed tiny · seed 0: its Slurm job \d+ ended as FAILED; what it printed is in (\S+)\.", out.replace("\n", " "))
+    assert "words" in Path(log).read_text()
+
+
+@pytest.mark.slow
+def test_what_slurm_refuses_is_told_in_its_words(tmp_path: Path, experiments: Path, cluster: dict[str, str]) -> None:
+    code, out = finish(start(tmp_path, experiments, cluster, "--engine", "slurm", "--partition", "nowhere"))
+    assert code == 2, out
+    assert "error: Slurm does not take the job: sbatch: error: invalid partition specified: nowhere" in out
