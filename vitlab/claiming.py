@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from vitlab import terminal
 from vitlab.errors import UserError
 from vitlab.paths import REPORTS, RESULTS, RUNS
+from vitlab.run.engines import flags
+from vitlab.run.engines.flags import Options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from vitlab.data.sources import Source
     from vitlab.run.plan import Run
 
-Train = Callable[["Console", "list[Run]", "set[Path]", "Source", float, "int | None"], int]
+Train = Callable[["Console", "list[Run]", "set[Path]", "Source", float, Options], int]
 
 
 def claims(args: argparse.Namespace, train: Train) -> int:
@@ -37,10 +39,9 @@ def claims(args: argparse.Namespace, train: Train) -> int:
         "--seeds": args.seeds,
         "--budget": math.isfinite(args.budget),
         "--only": args.only,
-        "--jobs": args.jobs,
         "--dry-run": args.dry_run,
     }
-    if given := [flag for flag, value in idle.items() if value]:
+    if given := [*(flag for flag, value in idle.items() if value), *flags.given(args)]:
         raise UserError(f"{', '.join(given)}: about training; add --run")
     with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
     book, profile = None, args.profile
@@ -60,7 +61,7 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     from vitlab.data import sources
     from vitlab.run import plan
 
-    deadline = time.monotonic() + args.budget
+    deadline, options = time.monotonic() + args.budget, flags.options(args)
     console = terminal.console()
     profile = _profile(args)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
@@ -73,9 +74,9 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS)
     terminal.announce(console, profile, source, list(seeds), planned.runs, args.budget)
     if args.dry_run:
-        terminal.print_plan(console, planned.runs, args.jobs, plan.measured_speed(RUNS), planned.settles)
+        terminal.print_plan(console, planned.runs, options.jobs, plan.measured_speed(RUNS), planned.settles)
         return 0
-    code = train(console, planned.runs, set(), source, deadline, args.jobs) if planned.runs else 0  # all of them may be published
+    code = train(console, planned.runs, set(), source, deadline, options) if planned.runs else 0  # all of them may be published
     if code == 0:
         book = _judge(args.declarations, declared, profile, source.name)
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)

@@ -26,6 +26,7 @@ from vitlab.errors import UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
 from vitlab.run import signals
+from vitlab.run.engines import flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,12 +80,6 @@ def _budget(text: str) -> float:
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def _jobs(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"'{text}': expected a whole number from 1 on")
-    return int(text)
-
-
 def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None:
     parser.add_argument("--data", default=data, metavar="auto|cifar10|cifar100|digits|PATH", help="data set (default: %(default)s)")
     parser.add_argument(
@@ -116,10 +111,8 @@ def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, def
     parser.add_argument(
         "--budget", type=_budget, default=math.inf, metavar="90m", help="stop cleanly after this time (s, m, h); run again to go on"
     )
-    parser.add_argument(
-        "--jobs", type=_jobs, metavar="N", help="train so many runs side by side (default: on a CPU what is soonest done, on a GPU 1)"
-    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan, train nothing")
+    flags.add(parser)
 
 
 def run_main(argv: list[str] | None = None) -> NoReturn:
@@ -141,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
     from vitlab.data import sources
     from vitlab.run import plan
 
-    deadline = time.monotonic() + args.budget
+    deadline, options = time.monotonic() + args.budget, flags.options(args)
     console = terminal.console()
     profile = _profile(args.profile)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
@@ -151,16 +144,16 @@ def _run(args: argparse.Namespace) -> int:
     named = {p.resolve() for p in plan.expand(args.experiments)}
     terminal.announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
-        terminal.print_plan(console, runs, args.jobs, plan.measured_speed(RUNS))
+        terminal.print_plan(console, runs, options.jobs, plan.measured_speed(RUNS))
         return 0
-    return _train(console, runs, named if args.force else set(), source, deadline, args.jobs)
+    return _train(console, runs, named if args.force else set(), source, deadline, options)
 
 
-def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, jobs: int | None) -> int:
+def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, options: flags.Options) -> int:
     from vitlab.run import queue
 
     show = functools.partial(terminal.print_result, console)
-    code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, jobs)
+    code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, options)
     if code == 0 and all(run.finished for run in runs):
         terminal.print_summary(console, done, ROOT, REPORTS)
     return code
@@ -242,7 +235,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     _add_declarations(planned)
     _add_profile_flag(planned, "ledger")
     _add_data_flags(planned, "cifar10")
-    planned.add_argument("--jobs", type=_jobs, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
+    planned.add_argument("--jobs", type=flags.whole, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
     command("verify", _verify, "check that the published pages follow from the published records")
     args = parser.parse_args(argv)
     _guard(lambda: args.run(args))

@@ -13,8 +13,11 @@ from rich.console import Console
 from vitlab.data import dataset
 from vitlab.data.sources import Source
 from vitlab.records import RunRecord
+from vitlab.run import drive, predict
 from vitlab.run import jobs as order
-from vitlab.run import local, predict
+from vitlab.run.engines.engine import Engine
+from vitlab.run.engines.flags import Options
+from vitlab.run.engines.local import Local
 from vitlab.run.plan import Run
 from vitlab.run.progress import Display
 from vitlab.run.task import Died, Stopped, Task
@@ -31,13 +34,15 @@ def train(
     deadline: float,
     root: Path,
     show: Callable[[str, RunRecord], None],
-    jobs: int | None,
+    options: Options,
 ) -> tuple[int, list[RunRecord]]:
-    """Train those of `runs` that are not finished, or whose experiment's file is in `forced`: `jobs` at a time, or as many as are soonest done.
+    """Train those of `runs` that are not finished, or whose experiment's file is in `forced`, by the engine of `options`.
 
     Stops at a signal, and at `deadline`, on the clock of time.monotonic(). `show(label, record)` is called for each finished run. Returns
-    the exit code and the finished runs' records. Raises UserError for damaged records and data, before anything is trained.
+    the exit code and the finished runs' records. Raises UserError for damaged records and data, and for an engine that cannot be had, before
+    anything is trained.
     """
+    engine = _elsewhere(options)
     where = machine.device()
     print_device(console, machine.device_name(where), store.shown_uri(root))
     # Damaged records and data are found now, before anything is written or removed and before hours are spent on earlier runs.
@@ -57,17 +62,14 @@ def train(
         done.append(before[run.folder])
         show(f"{label}  finished before, skipped:", done[-1])
     stop = Stop(deadline=deadline)
-    if jobs is None:
-        jobs = order.best([task.run for task in tasks], torch.get_num_threads()) if where.type == "cpu" else 1
-    if jobs > 1 and tasks:
-        console.print(f"{jobs} runs side by side, each with {local.share(jobs)} of {torch.get_num_threads()} threads")
+    engine = engine or _side_by_side(tasks, options.jobs, deadline, where)
     try:
         with Display(console) as display:
-            if jobs == 1:
-                finished = local.in_turn(tasks, loaded, display, stop)
+            if engine is None or not tasks:
+                finished = drive.in_turn(tasks, loaded, display, stop)
             else:
                 loaded.clear()  # each process loads its own
-                finished = local.side_by_side(tasks, jobs, display, stop)
+                finished = drive.by_engine(tasks, engine, display, stop)
             for task, record, here in finished:
                 done.append(record)
                 show(task.label if here else f"{task.label}  finished meanwhile, skipped:", record)
@@ -84,6 +86,19 @@ def train(
         return _stopped(console, stop.signal, "all runs are finished"), done
     _ship_outstanding(console, runs, root)
     return 0, done
+
+
+def _elsewhere(options: Options) -> Engine | None:
+    """Return the engine that trains otherwise than by this machine's processes, None for "local". Raises UserError where it is not installed."""
+    assert options.engine == "local", options.engine
+    return None
+
+
+def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:
+    """Return the engine for `jobs` runs at a time, for None as many as are soonest done; None where one is trained after the other."""
+    if jobs is None:
+        jobs = order.best([task.run for task in tasks], torch.get_num_threads()) if where.type == "cpu" else 1
+    return Local(jobs, deadline) if jobs > 1 else None
 
 
 def print_device(console: Console, device: str, uri: str) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
+
+import torch
 
 from vitlab import files
+from vitlab.data import dataset
 from vitlab.data.dataset import Dataset
 from vitlab.files import printable
 from vitlab.records import RunRecord
 from vitlab.run import execute
 from vitlab.run.plan import Run
-from vitlab.train import loop
+from vitlab.train import loop, machine
 from vitlab.train.loop import Stop
 
 
@@ -73,3 +78,41 @@ def waiting(say: Callable[[str], None], stop: Stop) -> Callable[[str], None]:
             raise loop.Interrupted(asked)
 
     return busy
+
+
+class SentBar:
+    """The bar of a run that another process shows: an engine's events `bar`, `step` and `epoch`, passed to `send(kind, *values)`."""
+
+    def __init__(self, send: Callable[..., None], images_per_epoch: int) -> None:
+        self.send, self.images_per_epoch = send, images_per_epoch
+
+    def __enter__(self) -> SentBar:
+        self.send("bar", self.images_per_epoch)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass  # it goes with the run's end
+
+    def step(self, done: int, total: int, loss: float, top1: float) -> None:
+        self.send("step", done, total, loss, top1)
+
+    def epoch(self, row: dict[str, float]) -> None:
+        self.send("epoch", row)
+
+
+def train_apart(task: Task, threads: int, send: Callable[..., None], stop: Stop) -> None:
+    """Train one run in a process of an engine's, with so many threads, and `send(kind, *values)` an engine's events about it.
+
+    `finished` is sent before all has reached MLflow, which this waits for.
+    """
+    torch.set_num_threads(threads)
+    try:
+        data = dataset.load(task.run.source, task.run.resolved.config.data, machine.device())
+        with contextlib.ExitStack() as shipping:
+            record, here = train_task(task, data, functools.partial(SentBar, send), functools.partial(send, "said"), stop, shipping)
+            send("finished", record, here)
+    except loop.Interrupted:
+        send("interrupted")
+    except Exception as e:
+        e.add_note(f"In the process of {task.label}:\n{traceback.format_exc()}")
+        send("failed", e)
