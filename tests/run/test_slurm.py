@@ -83,7 +83,7 @@ def test_what_is_missing_is_named(
 
 # ------------------------------------------------------------------------------------------------------------- a cluster
 
-EPOCHS = 400
+EPOCHS = 40
 NAMES = ("tiny", "taught", "other")  # a teacher, its student, and a student with a model of another size
 
 
@@ -111,14 +111,20 @@ def start(root: Path, experiments: Path, env: dict[str, str], *flags: str, jobs:
     (root / "sitecustomize.py").write_text(f"import os\nif 'SLURM_JOB_ID' in os.environ:\n    {jobs or 'pass'}\n", encoding="utf-8")
     code = "from vitlab import cli\nfrom vitlab.run.engines import slurm\nslurm.WARNING = 20\ncli.run_main()"
     command = [sys.executable, "-c", code, str(experiments), "--profile", "full", "--data", "digits", *flags]
-    env = os.environ | env | {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
+    env = (
+        os.environ | env | {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
+    )
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, _ = process.communicate(timeout=280)
+    try:
+        out, _ = process.communicate(timeout=280)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it has not ended in 280 s:\n{process.communicate()[0]}")
     return process.returncode, out
 
 
@@ -156,7 +162,7 @@ def in_mlflow(root: Path, name: str) -> list[tuple[str, list[int]]]:
 
 SLOW = """\
 from vitlab.run.engines.slurm_job import EventFile as F; import time; real = F.append; 'SLURM_RESTART_COUNT' in os.environ or setattr(
-        F, 'append', lambda self, kind, *values: (kind == 'step' and time.sleep(0.3), real(self, kind, *values))[1])"""
+        F, 'append', lambda self, kind, *values: (kind == 'step' and time.sleep(2), real(self, kind, *values))[1])"""
 
 
 @pytest.mark.slow
@@ -192,9 +198,9 @@ def test_stopped_then_left_alone_then_at_its_time_limit_it_goes_on_to_the_same_b
     assert code == 0, out
     assert submissions(root) == texts, "what is in the queue is not submitted again"
     assert "tiny · seed 0  is saved, and queued again" in out
-    assert len(told(root, "tiny")) == 4, told(root, "tiny")
-    assert [text.split(" at ")[0] for text in told(root, "tiny")] == ["started on cpu", "resumed", "resumed", "finished"]
-    assert [len(told(root, name)) for name in NAMES[1:]] == [2, 2]
+    events = [text.partition(" ")[0] for text in told(root, "tiny")]
+    assert events == ["started", *["resumed"] * (len(events) - 2), "finished"]
+    assert len(events) >= 4, "after Ctrl-C, and after a time limit or two"
 
     code, out = finish(reference)
     assert code == 0, out
@@ -203,7 +209,12 @@ def test_stopped_then_left_alone_then_at_its_time_limit_it_goes_on_to_the_same_b
         for name in ("predictions.npz", "weights.safetensors"):
             assert path.with_name(name).read_bytes() == other.with_name(name).read_bytes(), other
         mine, theirs = records.read(path), records.read(other)
-        assert (mine.metrics, mine.threads, mine.fingerprint, mine.teacher) == (theirs.metrics, theirs.threads, theirs.fingerprint, theirs.teacher)
+        assert (mine.metrics, mine.threads, mine.fingerprint, mine.teacher) == (
+            theirs.metrics,
+            theirs.threads,
+            theirs.fingerprint,
+            theirs.teacher,
+        )
         assert [row["train/loss"] for row in mine.history] == [row["train/loss"] for row in theirs.history]
     for name in NAMES:
         rows = in_mlflow(root, name)
@@ -236,7 +247,9 @@ def test_where_a_teacher_fails_no_student_begins(tmp_path: Path, experiments: Pa
 
 @pytest.mark.slow
 def test_a_job_that_dies_is_named_with_its_log(tmp_path: Path, experiments: Path, cluster: dict[str, str]) -> None:
-    code, out = finish(start(tmp_path, experiments / "tiny.yaml", cluster, "--engine", "slurm", jobs="print('words'); os.kill(os.getpid(), 9)"))
+    code, out = finish(
+        start(tmp_path, experiments / "tiny.yaml", cluster, "--engine", "slurm", jobs="print('words'); os.kill(os.getpid(), 9)")
+    )
     assert code == 1, out
     (log,) = re.findall(r"failed tiny · seed 0: its Slurm job \d+ ended as FAILED; what it printed is in (\S+)\.", out.replace("\n", " "))
     assert "words" in Path(log).read_text()

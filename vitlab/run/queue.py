@@ -42,7 +42,7 @@ def train(
     the exit code and the finished runs' records. Raises UserError for damaged records and data, and for an engine that cannot be had, before
     anything is trained.
     """
-    engine = _elsewhere(options)
+    engine = _elsewhere(options, root)
     where = machine.device()
     print_device(console, machine.device_name(where), store.shown_uri(root))
     # Damaged records and data are found now, before anything is written or removed and before hours are spent on earlier runs.
@@ -88,8 +88,12 @@ def train(
     return 0, done
 
 
-def _elsewhere(options: Options) -> Engine | None:
+def _elsewhere(options: Options, root: Path) -> Engine | None:
     """Return the engine that trains otherwise than by this machine's processes, None for "local". Raises UserError where it is not installed."""
+    if options.engine == "slurm":
+        from vitlab.run.engines.slurm import Slurm
+
+        return Slurm(options, root)
     assert options.engine == "local", options.engine
     return None
 

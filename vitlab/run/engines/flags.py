@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 
 from vitlab.errors import UserError
 
-OF = {"jobs": ("local",), "address": ("ray",), "cpus_per_run": ("ray",)}  # which engines a flag is for
+OF = {  # which engines a flag is for
+    "jobs": ("local",),
+    "address": ("ray",),
+    "cpus_per_run": ("ray", "slurm"),
+    "gpus_per_run": ("slurm",),
+    "partition": ("slurm",),
+    "time": ("slurm",),
+}
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,9 @@ class Options:
     jobs: int | None = None  # runs side by side
     address: str | None = None  # of a Ray cluster
     cpus_per_run: int | None = None  # CPU cores, and threads, of each run
+    gpus_per_run: int | None = None
+    partition: str | None = None  # of a Slurm cluster
+    time: int | None = None  # minutes, after which Slurm ends a job
 
 
 def whole(text: str) -> int:
@@ -27,15 +38,42 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def minutes(text: str) -> int:
+    """Return a time as Slurm writes it, such as 90, 1:30:00 or 2-12:00, in minutes, rounded up. Raises argparse.ArgumentTypeError."""
+    found = re.fullmatch(r"(\d+)(?::(\d+))?(?::(\d+))?", text) or re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", text)
+    n = [int(part or 0) for part in found.groups()] if found else []
+    if len(n) == 4:
+        seconds = ((n[0] * 24 + n[1]) * 60 + n[2]) * 60 + n[3]
+    elif found and found[3]:
+        seconds = (n[0] * 60 + n[1]) * 60 + n[2]
+    else:
+        seconds = n[0] * 60 + n[1] if found else 0
+    if not seconds:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': expected a time as Slurm writes it, for example 90 (minutes), 1:30:00 or 2-12:00 (days)"
+        )
+    return -(-seconds // 60)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
         "--jobs", type=whole, metavar="N", help="train so many runs side by side (default: on a CPU what is soonest done, on a GPU 1)"
     )
     group = parser.add_argument_group("engines", "what trains the runs; docs/scale.md")
-    group.add_argument("--engine", choices=["local", "ray"], help="processes of this machine, or a Ray cluster (default: local)")
+    group.add_argument(
+        "--engine", choices=["local", "ray", "slurm"], help="processes of this machine, a Ray cluster, or a Slurm cluster (default: local)"
+    )
     group.add_argument("--address", metavar="HOST:PORT", help="ray: the cluster's address (default: one on this machine, for these runs)")
-    group.add_argument("--cpus-per-run", type=whole, metavar="N", help="ray: CPU cores and threads of each run (default: 1)")
+    group.add_argument("--cpus-per-run", type=whole, metavar="N", help="ray, slurm: CPU cores and threads of each run (default: 1)")
+    group.add_argument("--gpus-per-run", type=whole, metavar="N", help="slurm: 1 where the partition has GPUs (default: none)")
+    group.add_argument("--partition", metavar="NAME", help="slurm: where the jobs run (default: the cluster's)")
+    group.add_argument(
+        "--time",
+        type=minutes,
+        metavar="TIME",
+        help="slurm: a job's limit, in minutes or as Slurm writes it; then it goes on in the next (default: 60)",
+    )
 
 
 def given(args: argparse.Namespace) -> list[str]:

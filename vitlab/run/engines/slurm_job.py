@@ -88,8 +88,14 @@ class TrainRun:
         from vitlab.train.loop import Stop
 
         stop = Stop()
-        heed((STOP, signal.SIGTERM, warning), lambda number: setattr(stop, "signal", number))
-        stop.signal = stop.signal or (early[0] if early else None)
+
+        def ask(number: int) -> None:
+            if stop.signal != STOP:  # which none of the others undoes
+                stop.signal = number
+
+        heed((STOP, signal.SIGTERM, warning), ask)
+        for number in early:
+            ask(number)
         task: Task = pickle.loads(self.task)
         if "SLURM_RESTART_COUNT" in os.environ:
             task = replace(task, force=False)  # it goes on with what it has begun
@@ -106,6 +112,8 @@ class TrainRun:
         if last == "interrupted" and stop.signal != STOP:
             send("said", "is saved, and queued again")
             queue_again(warning, None)  # ends the process
+        for number in (STOP, signal.SIGTERM, warning):
+            signal.signal(number, signal.SIG_IGN)  # or one that comes while Python ends would fail the job of a finished run
         with contextlib.suppress(OSError):
             events.append("ended")
         if last != "finished":
