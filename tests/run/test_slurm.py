@@ -245,6 +245,22 @@ def test_where_a_teacher_fails_no_student_begins(tmp_path: Path, experiments: Pa
     assert all(re.search(r"^srun .* --cpus-per-task=2 ", text, re.MULTILINE) for text in submissions(tmp_path).values())
 
 
+LATE = """\
+from vitlab.run.engines.slurm_job import EventFile as F; real = F.append; setattr(
+        F, 'append', lambda self, kind, *values: (real(self, kind, *values), kind == 'finished' and os.kill(os.getpid(), 9)))"""
+
+
+@pytest.mark.slow
+def test_where_a_teachers_job_fails_after_its_run_the_students_are_submitted_again(
+    tmp_path: Path, experiments: Path, cluster: dict[str, str]
+) -> None:
+    code, out = finish(start(tmp_path, experiments, cluster, "--engine", "slurm", jobs=LATE))
+    assert code == 0, out
+    first, second, third = (submissions(tmp_path)[key] for key in sorted(submissions(tmp_path), key=int))
+    assert "--dependency=afterok:" in second
+    assert "--dependency" not in first + third
+
+
 @pytest.mark.slow
 def test_a_job_that_dies_is_named_with_its_log(tmp_path: Path, experiments: Path, cluster: dict[str, str]) -> None:
     code, out = finish(

@@ -211,16 +211,30 @@ class Slurm:
         if job.id not in queue:
             del self.jobs[folder]
             if not job.ended:
-                self._drop_students(job)
-                if not self.stopping:
-                    yield Event(job.task, "died", (self._cause(job),))
-                elif job.begun:
-                    yield Event(job.task, "interrupted")
+                yield from self._of_lost(job)
             return
         state, reason = queue[job.id]
         if state == "PENDING" and reason not in (*USUAL, job.reason):
             job.reason = reason
             yield Event(job.task, "said", (f"waits in Slurm's queue: {reason}",))
+
+    def _of_lost(self, job: Job) -> Iterator[Event]:
+        """Give what has become of a run whose job is no longer there and has told nothing."""
+        from submitit import SlurmJob
+
+        asked = slurm("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%T|%r").stdout.strip()
+        state, _, reason = asked.partition("|")
+        teacher = job.task.run.teacher
+        if not self.stopping and teacher is not None and teacher.finished and reason == "DependencyNeverSatisfied":
+            self.left.append(job.task)  # its teacher's job has failed, but only after all was done
+            return
+        self._drop_students(job)
+        if not self.stopping:
+            log = SlurmJob(self.folder, job.id).paths.stdout
+            end = f"its Slurm job {job.id} ended as {state or 'GONE'}; what it printed is in {log}"
+            yield Event(job.task, "died", (f"{end}. The same command goes on from the last checkpoint",))
+        elif job.begun:
+            yield Event(job.task, "interrupted")
 
     def _drop_students(self, teacher: Job) -> None:
         for job in list(self.jobs.values()):
@@ -235,13 +249,6 @@ class Slurm:
         if ids:
             slurm("scancel", "--quiet", "--state=PENDING", *ids)
             slurm("scancel", "--quiet", f"--signal={STOP}", *ids)
-
-    def _cause(self, job: Job) -> str:
-        from submitit import SlurmJob
-
-        state = slurm("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%T").stdout.strip() or "GONE"
-        log = SlurmJob(self.folder, job.id).paths.stdout
-        return f"its Slurm job {job.id} ended as {state}; what it printed is in {log}. The same command goes on from the last checkpoint"
 
 
 def slurm(*command: str) -> subprocess.CompletedProcess[str]:

@@ -112,12 +112,11 @@ class TrainRun:
         if last == "interrupted" and stop.signal != STOP:
             send("said", "is saved, and queued again")
             queue_again(warning, None)  # ends the process
-        for number in (STOP, signal.SIGTERM, warning):
-            signal.signal(number, signal.SIG_IGN)  # or one that comes while Python ends would fail the job of a finished run
         with contextlib.suppress(OSError):
             events.append("ended")
-        if last != "finished":
-            sys.exit(1)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0 if last == "finished" else 1)  # as multiprocessing does: no thread that is still at work can fail a finished run's job
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what submitit starts when the job is queued again: the same, since the run goes on from its folder."""
