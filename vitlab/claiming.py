@@ -74,7 +74,7 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS)
     terminal.announce(console, profile, source, list(seeds), planned.runs, args.budget)
     if args.dry_run:
-        terminal.print_plan(console, planned.runs, options.jobs, plan.measured_speed(RUNS), planned.settles)
+        terminal.print_plan(console, planned.runs, options, plan.measured_speed(RUNS), planned.settles)
         return 0
     code = train(console, planned.runs, set(), source, deadline, options) if planned.runs else 0  # all of them may be published
     if code == 0:

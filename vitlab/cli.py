@@ -144,7 +144,7 @@ def _run(args: argparse.Namespace) -> int:
     named = {p.resolve() for p in plan.expand(args.experiments)}
     terminal.announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
-        terminal.print_plan(console, runs, options.jobs, plan.measured_speed(RUNS))
+        terminal.print_plan(console, runs, options, plan.measured_speed(RUNS))
         return 0
     return _train(console, runs, named if args.force else set(), source, deadline, options)
 

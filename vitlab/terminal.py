@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vitlab.data.sources import Source
     from vitlab.records import RunRecord
     from vitlab.report.tables import Table
+    from vitlab.run.engines.flags import Options
     from vitlab.run.plan import Run
 
 
@@ -54,9 +55,9 @@ def announce(console: Console, profile: str, source: Source, seeds: list[int], r
 
 
 def print_plan(
-    console: Console, runs: list[Run], jobs: int | None, speed: float | None, settles: Mapping[Path, list[str]] | None = None
+    console: Console, runs: list[Run], options: Options, speed: float | None, settles: Mapping[Path, list[str]] | None = None
 ) -> None:
-    """Print the runs in their order, and how long they will take with so many `jobs` at `speed`, in FLOP/s of this machine; None: not known.
+    """Print the runs in their order, and how long they will take by the engine of `options` at `speed`, in FLOP/s; None: not known.
 
     `settles` maps a run's folder to the claims that have all their runs once this one is finished.
     """
@@ -82,7 +83,46 @@ def print_plan(
             *([] if settles is None else [", ".join(settles.get(run.folder, []))]),
         )  # fmt: skip
     console.print(table)
-    console.print("{} to go, by {}".format(*hours(runs, jobs, speed)))
+    if options.engine == "local":
+        console.print("{} to go, by {}".format(*hours(runs, options.jobs, speed)))
+    else:
+        print_schedule(console, runs, options.gpus, speed)
+
+
+def print_schedule(console: Console, runs: list[Run], gpus: int | None, speed: float | None) -> None:
+    """Print when the unfinished runs are done on so many GPUs, one run on each, and the path and the hours that this takes.
+
+    gpus: None for one for each run. speed: of one GPU, in FLOP/s; None: not known.
+    """
+    from vitlab.run import jobs, plan
+    from vitlab.run.progress import clock
+
+    flops, rate = plan.flops_left(runs, stores=False), speed or ASSUMED * (os.cpu_count() or 1)
+    unfinished = [run for run in runs if not run.finished]
+    if not unfinished:
+        console.print("all runs are finished: nothing to train")
+        return
+
+    def seconds(run: Run) -> float:
+        return flops[run.folder] / rate
+
+    gpus = gpus or len(unfinished)
+    end = max(planned.end for planned in jobs.schedule(unfinished, gpus, seconds))
+    used = sum(map(seconds, unfinished))
+    path = jobs.critical_path(unfinished, seconds)
+    console.print(
+        f"{gpus} GPUs, one run on each: finished after about {clock(end)}, by {basis(speed)}; {used / 3600:.1f} GPU hours, {used / end / gpus:.0%} of "
+        f"the {gpus * end / 3600:.1f} until then"
+    )
+    console.print(
+        f"critical path: {', then '.join(f'{run.label} ({clock(seconds(run))})' for run in path)}: {clock(sum(map(seconds, path)))}, "
+        "however many GPUs there are"
+    )
+
+
+def basis(speed: float | None) -> str:
+    """Return what an estimate of time is based on."""
+    return "the speed of the last finished run here" if speed else f"an assumed {ASSUMED / 1e9:.0f} GFLOP/s per CPU core"
 
 
 def hours(runs: list[Run], jobs: int | None, speed: float | None) -> tuple[str, str]:
@@ -98,8 +138,7 @@ def hours(runs: list[Run], jobs: int | None, speed: float | None) -> tuple[str, 
     beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""
     if beside:
         left *= order.makespan(unfinished, jobs, threads) / order.makespan(unfinished, 1, threads)
-    basis = "the speed of the last finished run here" if speed else f"an assumed {ASSUMED / 1e9:.0f} GFLOP/s per CPU core"
-    return f"about {clock(left)}{beside}", basis
+    return f"about {clock(left)}{beside}", basis(speed)
 
 
 def print_result(console: Console, label: str, record: RunRecord) -> None:
@@ -212,7 +251,7 @@ def print_power(console: Console, declared: Ledger, profile: str, power: Mapping
 
 def print_cost(console: Console, stage: int, seeds: Sequence[int], runs: list[Run], jobs: int | None, speed: float | None) -> None:
     """Print how many runs a stage of claims adds to the one before, and how long they take at `speed`, in FLOP/s; None: not known."""
-    left, basis = hours(runs, jobs, speed)
+    left, by = hours(runs, jobs, speed)
     finished = sum(run.finished for run in runs)
     most = "at most " if stage > 1 else ""
-    console.print(f"stage {stage}, seeds {seeds[0]} to {seeds[-1]}: {most}{len(runs)} runs more, {finished} finished; {left}, by {basis}")
+    console.print(f"stage {stage}, seeds {seeds[0]} to {seeds[-1]}: {most}{len(runs)} runs more, {finished} finished; {left}, by {by}")

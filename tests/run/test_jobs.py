@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.world import TAUGHT, TINY
-from vitlab import config, records
+from tests.support.cli import run
+from tests.support.processes import FILES, LONG, finish, results, start, training, until, write_experiments
+from tests.support.world import World
+from vitlab import config, records, terminal
+from vitlab.data import sources
 from vitlab.paths import REPOSITORY
 from vitlab.run import jobs, plan
 from vitlab.train import checkpoint
@@ -62,11 +61,57 @@ def test_when_the_last_is_finished() -> None:
     assert jobs.best(runs, 2) == 1, "where threads share evenly, nothing is gained side by side"
 
 
+@pytest.mark.usefixtures("plain_work")
+def test_a_schedule_by_hand() -> None:
+    """On one: teacher 0-2, alone 2-7, student 7-11, since most waits for the teacher, then 5 is more than 4. On two, alone is beside them."""
+    teacher = Work("teacher", 2)
+    alone, student = Work("alone", 5), Work("student", 4, teacher)
+    runs = [alone, teacher, student]
+
+    def times(slots: int) -> list[tuple[str, float, float]]:
+        return [(run.folder, begin, end) for run, begin, end in jobs.schedule(runs, slots, lambda run: run.train_flops)]
+
+    assert times(1) == [("teacher", 0, 2), ("alone", 2, 7), ("student", 7, 11)]
+    assert times(2) == times(64) == [("teacher", 0, 2), ("alone", 0, 5), ("student", 2, 6)]
+    assert jobs.critical_path(runs, lambda run: run.train_flops) == [teacher, student]
+    assert jobs.critical_path([*runs, Work("long", 7)], lambda run: run.train_flops)[0].folder == "long"
+    assert jobs.critical_path([alone, student], lambda run: run.train_flops) == [alone], "the student's teacher is finished"
+
+
+def test_the_schedule_that_is_printed(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three seeds of a run that takes half an hour, by hand: on two GPUs an hour, on more half of one; 1.5 GPU hours of 2.0, and of 3 x 0.5."""
+    source = sources.resolve("digits", Path("data"), "full", download=False)
+    runs = plan.make([world.root / "other.yaml"], "full", source, [0, 1, 2], (), world.root / "elsewhere")
+    speed = runs[0].train_flops / 1800
+    for gpus, first in (
+        (
+            2,
+            "2 GPUs, one run on each: finished after about 1:00:00, by the speed of the last finished run here; 1.5 GPU hours, 75% of the 2.0",
+        ),
+        (
+            None,
+            "3 GPUs, one run on each: finished after about 30:00, by the speed of the last finished run here; 1.5 GPU hours, 100% of the 1.5",
+        ),
+    ):
+        terminal.print_schedule(terminal.console(), runs, gpus, speed)
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"{first} until then\n")
+        assert printed.endswith("critical path: other · seed 0 (30:00): 30:00, however many GPUs there are\n")
+
+
+@pytest.mark.parametrize("engine", ["ray"])
+def test_a_dry_run_prints_the_schedule_and_needs_no_engine(engine: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.patch.setitem(sys.modules, "ray", None)
+    code, out, _ = run(capsys, *world.train("taught"), "--engine", engine, "--gpus", "64", "--dry-run", "--force")
+    assert code == 0
+    assert "64 GPUs, one run on each: finished after about" in out
+    code, _, err = run(capsys, *world.train("taught"), "--engine", engine, "--gpus", "64")
+    assert (code, err.partition(":")[2].startswith(" --gpus: how many GPUs the schedule of --dry-run is for")) == (2, True)
+
+
 def test_small_runs_go_side_by_side_and_large_ones_do_not() -> None:
     """What was measured on two cores: 1.32 times the work at the size of `quick`, none more at 51 GFLOP a step."""
     ladder = REPOSITORY / "experiments"
-    from vitlab.data import sources
-
     source = sources.resolve("digits", Path("data"), "quick", download=False)
     assert jobs.best(plan.make([ladder], "quick", source, [0], (), Path("runs")), 2) == 2
     assert jobs.best(plan.make([ladder / "01_baseline_vit.yaml"], "quick", source, [0], (), Path("runs")), 2) == 1
@@ -77,67 +122,10 @@ def test_small_runs_go_side_by_side_and_large_ones_do_not() -> None:
 
 # ---------------------------------------------------------------------------------------------------------- real processes
 
-LONG = "train: {epochs: 400, batch_size: 32}\n"
-FILES = ("tiny.yaml", "taught.yaml", "other.yaml")
-
 
 @pytest.fixture
 def experiments(tmp_path: Path) -> Path:
-    """A teacher, its student, and a run of their own: all tiny."""
-    folder = tmp_path / "experiments"
-    folder.mkdir()
-    for name, text in zip(FILES, (TINY, TAUGHT, TINY.replace("dim: 8", "dim: 16").replace("Tiny", "Other")), strict=True):
-        (folder / name).write_text(text, encoding="utf-8")
-    return folder
-
-
-def start(root: Path, experiments: Path, *flags: str, patch: str = "") -> subprocess.Popen[str]:
-    """runner.py in a process of its own with one thread; `patch` is done first in each process that trains."""
-    root.mkdir(exist_ok=True)
-    (root / "patched.py").write_text(patch, encoding="utf-8")
-    preload = "import multiprocessing.context as c; c.ForkServerContext.set_forkserver_preload = lambda self, names: (c.BaseContext.set_forkserver_preload(self, [*names, 'patched']))"
-    env = os.environ | {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
-    command = [
-        sys.executable,
-        "-c",
-        f"{preload}\nfrom vitlab import cli\ncli.run_main()",
-        str(experiments),
-        "--profile",
-        "full",
-        "--data",
-        "digits",
-    ]
-    return subprocess.Popen(
-        [*command, *flags], cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    out, _ = process.communicate(timeout=240)
-    return process.returncode, out
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what another process does."""
-    for _ in range(2_000):
-        if true():
-            return
-        time.sleep(0.05)
-    pytest.fail("nothing came of it in 100 s")
-
-
-def results(root: Path) -> dict[str, bytes]:
-    """What each run leaves that is a function of its configuration and seed: predictions and weights."""
-    return {
-        f"{path.parts[-3]}/{path.name}": path.read_bytes()
-        for name in ("predictions.npz", "weights.safetensors")
-        for path in root.glob(f"runs/*/*/*/{name}")
-    }
-
-
-def training(root: Path, name: str) -> bool:
-    """Whether the run of this experiment has begun to train."""
-    return any("started" in path.read_text(encoding="utf-8") for path in root.glob(f"runs/*/{name}/*/journal.jsonl"))
+    return write_experiments(tmp_path / "experiments")
 
 
 @pytest.mark.slow

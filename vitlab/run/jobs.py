@@ -1,8 +1,10 @@
-"""In which order runs begin where several train side by side, and how many that should be. Loads no torch."""
+"""In which order runs begin where several train side by side, how many that should be, and when they end. Loads no torch."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
+from typing import NamedTuple
 
 from vitlab.run.plan import Run
 
@@ -33,16 +35,38 @@ def ready(left: list[Run], running: list[Run]) -> Run | None:
     return next((run for run in left if run.teacher is None or run.teacher.folder not in unfinished), None)
 
 
+class Planned(NamedTuple):
+    """A run of a schedule, and when it begins and ends."""
+
+    run: Run
+    begin: float
+    end: float
+
+
+def schedule(runs: list[Run], slots: int, cost: Callable[[Run], float]) -> list[Planned]:
+    """Return when each of `runs` begins and ends, up to `slots` at a time, each as long as `cost` says and in its unit; in their order of beginning."""
+    left, running, now, planned = by_path(runs), [], 0.0, []
+    while left or running:
+        while len(running) < slots and (run := ready(left, [other for _, _, other in running])):
+            left.remove(run)
+            planned.append(Planned(run, now, now + cost(run)))
+            heapq.heappush(running, (planned[-1].end, len(left), run))
+        now, _, _ = heapq.heappop(running)
+    return planned
+
+
+def critical_path(runs: list[Run], cost: Callable[[Run], float]) -> list[Run]:
+    """Return the line of `runs`, each the teacher of the next, that takes longest; cost as for `schedule`. No number of slots shortens it."""
+    paths: dict[object, list[Run]] = {}
+    for run in runs:  # students come after their teachers
+        paths[run.folder] = [*(paths.get(run.teacher.folder, []) if run.teacher else []), run]
+    return max(paths.values(), key=lambda path: sum(map(cost, path)), default=[])
+
+
 def makespan(runs: list[Run], jobs: int, threads: int) -> float:
     """Return when the last of `runs` is finished, in FLOPs of one thread: `jobs` at a time, each with its share of `threads`."""
-    left, running, now = by_path(runs), [], 0.0
     share = max(1, threads // jobs)
-    while left or running:
-        while len(running) < jobs and (run := ready(left, [other for _, _, other in running])):
-            left.remove(run)
-            heapq.heappush(running, (now + work(run, share), len(left), run))
-        now, _, _ = heapq.heappop(running)
-    return now
+    return max((planned.end for planned in schedule(runs, jobs, lambda run: work(run, share))), default=0.0)
 
 
 def best(runs: list[Run], threads: int) -> int:

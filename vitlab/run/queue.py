@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vitlab.data import dataset
 from vitlab.data.sources import Source
+from vitlab.errors import UserError
 from vitlab.records import RunRecord
 from vitlab.run import drive, predict
 from vitlab.run import jobs as order
@@ -43,8 +44,8 @@ def train(
     anything is trained.
     """
     engine = _elsewhere(options, root)
-    where = machine.device()
-    print_device(console, machine.device_name(where), store.shown_uri(root))
+    where = torch.device("cpu") if engine else machine.device()
+    print_device(console, "" if engine else machine.device_name(where), store.shown_uri(root))
     # Damaged records and data are found now, before anything is written or removed and before hours are spent on earlier runs.
     before = {run.folder: run.record() for run in runs if run.finished and run.resolved.path not in forced}
     wanted = dict.fromkeys(run.resolved.config.data for run in runs if run.folder not in before)
@@ -90,12 +91,22 @@ def train(
 
 def _elsewhere(options: Options, root: Path) -> Engine | None:
     """Return the engine that trains otherwise than by this machine's processes, None for "local". Raises UserError where it is not installed."""
-    if options.engine == "slurm":
+    if options.engine == "local":
+        return None
+    package = {"ray": "ray", "slurm": "submitit"}[options.engine]
+    try:  # late, as what is installed only where it is wanted
+        if options.engine == "ray":
+            from vitlab.run.engines.ray import Ray
+
+            return Ray(options)
         from vitlab.run.engines.slurm import Slurm
 
         return Slurm(options, root)
-    assert options.engine == "local", options.engine
-    return None
+    except ModuleNotFoundError as e:
+        if e.name != package:
+            raise
+        how = f"pip install -c constraints.txt -e '.[{options.engine}]'"
+        raise UserError(f"--engine {options.engine}: {package} is not installed; install it with: {how}") from None
 
 
 def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:
@@ -106,8 +117,8 @@ def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: t
 
 
 def print_device(console: Console, device: str, uri: str) -> None:
-    """Print what the runs are trained on and the MLflow store that they are logged to."""
-    console.print(f"device {device} · MLflow {uri}")
+    """Print what the runs are trained on, where that is known yet, and the MLflow store that they are logged to."""
+    console.print(" · ".join([*([f"device {device}"] if device else []), f"MLflow {uri}"]))
 
 
 def _stopped(console: Console, number: int, state: str) -> int:

@@ -12,7 +12,8 @@ OF = {  # which engines a flag is for
     "jobs": ("local",),
     "address": ("ray",),
     "cpus_per_run": ("ray", "slurm"),
-    "gpus_per_run": ("slurm",),
+    "gpus_per_run": ("ray", "slurm"),
+    "gpus": ("ray", "slurm"),
     "partition": ("slurm",),
     "time": ("slurm",),
 }
@@ -26,9 +27,21 @@ class Options:
     jobs: int | None = None  # runs side by side
     address: str | None = None  # of a Ray cluster
     cpus_per_run: int | None = None  # CPU cores, and threads, of each run
-    gpus_per_run: int | None = None
+    gpus_per_run: float | None = None  # GPUs of each run, where there are any
+    gpus: int | None = None  # of the cluster, for a schedule
     partition: str | None = None  # of a Slurm cluster
     time: int | None = None  # minutes, after which Slurm ends a job
+
+
+def share(text: str) -> float:
+    """Return the number above 0 and up to 1 that a flag's text is. Raises argparse.ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}': expected a number above 0 and up to 1, for example 0.25")
+    return value
 
 
 def whole(text: str) -> int:
@@ -62,17 +75,25 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("engines", "what trains the runs; docs/scale.md")
     group.add_argument(
-        "--engine", choices=["local", "ray", "slurm"], help="processes of this machine, a Ray cluster, or a Slurm cluster (default: local)"
+        "--engine", choices=["local", "ray", "slurm"], help="processes of this machine, or a Ray or Slurm cluster (default: local)"
     )
     group.add_argument("--address", metavar="HOST:PORT", help="ray: the cluster's address (default: one on this machine, for these runs)")
-    group.add_argument("--cpus-per-run", type=whole, metavar="N", help="ray, slurm: CPU cores and threads of each run (default: 1)")
-    group.add_argument("--gpus-per-run", type=whole, metavar="N", help="slurm: 1 where the partition has GPUs (default: none)")
+    group.add_argument("--cpus-per-run", type=whole, metavar="N", help="CPU cores and threads of each run (default: 1)")
+    group.add_argument(
+        "--gpus-per-run",
+        type=share,
+        metavar="SHARE",
+        help="ray: a run's share of a GPU, where there are any (default: 1); slurm: 1 where the partition has GPUs (default: none)",
+    )
+    group.add_argument(
+        "--gpus", type=whole, metavar="N", help="with --dry-run: print the schedule on so many GPUs (default: one for each run)"
+    )
     group.add_argument("--partition", metavar="NAME", help="slurm: where the jobs run (default: the cluster's)")
     group.add_argument(
         "--time",
         type=minutes,
         metavar="TIME",
-        help="slurm: a job's limit, in minutes or as Slurm writes it; then it goes on in the next (default: 60)",
+        help="slurm: a job's limit, in minutes or as Slurm writes it; a run that takes longer goes on in the next job (default: 60)",
     )
 
 
@@ -88,4 +109,6 @@ def options(args: argparse.Namespace) -> Options:
         if getattr(args, name) is not None and engine not in engines:
             flag = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag}: for --engine {' or '.join(engines)}, not for {engine}; leave it out, or choose that engine")
+    if args.gpus and not args.dry_run:
+        raise UserError("--gpus: how many GPUs the schedule of --dry-run is for; when runs are trained, the cluster says how many it has")
     return Options(engine, **{name: getattr(args, name) for name in OF})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import pickle
 import shlex
 import shutil
@@ -20,6 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+from submitit import SlurmExecutor, SlurmJob
+from submitit.core.utils import FailedJobError
 
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
@@ -48,13 +50,13 @@ class Job:
 
 
 class Slurm:
-    """The engine that has runs trained by Slurm; `root` is the folder in which the folder of runs is. Raises UserError without submitit or Slurm."""
+    """The engine that has runs trained by Slurm; `root` is the folder in which the folder of runs is. Raises UserError where Slurm is missing."""
 
     def __init__(self, options: Options, root: Path) -> None:
-        if importlib.util.find_spec("submitit") is None:
-            raise UserError("--engine slurm: submitit is not installed; install it: pip install 'vitlab[slurm]', in a checkout '.[slurm]'")
         if shutil.which("sbatch") is None:
             raise UserError("--engine slurm: there is no 'sbatch' here; run the command where the cluster takes jobs, on its login node")
+        if options.gpus_per_run not in (None, 1):
+            raise UserError("--gpus-per-run: Slurm gives a run a whole GPU: 1, or leave it out")
         self.options, self.folder = options, root / "slurm"
         self.name = f"vitlab-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
         self.left: list[Task] = []  # not submitted yet
@@ -135,9 +137,6 @@ class Slurm:
                     self._submit_array(tasks[i : i + ARRAY], after)
 
     def _submit_array(self, tasks: list[Task], after: str | None) -> None:
-        from submitit import SlurmExecutor
-        from submitit.core.utils import FailedJobError
-
         executor = SlurmExecutor(self.folder, max_num_timeout=ENDLESS)
         executor.update_parameters(
             job_name=self.name,
@@ -149,7 +148,7 @@ class Slurm:
             setup=[f"export PYTHONPATH={shlex.quote(str(REPOSITORY))}${{PYTHONPATH:+:$PYTHONPATH}}"],
             additional_parameters={"requeue": True, "kill-on-invalid-dep": "yes"},
             **({"partition": self.options.partition} if self.options.partition else {}),
-            **({"gpus_per_node": self.options.gpus_per_run} if self.options.gpus_per_run else {}),
+            **({"gpus_per_node": 1} if self.options.gpus_per_run else {}),
             **({"dependency": f"afterok:{after}"} if after else {}),
         )
         work = [TrainRun(str(task.run.folder), pickle.dumps(task), self.cpus) for task in tasks]
@@ -169,8 +168,6 @@ class Slurm:
 
     def _of_before(self) -> dict[Path, str]:
         """Return the jobs that an earlier command has submitted, by their runs' folders, if their runs have not ended."""
-        from submitit import SlurmJob
-
         found = {}
         for id in self._queue() or {}:
             with contextlib.suppress(Exception):  # of another version of vitlab, or killed while it was submitted
@@ -220,8 +217,6 @@ class Slurm:
 
     def _of_lost(self, job: Job) -> Iterator[Event]:
         """Give what has become of a run whose job is no longer there and has told nothing."""
-        from submitit import SlurmJob
-
         asked = slurm("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%T|%r").stdout.strip()
         state, _, reason = asked.partition("|")
         teacher = job.task.run.teacher
