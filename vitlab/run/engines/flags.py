@@ -53,14 +53,10 @@ def whole(text: str) -> int:
 
 def minutes(text: str) -> int:
     """Return a time as Slurm writes it, such as 90, 1:30:00 or 2-12:00, in minutes, rounded up. Raises argparse.ArgumentTypeError."""
-    found = re.fullmatch(r"(\d+)(?::(\d+))?(?::(\d+))?", text) or re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", text)
-    n = [int(part or 0) for part in found.groups()] if found else []
-    if len(n) == 4:
-        seconds = ((n[0] * 24 + n[1]) * 60 + n[2]) * 60 + n[3]
-    elif found and found[3]:
-        seconds = (n[0] * 60 + n[1]) * 60 + n[2]
-    else:
-        seconds = n[0] * 60 + n[1] if found else 0
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    days, first, second, third = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    hours_first = found and (found[1] or found[4])  # else minutes
+    seconds = days * 86400 + (first * 3600 + second * 60 + third if hours_first else first * 60 + second)
     if not seconds:
         raise argparse.ArgumentTypeError(
             f"'{text}': expected a time as Slurm writes it, for example 90 (minutes), 1:30:00 or 2-12:00 (days)"

@@ -31,7 +31,8 @@ from vitlab.run.engines.slurm_job import STOP, EventFile, TrainRun, event_file
 from vitlab.run.task import Task
 
 WARNING = 90  # seconds before the time limit at which a job saves its run and is queued again; Slurm may give up to a minute more
-LOOK = 2.0  # seconds between two looks at Slurm's queue
+LOOK = 5.0  # seconds between two looks at Slurm's queue,
+LAST_LOOK = 1.0  # and once the runs are to stop
 ARRAY = 500  # runs in one job array, at most; Slurm's own limit is 1000 unless the cluster has another
 ENDLESS = 1_000_000  # a run is queued again as often as it takes
 USUAL = ("None", "Priority", "Resources", "Dependency", "BeginTime")  # reasons to wait that need no word
@@ -47,16 +48,17 @@ class Job:
     begun: bool = False
     ended: bool = False  # finished, interrupted or failed; its process may go on until MLflow has everything
     reason: str = ""
+    past: bool = False  # whether what is told next was told to an earlier command already
 
 
 class Slurm:
     """The engine that has runs trained by Slurm; `root` is the folder in which the folder of runs is. Raises UserError where Slurm is missing."""
 
     def __init__(self, options: Options, root: Path) -> None:
-        if shutil.which("sbatch") is None:
-            raise UserError("--engine slurm: there is no 'sbatch' here; run the command where the cluster takes jobs, on its login node")
         if options.gpus_per_run not in (None, 1):
             raise UserError("--gpus-per-run: Slurm gives a run a whole GPU: 1, or leave it out")
+        if shutil.which("sbatch") is None:
+            raise UserError("--engine slurm: there is no 'sbatch' here; run the command where the cluster takes jobs, on its login node")
         self.options, self.folder = options, root / "slurm"
         self.name = f"vitlab-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]}"
         self.left: list[Task] = []  # not submitted yet
@@ -64,7 +66,7 @@ class Slurm:
         self.looked = 0.0
         self.stopping = False
         partition = f"partition {options.partition}, " if options.partition else ""
-        self.about = f"Slurm: jobs named {self.name}, {partition}{self.cpus} CPU a run, at most {self.minutes} min at a time"
+        self.about = f"Slurm: jobs named {self.name}, {partition}each run with {self.cpus} CPU{'s' * (self.cpus > 1)} and up to {self.minutes} min at a time"
 
     @property
     def cpus(self) -> int:
@@ -83,7 +85,7 @@ class Slurm:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop(signal.SIGTERM)  # there are some only where an exception has ended it
         while self.busy:
-            self.events(LOOK)
+            self.events(LAST_LOOK)
 
     @property
     def busy(self) -> bool:
@@ -106,7 +108,7 @@ class Slurm:
             return []
         time.sleep(seconds)
         queue = None
-        if time.monotonic() - self.looked > LOOK:
+        if time.monotonic() - self.looked > (LAST_LOOK if self.stopping else LOOK):
             if self.stopping:
                 self._cancel()
             queue, self.looked = self._queue(), time.monotonic()
@@ -127,7 +129,7 @@ class Slurm:
                 after = teacher.id if teacher and not teacher.ended else None
                 if (id := before.get(task.run.folder)) and not task.force and (after is None or after in kept):
                     kept.add(id)
-                    self._add(task, id)
+                    self.jobs[task.run.folder] = Job(task, id, event_file(self.folder, id), past=True)
                 else:
                     if id:  # it waits for a job that will not finish, or has not heard of --force
                         slurm("scancel", "--quiet", id)
@@ -159,12 +161,11 @@ class Slurm:
             except FailedJobError as e:
                 raise UserError(f"Slurm does not take the job: {e}") from None
         for task, job in zip(tasks, jobs, strict=True):
-            self._add(task, job.job_id)
-
-    def _add(self, task: Task, id: str) -> None:
-        told = event_file(self.folder, id)
-        told.path.touch()  # so that it is there to be looked at: NFS remembers for a while what was not
-        self.jobs[task.run.folder] = Job(task, id, told)
+            told = event_file(self.folder, job.job_id)
+            told.path.write_bytes(
+                b""
+            )  # now: a cluster made anew may have had a job of this id; and NFS remembers for a while what was not there
+            self.jobs[task.run.folder] = Job(task, job.job_id, told)
 
     def _of_before(self) -> dict[Path, str]:
         """Return the jobs that an earlier command has submitted, by their runs' folders, if their runs have not ended."""
@@ -191,8 +192,11 @@ class Slurm:
         folder = job.task.run.folder
         if self.jobs.get(folder) is not job:  # its teacher has failed
             return
+        past, job.past = job.past, False
         for kind, *values in job.told.read():
             job.begun = job.begun or kind == "bar"
+            if past and kind in ("said", "step", "epoch"):
+                continue
             if kind == "ended":
                 del self.jobs[folder]
                 return
