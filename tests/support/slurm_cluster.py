@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -114,7 +114,7 @@ def free_ports(n: int) -> list[int]:
         return [s.getsockname()[1] for s in sockets]
 
 
-def until(folder: Path, true) -> None:
+def until(folder: Path, true: Callable[[], bool]) -> None:
     """Wait for a daemon; what they all have written is in the error if it does not come."""
     end = time.monotonic() + SECONDS
     while not true():
@@ -135,7 +135,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    if missing():
-        sys.exit(missing())
+    if missing() or not sys.argv[1:]:
+        sys.exit(missing() or "expected a command, which is run on a cluster made for it")
     with cluster() as env:
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal's Ctrl-C is for the command
         sys.exit(subprocess.run(sys.argv[1:], env=os.environ | env, check=False).returncode)

@@ -162,9 +162,8 @@ class Slurm:
                 raise UserError(f"Slurm does not take the job: {e}") from None
         for task, job in zip(tasks, jobs, strict=True):
             told = event_file(self.folder, job.job_id)
-            told.path.write_bytes(
-                b""
-            )  # now: a cluster made anew may have had a job of this id; and NFS remembers for a while what was not there
+            # Empty now: a cluster made anew may have had a job of this id, and NFS remembers for a while what was not there.
+            told.path.write_bytes(b"")
             self.jobs[task.run.folder] = Job(task, job.job_id, told)
 
     def _of_before(self) -> dict[Path, str]:
