@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -178,9 +179,10 @@ def test_without_shared_storage_all_comes_back_and_a_lost_node_costs_little(clus
 @pytest.mark.slow
 def test_one_that_fails_stops_the_others_on_a_cluster_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    experiments = write_experiments(tmp_path / "experiments")
+    experiments = write_experiments(tmp_path / "experiments", LONG)
     tiny = experiments / "tiny.yaml"
-    tiny.write_text(tiny.read_text(encoding="utf-8").replace("lr: 1e-3", "lr: 1e30"), encoding="utf-8")
+    diverging = "{name: sgd, lr: 10, weight_decay: 1}"  # each step makes the weights nine times as large
+    tiny.write_text(re.sub("optim: .*", f"optim: {diverging}", tiny.read_text(encoding="utf-8")), encoding="utf-8")
     code, out = finish(start(tmp_path / "root", experiments, "--engine", "ray"))
     assert code == 1, out
     assert "failed tiny · seed 0: the loss, its gradient or the weights are no longer finite" in out

@@ -27,12 +27,12 @@ def write_experiments(folder: Path, train: str = "") -> Path:
     return folder
 
 
-def start(root: Path, experiments: Path, *flags: str, patch: str = "") -> subprocess.Popen[str]:
-    """runner.py in a process of its own with one thread; `patch` is done first in each process that trains."""
+def start(root: Path, experiments: Path, *flags: str, patch: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """runner.py in a process of its own with one thread; `patch` is done first in each process that trains, `env` goes into its environment."""
     root.mkdir(exist_ok=True)
     (root / "patched.py").write_text(patch, encoding="utf-8")
     preload = "import multiprocessing.context as c; c.ForkServerContext.set_forkserver_preload = lambda self, names: (c.BaseContext.set_forkserver_preload(self, [*names, 'patched']))"
-    env = os.environ | {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
+    own = {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}
     command = [
         sys.executable,
         "-c",
@@ -44,7 +44,13 @@ def start(root: Path, experiments: Path, *flags: str, patch: str = "") -> subpro
         "digits",
     ]
     return subprocess.Popen(
-        [*command, *flags], cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        [*command, *flags],
+        cwd=REPOSITORY,
+        env=os.environ | own | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -49,7 +49,7 @@ def train(
             raise UserError("--engine, --jobs: torchrun's processes train one run together; leave these flags, or torchrun, away")
         console.print(f"{distributed.size()} processes train each run together")
         options = replace(options, jobs=1)
-    engine = _elsewhere(options)
+    engine = _elsewhere(options, root)
     where = torch.device("cpu") if engine else machine.device()
     print_device(console, "" if engine else machine.device_name(where), store.shown_uri(root))
     # Damaged records and data are found now, before anything is written or removed and before hours are spent on earlier runs.
@@ -95,19 +95,24 @@ def train(
     return 0, done
 
 
-def _elsewhere(options: Options) -> Engine | None:
+def _elsewhere(options: Options, root: Path) -> Engine | None:
     """Return the engine that trains otherwise than by this machine's processes, None for "local". Raises UserError where it is not installed."""
     if options.engine == "local":
         return None
-    try:
-        from vitlab.run.engines.ray import Ray  # late, as what is installed only where it is wanted
+    package = {"ray": "ray", "slurm": "submitit"}[options.engine]
+    try:  # late, as what is installed only where it is wanted
+        if options.engine == "ray":
+            from vitlab.run.engines.ray import Ray
 
-        return Ray(options)
+            return Ray(options)
+        from vitlab.run.engines.slurm import Slurm
+
+        return Slurm(options, root)
     except ModuleNotFoundError as e:
-        if e.name != options.engine:
+        if e.name != package:
             raise
         how = f"pip install -c constraints.txt -e '.[{options.engine}]'"
-        raise UserError(f"--engine {options.engine}: {options.engine} is not installed; install it with: {how}") from None
+        raise UserError(f"--engine {options.engine}: {package} is not installed; install it with: {how}") from None
 
 
 def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:
