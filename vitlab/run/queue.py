@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,10 @@ def _elsewhere(options: Options) -> Engine | None:
     """Return the engine that trains otherwise than by this machine's processes, None for "local". Raises UserError where it is not installed."""
     if options.engine == "local":
         return None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported, as the next two
+    if options.address is None:  # the ports of a cluster of our own are open to the network, so it answers to nobody without this token
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         from vitlab.run.engines.ray import Ray  # late, as what is installed only where it is wanted
 
