@@ -94,10 +94,7 @@ def _elsewhere(options: Options) -> Engine | None:
     """Return the engine that trains otherwise than by this machine's processes, None for "local". Raises UserError where it is not installed."""
     if options.engine == "local":
         return None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported, as the next two
-    if options.address is None:  # the ports of a cluster of our own are open to the network, so it answers to nobody without this token
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    _set_ray_up(options.address)
     try:
         from vitlab.run.engines.ray import Ray  # late, as what is installed only where it is wanted
 
@@ -107,6 +104,18 @@ def _elsewhere(options: Options) -> Engine | None:
             raise
         how = f"pip install -c constraints.txt -e '.[{options.engine}]'"
         raise UserError(f"--engine {options.engine}: {options.engine} is not installed; install it with: {how}") from None
+
+
+def _set_ray_up(address: str | None) -> None:
+    """Set what Ray reads from the environment when it is imported: it sends no statistics, and asks for a token, unless the environment says otherwise.
+
+    The ports of a cluster of our own are open to the network, so it answers to nobody without a token that is made here.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a cluster that asks for none takes one as well
 
 
 def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:
