@@ -107,15 +107,15 @@ def _elsewhere(options: Options) -> Engine | None:
 
 
 def _set_ray_up(address: str | None) -> None:
-    """Set what Ray reads from the environment when it is imported: it sends no statistics, and asks for a token, unless the environment says otherwise.
+    """Set what Ray reads from the environment when it is imported, unless it is set: no statistics, and the token of a cluster of our own.
 
-    The ports of a cluster of our own are open to the network, so it answers to nobody without a token that is made here.
+    Its ports are open to the network, so it answers to nobody without that token. Whether another cluster asks for one is for the user to say:
+    a command and its cluster have to agree.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a cluster that asks for none takes one as well
 
 
 def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:
