@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from pathlib import Path
 
 from benchmarks.growth import Store
 from benchmarks.servers import Stack
+from vitlab.track import index
 from vitlab.track.store import connect
 
 # Copies of runs, row by row. The first ones' rows are MLflow's own; indexes and checks are left out while millions of rows come in.
@@ -23,6 +25,9 @@ SELECT format('ALTER TABLE metrics DROP CONSTRAINT %I', conname) FROM kept \\gex
 SELECT format('DROP INDEX %I', indexname) FROM indexes \\gexec
 {copies}
 UPDATE tags SET value = seed FROM copies WHERE run_uuid = new AND key = 'vitlab.seed';
+COPY tags (key, value, run_uuid) FROM STDIN;
+{entries}
+\\.
 SELECT indexdef FROM indexes \\gexec
 SELECT format('ALTER TABLE metrics ADD CONSTRAINT %I %s', conname, definition) FROM kept \\gexec
 VACUUM ANALYZE;
@@ -49,7 +54,10 @@ class ServerStore(Store):
         """Put runs into the server's database and artifact folder until there are `count`."""
         firsts = connect(self.root).find({"vitlab.kind": "seed", "vitlab.seed": "0"})
         first = {run.data.tags["vitlab.fingerprint"]: run.info for run in firsts}
-        rows = []
+        store = connect(self.root)
+        shards = [index.shard(store, number) for number in range(index.SHARDS)]
+        entries = index.read(store)
+        rows, listed = [], []
         for i in range(self.count, count):
             fingerprint, seed, text = self.text(i)
             like, new = first[fingerprint], uuid.uuid4().hex
@@ -57,11 +65,16 @@ class ServerStore(Store):
             folder.mkdir(parents=True)
             (folder / "record.json").write_text(text)
             rows.append(f"{like.run_id}\t{new}\t{seed}")
+            entry = {key: value.replace(like.run_id, new) for key, value in entries[like.run_id].items()}
+            entry |= {"vitlab.seed": str(seed), index.RECORD: hashlib.sha256(text.encode()).hexdigest()}
+            listed.append(f"{new}\t{json.dumps(entry, sort_keys=True)}\t{shards[index.shard_number(new)]}")
         copies = []
         for table, run in TABLES.items():
-            columns = self.stack.psql(f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}' AND table_schema = 'public'").split()
+            columns = self.stack.psql(
+                f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}' AND table_schema = 'public'"
+            ).split()
             values = [f"replace({c}, old, new)" if c in (run, "artifact_uri") else c for c in columns]
             values = ["gen_random_uuid()" if c == "input_uuid" else v for c, v in zip(columns, values)]
             copies.append(f"INSERT INTO {table} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {table} JOIN copies ON {run} = old;")
-        self.stack.psql(COPY.format(rows="\n".join(rows), copies="\n".join(copies)))
+        self.stack.psql(COPY.format(rows="\n".join(rows), copies="\n".join(copies), entries="\n".join(listed)))
         self.count = count

@@ -69,7 +69,9 @@ class Service:
 
     def run(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as `docker compose exec` would: with the service's environment and user."""
-        return subprocess.run(command, cwd=self.folder, env=self.env, user=self.user, capture_output=True, text=True, check=False, **options)
+        return subprocess.run(
+            command, cwd=self.folder, env=self.env, user=self.user, capture_output=True, text=True, check=False, **options
+        )
 
     def start(self) -> None:
         """Start it and wait until its health check succeeds. Raises RuntimeError with its log where it does not."""
@@ -118,7 +120,9 @@ class Stack:
             "db:5432": f"127.0.0.1:{self.db_port}", "=/artifacts": f"={self.artifacts}", "=0.0.0.0": "=127.0.0.1",
             "--port=5000": f"--port={self.port}", "127.0.0.1:5000/": f"127.0.0.1:{self.port}/",
         }  # fmt: skip
-        self.server = Service(server, services["server"], places, services["server"]["environment"] | {"MLFLOW_AUTH_CONFIG_PATH": f"{server}/auth.ini"})
+        self.server = Service(
+            server, services["server"], places, services["server"]["environment"] | {"MLFLOW_AUTH_CONFIG_PATH": f"{server}/auth.ini"}
+        )
         bin_folder = Path(sys.executable).parent
         self.server.command[0] = str(bin_folder / "mlflow")
         self.server.health[0] = sys.executable

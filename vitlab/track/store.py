@@ -157,53 +157,70 @@ class Store:
             logging.getLogger(name).setLevel(level)  # else they print about new tables and retried requests amid the progress
         self.root = root
         self.key = without_password(uri)
+        self.own = uri == own_uri(root)  # a database that is read with SQL
+        self._experiments: dict[str, str] = {}
         root.mkdir(parents=True, exist_ok=True)
         with locked(root):
-            if uri == own_uri(root) and not (root / "mlflow.db").exists():
+            if self.own and not (root / "mlflow.db").exists():
                 make_database(root)
             self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-            self.experiment_id = self._experiment(uri)
+            self.experiment_id = self.experiment(EXPERIMENT)
 
-    def _experiment(self, uri: str) -> str:
+    def experiment(self, name: str) -> str:
+        """Return the id of the experiment, which is made where it is missing. Raises UserError for a deleted one."""
+        if name not in self._experiments:
+            self._experiments[name] = self._experiment(name)
+        return self._experiments[name]
+
+    def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        location = _artifact_location(self.root) if uri.startswith("sqlite:") else None  # a server has a place of its own
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+        location = _artifact_location(self.root) if self.key.startswith("sqlite:") else None  # a server has a place of its own
+        found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(EXPERIMENT, artifact_location=location)
+                return self.client.create_experiment(name, artifact_location=location)
             except MlflowException:  # on a server, another machine may have been faster
-                found = self.client.get_experiment_by_name(EXPERIMENT)
+                found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage == "deleted":
             remedy = f"bring it back with 'mlflow experiments restore -x {found.experiment_id}'"
-            raise UserError(f"{self.key}: the experiment '{EXPERIMENT}' was deleted; {remedy}")
+            raise UserError(f"{self.key}: the experiment '{name}' was deleted; {remedy}")
         old = found.artifact_location
-        if uri == own_uri(self.root) and old != location and old.startswith("file:") and old.endswith("/mlartifacts"):
+        if self.own and old != location and old.startswith("file:") and old.endswith("/mlartifacts"):
             _relocate(self.root, old, location)
         return found.experiment_id
 
-    def find(self, tags: dict[str, str]) -> list[Run]:
-        """Return the runs with all these tags, oldest first."""
+    def find(self, tags: dict[str, str], more: str = "", experiment_id: str | None = None, deleted: bool = False) -> list[Run]:
+        """Return the runs with all these tags, oldest first; `more` is another condition in MLflow's language.
+
+        They are searched in the experiment `vitlab`, or in the one named, among its deleted runs where `deleted` says so.
+        """
+        from mlflow.entities import ViewType
+
         # the filter language has no escapes, so what would need one is compared here alone
-        text = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items() if v and "'" not in v)
+        text = " and ".join([*(f"tags.`{k}` = '{v}'" for k, v in tags.items() if v and "'" not in v), *([more] if more else [])])
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs, token = [], None
         while True:
-            page = self.client.search_runs([self.experiment_id], text, max_results=1000, page_token=token)
+            page = self.client.search_runs([experiment_id or self.experiment_id], text, view, max_results=1000, page_token=token)
             runs += [run for run in page if all(run.data.tags.get(k, "") == v for k, v in tags.items())]
             token = page.token
             if not token:
                 return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
-    def find_or_create(self, tags: dict[str, str], name: str, start: int, new_tags: dict[str, str]) -> str:
+    def find_or_create(
+        self, tags: dict[str, str], name: str, start: int, new_tags: dict[str, str], experiment_id: str | None = None
+    ) -> str:
         """Return the id of the run with these tags; made, with `new_tags` besides, where there is none. start: ms since the epoch."""
+        where = experiment_id or self.experiment_id
         with locked(self.root):
-            found = self.find(tags)
+            found = self.find(tags, experiment_id=where)
             if found:
                 return found[0].info.run_id
-            made = self.client.create_run(self.experiment_id, start_time=start, tags=tags | new_tags, run_name=name).info.run_id
-            first = self.find(tags)[0].info.run_id
+            made = self.client.create_run(where, start_time=start, tags=tags | new_tags, run_name=name).info.run_id
+            first = self.find(tags, experiment_id=where)[0].info.run_id
             if first != made:  # another machine's, a moment earlier: all keep the first
                 self.client.delete_run(made)
             return first
@@ -282,6 +299,16 @@ def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
             moved = new + uri.removeprefix(old) if uri.startswith(old) else uri  # the same, unless the folder was moved
             runs.setdefault(run_id, (run_id, moved, {}))[2][key] = value
     return list(runs.values())
+
+
+def ledgers(root: Path) -> list[tuple[str, str | None]]:
+    """Return (run id, digest of the ledger) of each ledger in MLflow. Raises what mlflow raises."""
+    kind = {"vitlab.kind": "ledger"}
+    if tracking_uri(root) == own_uri(root):
+        found = [(run_id, tags) for run_id, _, tags in own_runs(root) if tags.items() >= kind.items()]
+    else:
+        found = [(run.info.run_id, run.data.tags) for run in connect(root).find(kind)]
+    return [(run_id, tags.get("vitlab.ledger")) for run_id, tags in found]
 
 
 def experiment(root: Path) -> tuple[str, dict[str, str]]:
