@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote, urlparse
+from urllib.parse import unquote, urlparse
 
 from vitlab.errors import UserError
 from vitlab.track import index
-from vitlab.track.store import Store, connect, own_runs, own_uri, reason, shown_uri, tracking_uri
+from vitlab.track.store import Store, connect, own_runs, own_uri, reason, tracking_uri, unusable
 
 AT_ONCE = 8  # downloads side by side: a server answers one while the next is on its way
-PROXIED = "mlflow-artifacts:/"  # what a server says of artifacts that it hands out itself
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def download(root: Path, run_id: str, artifact: str, dst: Path) -> Path:
     try:
         return Path(connect(root).client.download_artifacts(run_id, artifact, str(dst)))
     except (MlflowException, OSError) as e:
-        raise UserError(f"MLflow run {run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'") from None
+        raise _missing(run_id, artifact, e) from None
 
 
 def fetch_records(runs: Sequence[FinishedRun], copies: Iterable[Path], dst: Path) -> list[Path]:
@@ -54,34 +54,48 @@ def fetch_records(runs: Sequence[FinishedRun], copies: Iterable[Path], dst: Path
 
     Raises UserError where a run has none, or the server cannot be reached.
     """
-    wanted = {run.digest for run in runs if run.folder is None and run.digest}
-    copied = {index.digest(path): path for path in copies} if wanted else {}
-
-    def path_of(run: FinishedRun) -> Path:
-        if run.folder is None and run.digest in copied:
-            return copied[run.digest]
-        if run.folder is None and run.uri.startswith(PROXIED) and not run.uri.startswith(f"{PROXIED}/"):
-            return _download_proxied(run, "record.json", dst / run.run_id)
-        return run.fetch("record.json", dst / run.run_id)
-
+    remote = [run for run in runs if run.folder is None]
+    known = {run.digest for run in remote if run.digest}
+    copied = {digest: path for path in copies if (digest := index.digest(path.read_bytes())) in known} if known else {}
+    paths = {run.run_id: copied[run.digest] for run in remote if run.digest in copied}
+    packs: dict[str, list[FinishedRun]] = {}
+    for run in remote:
+        if run.run_id not in paths and index.PACK in run.tags:
+            packs.setdefault(run.tags[index.PACK], []).append(run)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return list(pool.map(path_of, runs))
+        for unpacked in pool.map(lambda uri: _unpack(uri, packs[uri], dst), packs):
+            paths |= unpacked
+        loose = [run for run in runs if run.run_id not in paths]
+        paths |= zip((run.run_id for run in loose), pool.map(lambda run: _fetch_record(run, dst / run.run_id), loose), strict=True)
+    return [paths[run.run_id] for run in runs]
 
 
-def _download_proxied(run: FinishedRun, artifact: str, dst: Path) -> Path:
-    """As `download`, in one request: MLflow's client asks for the run, lists its artifacts, and then gets this one."""
-    from mlflow.tracking._tracking_service.utils import get_default_host_creds  # what MLflow's own clients of artifacts take
-    from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+def _unpack(uri: str, runs: list[FinishedRun], dst: Path) -> dict[str, Path]:
+    """Return the paths of the records that the pack has, by run; of none where it cannot be had."""
+    with contextlib.suppress(Exception):
+        found = index.unpack(connect(runs[0].root).read_artifact(uri), [(run.run_id, run.digest) for run in runs])
+        return {run_id: _keep(content, dst / run_id) for run_id, content in found.items()}
+    return {}
 
-    where = f"/api/2.0/mlflow-artifacts/artifacts/{quote(run.uri.removeprefix(PROXIED))}/{artifact}"
+
+def _fetch_record(run: FinishedRun, dst: Path) -> Path:
+    store = connect(run.root) if run.folder is None else None
+    if store is None or not store.proxied(run.uri):
+        return run.fetch("record.json", dst)
     try:
-        answer = http_request(get_default_host_creds(tracking_uri(run.root)), where, "GET")
-        augmented_raise_for_status(answer)
+        return _keep(store.read_artifact(f"{run.uri}/record.json"), dst)
     except Exception as e:
-        raise UserError(f"MLflow run {run.run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'") from None
-    dst.mkdir(parents=True, exist_ok=True)
-    (dst / artifact).write_bytes(answer.content)
-    return dst / artifact
+        raise _missing(run.run_id, "record.json", e) from None
+
+
+def _keep(content: bytes, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_bytes(content)
+    return folder / "record.json"
+
+
+def _missing(run_id: str, artifact: str, e: Exception) -> UserError:
+    return UserError(f"MLflow run {run_id} has no {artifact} ({reason(e)}); delete the run in MLflow, then 'vitlab sync'")
 
 
 def finished_runs(root: Path, experiment: str | None = None, profile: str | None = None, dataset: str | None = None) -> list[FinishedRun]:
@@ -99,9 +113,7 @@ def finished_runs(root: Path, experiment: str | None = None, profile: str | None
     except UserError:
         raise
     except Exception as e:
-        raise UserError(
-            f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI"
-        ) from None
+        raise unusable(root, e) from None
 
 
 def _indexed(root: Path, store: Store, tags: dict[str, str]) -> list[FinishedRun]:

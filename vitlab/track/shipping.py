@@ -237,7 +237,10 @@ def _settle(store: Store, run_id: str, info: RunInfo, state: _State, run_dir: Pa
     parent_id = _parent(store, info)
     store.set_tags(run_id, {"mlflow.parentRunId": parent_id})  # it may have been deleted and made again
     if state.status == "FINISHED" and not store.own:
-        about = {index.RECORD: index.digest(run_dir / "record.json"), index.URI: store.client.get_run(run_id).info.artifact_uri}
+        about = {
+            index.RECORD: index.digest((run_dir / "record.json").read_bytes()),
+            index.URI: store.client.get_run(run_id).info.artifact_uri,
+        }
         index.add(store, run_id, _entry(info, state.started, parent_id) | about)
     with locked(store.root):
         if state.status == "RUNNING":

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "vitlab"
+PROXIED = "mlflow-artifacts:/"  # what a server says of artifacts that it hands out itself
 BATCH = 1000  # metrics in one request; MLflow's limit
 LOCK_SECONDS = 300  # making a database takes a busy machine minutes
 
@@ -236,6 +238,23 @@ class Store:
                 if key not in experiment.tags:
                     self.client.set_experiment_tag(self.experiment_id, key, value)
 
+    def proxied(self, uri: str) -> bool:
+        """Return whether this server hands out what is at `uri` itself."""
+        return uri.startswith(PROXIED) and not uri.startswith(f"{PROXIED}/")  # with two slashes another server's name follows
+
+    def read_artifact(self, uri: str) -> bytes:
+        """Return a proxied file's content, in one request: MLflow's client asks for the run and lists its artifacts first.
+
+        Raises what mlflow and requests raise.
+        """
+        from mlflow.tracking._tracking_service.utils import get_default_host_creds  # what MLflow's own clients of artifacts take
+        from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
+        where = f"/api/2.0/mlflow-artifacts/artifacts/{quote(uri.removeprefix(PROXIED))}"
+        answer = http_request(get_default_host_creds(self.client.tracking_uri), where, "GET")
+        augmented_raise_for_status(answer)
+        return answer.content
+
     def exists(self, run_id: str) -> bool:
         """Return whether the run exists and is not deleted."""
         from mlflow.exceptions import MlflowException
@@ -277,8 +296,8 @@ class Store:
 
 
 def without_password(text: str) -> str:
-    """Return `text` without the user and password of a URL in it."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
+    """Return `text` without the user and password of a URL in it, whatever characters these have."""
+    return re.sub(r"://([^/\s]*:\S*|[^/\s]+)@", "://", text)
 
 
 def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
@@ -325,10 +344,37 @@ def experiment(root: Path) -> tuple[str, dict[str, str]]:
 def reason(e: BaseException) -> str:
     """Return in one line why `e` happened, without passwords.
 
-    Where a connection or a file failed, that is the system's own text, since MLflow's is a page of retries.
+    Where a connection or a file failed, that is the system's own text, since MLflow's is a page of retries; where a server refuses a user, it
+    is what to set.
     """
+    if refusal := _refusal(e):
+        return refusal
     inner = e
     while (cause := inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__)) is not None:
         inner = cause
     lines = str(inner if isinstance(inner, OSError) else e).strip().splitlines() or [type(e).__name__]
     return without_password(lines[0])[:300]
+
+
+def _refusal(e: BaseException) -> str:
+    """Return what to set where a server refuses the user or what they ask for; "" where `e` is something else."""
+    response = getattr(e, "response", None)  # of requests' errors, which artifacts end in
+    status = response.status_code if response is not None else getattr(e, "get_http_status_code", lambda: None)()
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if status == 401:
+        given = f"the password of '{user}'" if user else "a request without a user"
+        return f"the server refuses {given} (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if status == 403 and "Host header" in str(e):
+        return "the server does not answer to this name (403): add it, with its port, to MLFLOW_HOSTS in the server's deploy/.env"
+    if status == 403:
+        return (
+            f"the server does not let '{user}' do that (403): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user who may"
+        )
+    return ""
+
+
+def unusable(root: Path, e: BaseException) -> UserError:
+    """Return the error that tells the user why MLflow cannot be used, and what to do."""
+    if refusal := _refusal(e):
+        return UserError(f"{shown_uri(root)}: {refusal}")
+    return UserError(f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI")
