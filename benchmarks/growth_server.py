@@ -41,6 +41,7 @@ SEEDS = 10  # of each setting
 TABLES = {  # table -> its column that names the run
     "runs": "run_uuid", "tags": "run_uuid", "params": "run_uuid", "latest_metrics": "run_uuid", "inputs": "destination_id", "metrics": "run_uuid",
 }  # fmt: skip
+INPUT = "substr(input_uuid, 1, 4) || new"  # a copy's new id in the table `inputs`
 KEYS = ("seed", "variant", "fingerprint", "parent")  # what is a copy's own
 # Indexes and checks are left out while millions of rows come in.
 POSTGRES = """
@@ -70,17 +71,19 @@ WHERE nspname = 'public' AND relname IN ({names}) ORDER BY relname
 """
 
 
-def copying(columns: Callable[[str], Sequence[str]], new_id: str, tables: Sequence[str]) -> str:
-    """Return the SQL that copies runs as the temporary table `copies` says; `columns` gives a table's, `new_id` is SQL for a new UUID."""
+def copying(columns: Callable[[str], Sequence[str]], tables: Sequence[str]) -> str:
+    """Return the SQL that copies runs as the temporary table `copies` says; `columns` gives a table's."""
     statements = []
     for table in tables:
         run = TABLES[table]
-        values = {
-            c: f"replace({c}, old, new)" if c in (run, "artifact_uri") else new_id if c == "input_uuid" else c for c in columns(table)
-        }
+        values = {c: f"replace({c}, old, new)" if c in (run, "artifact_uri") else INPUT if c == "input_uuid" else c for c in columns(table)}
         statements.append(
             f"INSERT INTO {table} ({', '.join(values)}) SELECT {', '.join(values.values())} FROM {table} JOIN copies ON {run} = old;"
         )
+    statements.append(  # what a run's data set was used for
+        f"INSERT INTO input_tags (input_uuid, name, value) SELECT {INPUT}, name, value "
+        "FROM input_tags JOIN inputs USING (input_uuid) JOIN copies ON destination_id = old;"
+    )
     for key in KEYS:
         tag = "mlflow.parentRunId" if key == "parent" else f"vitlab.{key}"
         statements.append(f"UPDATE tags SET value = {key} FROM copies WHERE run_uuid = new AND tags.key = '{tag}';")
@@ -161,7 +164,7 @@ class Many(Store):
                 db.execute(f"CREATE INDEX temp.copies_{column} ON copies ({column})")
             db.executemany("INSERT INTO copies VALUES (?, ?, ?, ?, ?, ?)", rows)
             columns = lambda table: [row[1] for row in db.execute(f"PRAGMA table_info({table})")]  # noqa: E731
-            for statement in copying(columns, "lower(hex(randomblob(16)))", self.tables).split(";\n"):
+            for statement in copying(columns, self.tables).split(";\n"):
                 db.execute(statement)
 
 
@@ -192,7 +195,7 @@ class InServer(Many):
             own["mlflow.parentRunId"] = self.parents[record.fingerprint]
             lines.append(f"{new}\t{json.dumps(entry | own, sort_keys=True)}\t{shards[index.shard_number(new)]}")
         columns = "SELECT column_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = '{}'"
-        copies_sql = copying(lambda table: self.stack.psql(columns.format(table)).split(), "gen_random_uuid()", self.tables)
+        copies_sql = copying(lambda table: self.stack.psql(columns.format(table)).split(), self.tables)
         self.stack.psql(POSTGRES.format(rows="\n".join(map("\t".join, rows)), copies=copies_sql, entries="\n".join(lines)))
         for shard in shards:
             index.pack(store, shard, self.stored)

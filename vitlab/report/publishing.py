@@ -224,8 +224,8 @@ def _compile(
         stored: dict[str, Stored] = {}
         paths: dict[tuple[str, ...], Path] = {}
         copies = results_dir.glob("*/records/*.json")
-        for run, path in zip(finished, read.fetch_records(finished, copies, Path(tmp)), strict=True):
-            record = records.read(path)
+        found = read.fetch_records(finished, copies, Path(tmp))
+        for run, record, path in zip(finished, records.read_many(found), found, strict=True):
             name, identity = f"{record.profile}-{record.dataset.name}", _identity(record)
             sets.setdefault(name, {})[identity] = record
             stored.setdefault(name, {})[identity] = run
