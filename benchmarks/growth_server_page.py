@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.growth_page import IDLE, excess
 from benchmarks.page import Target, _table
+from vitlab.track import index
 
 RUNS = 10_000  # at which the targets hold
 WANTED = {
@@ -103,3 +105,29 @@ def _how() -> list[str]:
         "- The local store has no metric histories, which no command reads, but all else.",
         "- Memory is the command's own peak. Processor time is of all its threads, and of the processes of server and database while it ran.",
     ]
+
+
+def paragraph(results: dict[str, Any]) -> str:
+    """Return docs/scale.md's table: what was measured with the most runs, and what ten and a hundred times as many come to by proportion."""
+    series, count = results["series"], max(map(int, results["sizes"]))
+    tables = results["sizes"][str(count)].values()
+    last = {name: points[-1] for name, points in series.items()}
+    first = series["server_report"][0]
+    report = last["server_report"]
+    assert report["at"] == count
+    grows = {key: (report[key] - first[key]) / (count - first["at"]) for key in ("cpu", "memory_mb")}  # with each run; the rest is fixed
+
+    def row(what: str, at: int, value: Callable[[int], float], unit: str) -> tuple[str, ...]:
+        return what, *(f"{value(n):,.{0 if value(n) >= 100 else 1}f} {unit}" for n in (at, 10 * at, 100 * at))
+
+    rows = [
+        row("metrics' rows", count, lambda n: results["sizes"][str(count)]["metrics"][2] / count * n / 1e6, "million"),
+        row("the database, indexes included", count, lambda n: sum(size[0] + size[1] for size in tables) / count * n / 1e9, "GB"),
+        row("records in the artifact store, packs included", count, lambda n: results["artifact_bytes"] / count * n / 1e9, "GB"),
+        row("the index, which each report asks for", count, lambda n: results["index_bytes"] / count * n / 1e6, "MB"),
+        row(f"one of its {index.SHARDS} shards, which is read before each write", count, lambda n: n / index.SHARDS, "entries"),
+        row("a first report's processor time", count, lambda n: report["cpu"] + grows["cpu"] * (n - count), "s"),
+        row("a report's memory", count, lambda n: (report["memory_mb"] + grows["memory_mb"] * (n - count)) / 1e3, "GB"),
+    ]
+    heads = ("", f"{count:,} runs, measured", f"{10 * count:,}", f"{100 * count:,}")
+    return "\n".join(_table(heads, rows))

@@ -51,6 +51,7 @@ PAGES: dict[str, Callable[[Path], str]] = {  # each made from the measurements i
 }
 PARAGRAPHS: dict[str, Callable[[Path], str]] = {
     **{name: lambda folder, kind=kind: page.summary(kind, compared(folder).get(kind)) for kind, name in page.FILES.items()},
+    "growth-server.json": lambda folder: growth_server_page.paragraph(_read(folder / "growth-server.json")),
     "chaos.json": lambda folder: chaos(_read(folder / "chaos.json")),
 }
 

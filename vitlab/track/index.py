@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -33,6 +34,8 @@ PACK = "vitlab.pack."  # and a pack's name: the tag of a shard that lists the pa
 SHARDS = 64  # a server reads a whole one before it writes a tag, so each is kept small
 SHARD = "vitlab.shard"
 PACKED = 20  # records in a pack
+LARGEST = 100_000_000  # bytes of a record; a pack that says otherwise is not unpacked
+RUN = re.compile("[0-9a-f]{32}")  # a run's id, which names a folder, so that none may lead out of it
 
 Entries = dict[str, dict[str, str]]  # a run's id -> its entry
 
@@ -93,8 +96,8 @@ def pack(store: Store, where: str, record: Callable[[dict[str, str]], bytes]) ->
 def unpack(content: bytes, wanted: Iterable[tuple[str, str]]) -> dict[str, bytes]:
     """Return the records that a pack has, by run id, of those `wanted`: (run id, SHA-256 of the record)."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        names = set(archive.namelist())
-        found = {run_id: (archive.read(run_id), sha) for run_id, sha in wanted if run_id in names}
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+        found = {run_id: (archive.read(run_id), sha) for run_id, sha in wanted if sizes.get(run_id, LARGEST) < LARGEST}
     return {run_id: record for run_id, (record, sha) in found.items() if digest(record) == sha}
 
 
@@ -109,7 +112,7 @@ def _tags(number: int) -> dict[str, str]:
 
 def _entries(found: Run) -> Entries:
     tags = found.data.tags
-    entries = {key: json.loads(value) for key, value in tags.items() if "." not in key}  # MLflow's tags and our own have dots
+    entries = {key: json.loads(value) for key, value in tags.items() if RUN.fullmatch(key)}
     for key, value in tags.items():
         if key.startswith(PACK):
             uri = f"{found.info.artifact_uri}/{key.removeprefix(PACK)}"

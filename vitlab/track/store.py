@@ -364,7 +364,7 @@ def _refusal(e: BaseException) -> str:
     if status == 401:
         given = f"the password of '{user}'" if user else "a request without a user"
         return f"the server refuses {given} (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if status == 403 and "Host header" in str(e):
+    if status == 403 and "Host header" in f"{e} {response.text if response is not None else ''}":
         return "the server does not answer to this name (403): add it, with its port, to MLFLOW_HOSTS in the server's deploy/.env"
     if status == 403:
         return (
