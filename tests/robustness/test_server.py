@@ -142,7 +142,9 @@ def test_a_user_without_rights_is_told(uses: servers.Stack, tmp_path: Path, monk
 
 def test_a_name_that_the_server_does_not_know_is_refused_clearly(uses: servers.Stack) -> None:
     with pytest.raises(requests.HTTPError) as e:
-        requests.get(f"{uses.uri}/health", headers={"Host": "elsewhere.example"}, timeout=10).raise_for_status()
+        requests.get(
+            f"{uses.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": "elsewhere.example"}, timeout=10
+        ).raise_for_status()
     assert (
         store.reason(e.value)
         == "the server does not answer to this name (403): add it, with its port, to MLFLOW_HOSTS in the server's deploy/.env"
