@@ -1,7 +1,8 @@
-"""Cost as work grows: `python -m benchmarks.growth` writes growth.json, GROWTH.md and its plots beside this file.
+"""Cost as work grows: `python -m benchmarks.growth` writes growth.json, GROWTH.md and its plots.
 
 Training by tokens, batch and depth; listing, reporting and shipping by the number of runs in MLflow. At most 6 minutes on two idle
-cores; `--page` draws and writes again from growth.json.
+cores. `--server` measures thousands of runs instead, in a tracking server and in local files, and writes growth-server.json; it needs
+PostgreSQL and 10 GB of disk, and takes at most 10 minutes on two idle cores. `--page` draws and writes again from what was measured.
 """
 
 from __future__ import annotations
@@ -270,15 +271,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
     pages.add_out_flags(parser)
     parser.add_argument("--times", type=int, default=3, help="how often each command is timed for each number of runs")
-    parser.add_argument("--page", action="store_true", help="only draw and write again from growth.json")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--server", action="store_true", help="measure thousands of runs instead, in a tracking server and in local files")
+    what.add_argument("--page", action="store_true", help="only draw and write again from growth.json and growth-server.json")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     latest = args.out / "growth.json"
-    if not args.page:
+    if args.server:
+        from benchmarks import growth_server  # late: it imports this module
+
+        growth_server.write(args.out / "growth-server.json")
+        if not latest.is_file():  # which the page begins with
+            shutil.copy(pages.HERE / "growth.json", latest)
+    elif not args.page:
         latest.write_text(json.dumps(measure(args.times), indent=1) + "\n", encoding="utf-8")
     results = json.loads(latest.read_text(encoding="utf-8"))
     growth_page.plots(results, args.out)
-    (args.out / "GROWTH.md").write_text(growth_page.page(results), encoding="utf-8")
+    (args.out / "GROWTH.md").write_text(pages.growth(args.out), encoding="utf-8")
     print(f"{args.out / 'GROWTH.md'} is written", *growth_page.faster_than_work(results), sep="\n")
 
 

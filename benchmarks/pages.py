@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill as wrap
 from typing import Any
 
-from benchmarks import accuracy, growth_page, page
+from benchmarks import accuracy, growth_page, growth_server_page, page
 from vitlab import files
 from vitlab.config.places import shown
 from vitlab.errors import UserError
@@ -37,13 +37,21 @@ def chaos(results: dict[str, Any]) -> str:
     )
 
 
+def growth(folder: Path) -> str:
+    """Return GROWTH.md, with its section about thousands of runs where these were measured."""
+    text = growth_page.page(_read(folder / "growth.json"))
+    many = folder / "growth-server.json"
+    return text + "\n" + "\n".join(growth_server_page.section(_read(many))) + "\n" if many.is_file() else text
+
+
 PAGES: dict[str, Callable[[Path], str]] = {  # each made from the measurements in a folder
     "README.md": lambda folder: page.page(compared(folder)),
-    "GROWTH.md": lambda folder: growth_page.page(_read(folder / "growth.json")),
+    "GROWTH.md": lambda folder: growth(folder),
     "ACCURACY.md": lambda folder: accuracy.page(_read(folder / "accuracy.json")),
 }
 PARAGRAPHS: dict[str, Callable[[Path], str]] = {
     **{name: lambda folder, kind=kind: page.summary(kind, compared(folder).get(kind)) for kind, name in page.FILES.items()},
+    "growth-server.json": lambda folder: growth_server_page.paragraph(_read(folder / "growth-server.json")),
     "chaos.json": lambda folder: chaos(_read(folder / "chaos.json")),
 }
 

@@ -278,7 +278,7 @@ def _list_runs(args: argparse.Namespace) -> int:
     if not folders:
         print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
         return 0
-    found = [(f, records.read(f / "record.json") if (f / "record.json").exists() else None) for f in folders]
+    found = [(f, records.outcome(f / "record.json") if (f / "record.json").exists() else None) for f in folders]
     columns = (
         Column("Set", {"set": lambda run: run[0].parent.parent.name}, left=True),
         Column("Experiment", {"experiment": lambda run: run[0].parent.name}, left=True),

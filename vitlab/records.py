@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import gc
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -139,16 +141,42 @@ def read(path: Path) -> RunRecord:
         raise UserError(f"{path}: not a readable run record ({e}); restore it or train the run anew with --force") from None
 
 
+class Outcome(BaseModel):
+    """What a listing shows of a finished run."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: Literal[1]
+    metrics: dict[str, float]
+    finished: str
+
+
+def outcome(path: Path) -> Outcome | RunRecord:
+    """Return the outcome in a record's file, in a quarter of the time that the whole record takes. Raises UserError as `read` does."""
+    with contextlib.suppress(OSError, ValidationError):
+        return Outcome.model_validate_json(path.read_bytes())
+    return read(path)  # which says what is wrong
+
+
 class _Damaged(Exception):
     """What is wrong with a record, and the remedy. The caller adds the file."""
 
 
-@functools.lru_cache(maxsize=2048)
+_parsed: dict[bytes, RunRecord] = {}  # digest -> record
+
+
 def _parse(content: bytes) -> RunRecord:
-    """Return the record, from a cache where it can.
+    """Return the record, from memory where it was parsed before.
 
     A report reads each up to four times: from MLflow, as published before, before it is replaced, and for the page.
     """
+    digest = hashlib.sha256(content).digest()
+    if digest not in _parsed:
+        _parsed[digest] = _parse_anew(content)
+    return _parsed[digest]
+
+
+def _parse_anew(content: bytes) -> RunRecord:
     with contextlib.suppress(ValidationError):  # pydantic's own parser takes a third of the time; what is wrong, the other way says better
         record = RunRecord.model_validate_json(content)
         if record.version == VERSION and "version" in record.model_fields_set:
@@ -168,9 +196,24 @@ def _parse(content: bytes) -> RunRecord:
         raise _Damaged(f"{where}: {what}; restore the record or train the run anew with --force") from None
 
 
+def read_many(paths: Iterable[Path]) -> list[RunRecord]:
+    """Return the record in each file. Raises UserError as `read` does.
+
+    Python looks for cycles again and again while objects are made, among millions here, which have none: that would double the time.
+    """
+    looking = gc.isenabled()
+    gc.disable()
+    try:
+        return [read(path) for path in paths]
+    finally:
+        gc.freeze()  # nor are they looked at later
+        if looking:
+            gc.enable()
+
+
 def read_all(folder: Path) -> list[RunRecord]:
     """Return every record in `folder`/records, by file name. Raises UserError as `read` does."""
-    return [read(p) for p in sorted((folder / "records").glob("*.json"))]
+    return read_many(sorted((folder / "records").glob("*.json")))
 
 
 def file_name(record: RunRecord) -> str:

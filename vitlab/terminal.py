@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vitlab.run.plan import Run
 
 
+LONG = 200  # rows
 ASSUMED = 45e9  # FLOP/s of a CPU's core, before any run has shown what it is
 
 
@@ -160,14 +161,27 @@ def print_result(console: Console, label: str, record: RunRecord) -> None:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print one of the report's tables."""
+    """Print one of the report's tables; a long one as lines of text, since rich lays out each cell, which takes a millisecond a row."""
+    from rich import cells
     from rich import table as grids
 
+    rows = [[printable(cell) for _, cell in row] for row in table.rows]
+    if len(rows) > LONG:
+        lines = [[column.heading for column in table.columns], *rows]
+        widths = [max(map(cells.cell_len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            padded = [
+                text + pad if column.left else pad + text
+                for column, text, width in zip(table.columns, line, widths, strict=True)
+                for pad in [" " * (width - cells.cell_len(text))]
+            ]
+            print("  ".join(padded).rstrip(), file=console.file)
+        return
     grid = grids.Table(title=printable(table.caption), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in table.columns:
         grid.add_column(column.heading, justify="left" if column.left else "right")
-    for row in table.rows:
-        grid.add_row(*(printable(cell) for _, cell in row))
+    for row in rows:
+        grid.add_row(*row)
     console.print(grid)
 
 

@@ -119,7 +119,7 @@ def test_any_change_has_the_report_compiled_again(checkout: Checkout) -> None:
         change(checkout)
         assert not checkout.holds(), name
         if name not in UNKNOWN:
-            stamp.write(checkout.root, checkout.reports, stamp.sources(checkout.root))
+            stamp.write(checkout.root, checkout.reports, stamp.sources(checkout.root, checkout.found))
         elif name == "a run elsewhere":
             checkout.found.pop()
 

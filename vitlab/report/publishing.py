@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +41,7 @@ SUMMARY = "summary.csv"  # the ladder's numbers, unrounded
 COLOR = re.compile(r"#[0-9a-f]{6}\b")  # in a chart's styles
 UNQUOTED = " !()*,-./:;=@_~"  # what stands for itself in an address within an HTML attribute, letters and digits aside
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
+WRITERS = 16  # threads that write records: each waits for the disk, and the disk serves many together
 
 Stored = dict[tuple[str, ...], read.FinishedRun]  # run -> where MLflow has it
 
@@ -76,13 +78,18 @@ def build(
     names = {records.file_name(run): run for run in kept}
     for stale in set(folder.glob("*.json")) - {folder / name for name in names}:
         stale.unlink()
-    for name, run in names.items():
+
+    def keep(named: tuple[str, RunRecord]) -> None:
+        name, run = named
         if (folder / name).exists() and records.read(folder / name) == run:  # writing, and waiting for the disk, takes ten times as long
-            continue
+            return
         if (left := written.get(_identity(run))) is not None:
             files.write(folder / name, left.read_bytes())
         else:
             records.write(run, folder / name)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(keep, names.items()))
     entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
     if entries:
@@ -207,25 +214,30 @@ def _compile(
         told.append(text)
         tell(text)
 
-    if not any(before.values()) and not read.finished_runs(root):  # before anything is written
+    finished = read.finished_runs(root)
+    if not any(before.values()) and not finished:  # before anything is written
         raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     with files.held(results_dir / ".lock", busy), tempfile.TemporaryDirectory() as tmp:
         files.remove_temporaries(results_dir)
         stamp.remove(results_dir)
-        compiled_from = None if publishing else stamp.sources(root)  # before anything is read: what changes meanwhile is seen next time
+        compiled_from = None if publishing else stamp.sources(root, finished)  # as of now: what changes meanwhile is seen next time
         sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
-        for run in read.finished_runs(root):
-            record = records.read(run.fetch("record.json", Path(tmp) / run.run_id))
-            name = f"{record.profile}-{record.dataset.name}"
-            sets.setdefault(name, {})[_identity(record)] = record
-            stored.setdefault(name, {})[_identity(record)] = run
+        paths: dict[tuple[str, ...], Path] = {}
+        copies = results_dir.glob("*/records/*.json")
+        found = read.fetch_records(finished, copies, Path(tmp))
+        for run, record, path in zip(finished, records.read_many(found), found, strict=True):
+            name, identity = f"{record.profile}-{record.dataset.name}", _identity(record)
+            sets.setdefault(name, {})[identity] = record
+            stored.setdefault(name, {})[identity] = run
+            paths[(name, *identity)] = path
         for name, runs in sorted(sets.items()):
             if runs:
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
                 if publishing and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
                     say(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
-                book = _build(list(runs.values()), out_dir, at_hand, Path(tmp))
+                written = {identity: paths[(name, *identity)] for identity in at_hand}
+                book = _build(list(runs.values()), out_dir, at_hand, written, Path(tmp))
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if book is None and (out_dir / ledger.FILE).is_file():
                     say(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
@@ -258,7 +270,7 @@ def fill(text: str, results_dir: Path) -> str:
     return blocks.fill(blocks.fill(text, "results", table), "findings", findings)
 
 
-def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> ledger.Book | None:
+def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, written: Mapping[tuple[str, ...], Path], tmp: Path) -> ledger.Book | None:
     """Call `build` with the pictures and predictions that the MLflow store holds of the runs."""
     shown = [rung.runs[0] for rung in ladder(newest(runs)[0])]  # whose pictures are wanted
     found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
@@ -268,7 +280,6 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> l
         with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
-    written = {identity: at.folder / "record.json" for identity, at in stored.items() if at.folder is not None}
     return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written)
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,40 +23,35 @@ LIBRARIES = ("jinja2", "markupsafe", "matplotlib", "numpy", "pandas", "pillow", 
 READ = ("record.json", "predictions.npz", *(f"figures/{name}.png" for name in ("predictions", "mistakes", "attention")))  # of a run
 
 
-def sources(root: Path) -> str | None:
-    """Return a digest of all that the report on `root`'s own runs is compiled from.
+def sources(root: Path, runs: Sequence[read.FinishedRun]) -> str | None:
+    """Return a digest of all that the report on `runs`, the finished ones in the store of `root`, is compiled from.
 
-    That is the code, the libraries, the experiments and claims, and which finished runs MLflow has, with their files. None where these files
-    are not all on this machine, or the runs are in another store than `root`'s database: then only compiling finds out what has changed.
+    That is the code, the libraries, the experiments and claims, and which finished runs MLflow has, with their files. What a server has of a
+    finished run does not change, and its index has the record's digest. None where a run's files are neither on this machine nor in that
+    index: then only compiling finds out what has changed.
     """
-    if store.tracking_uri(root) != store.own_uri(root):
+    if any(run.folder is None and not run.digest for run in runs):
         return None
-    runs = read.finished_runs(root)
-    if any(run.folder is None for run in runs):
-        return None
+    states = [(run.run_id, run.digest if run.folder is None else [_state(run.folder / name) for name in READ]) for run in runs]
     libraries = [sys.version, *map(version, LIBRARIES)]
-    return _digest(
-        [libraries, _code(CODE), _content(EXPERIMENTS), [(run.run_id, [_state(run.folder / name) for name in READ]) for run in runs]]
-    )
+    return _digest([libraries, _code(CODE), _content(EXPERIMENTS), store.tracking_uri(root), states])
 
 
 def products(root: Path, reports_dir: Path) -> str:
-    """Return a digest of what compiling leaves behind: the files in `reports_dir`, and the ledgers in the database of `root`."""
+    """Return a digest of what compiling leaves behind: the files in `reports_dir`, and the ledgers in MLflow."""
     ours = {reports_dir / FILE, reports_dir / ".lock"}
     found = [(str(path.relative_to(reports_dir)), _state(path)) for path in sorted(reports_dir.rglob("*")) if path not in ours]
-    return _digest(
-        [found, [(run_id, tags.get("vitlab.ledger")) for run_id, _, tags in store.own_runs(root) if tags.get("vitlab.kind") == "ledger"]]
-    )
+    return _digest([found, store.ledgers(root)])
 
 
 def holds(root: Path, reports_dir: Path) -> bool:
     """Return whether compiling again would change nothing."""
-    now = sources(root)
+    now = sources(root, read.finished_runs(root))
     try:
         stamp = json.loads((reports_dir / FILE).read_bytes())
     except (OSError, ValueError):
         return False
-    return now is not None and stamp == {"sources": now, "products": products(root, reports_dir)}
+    return now is not None and stamp["sources"] == now and stamp["products"] == products(root, reports_dir)
 
 
 def write(root: Path, reports_dir: Path, compiled_from: str | None) -> None:

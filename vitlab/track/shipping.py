@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 
 from vitlab import files, records
 from vitlab.stats import interval
-from vitlab.track import model, views
+from vitlab.track import index, model, views
 from vitlab.track.journal import RunInfo, read_journal
-from vitlab.track.store import Store, connect, locked, own_runs, own_uri, reason, tracking_uri, without_password
+from vitlab.track.store import Store, connect, ledgers, locked, reason, tracking_uri, without_password
 
 if TYPE_CHECKING:
     from torch import nn
@@ -151,7 +151,7 @@ def _ship_entries(run_dir: Path, root: Path, info: RunInfo, entries: list[tuple[
         if at.status != state.status:
             if state.status == "FINISHED":
                 _ship_results(store, at.run_id, run_dir, entries)
-            _settle(store, at.run_id, info, state.status, entries[-1][1]["time"])
+            _settle(store, at.run_id, info, state, run_dir, entries[-1][1]["time"])
             at.status = state.status
             state.write(run_dir)
     if final_model is not None and not at.model_id:
@@ -232,19 +232,31 @@ def _ship_metrics(store: Store, at: _Shipped, run_dir: Path, entries: list[tuple
         at.offset, at.digest = due[-1][0], _digest(journal[: due[-1][0]])
 
 
-def _settle(store: Store, run_id: str, info: RunInfo, status: str, time_ms: int) -> None:
+def _settle(store: Store, run_id: str, info: RunInfo, state: _State, run_dir: Path, time_ms: int) -> None:
     """Set the run's status and the mark of a finished one; then its parent's summary and the marks of its earlier attempts."""
     parent_id = _parent(store, info)
     store.set_tags(run_id, {"mlflow.parentRunId": parent_id})  # it may have been deleted and made again
+    if state.status == "FINISHED" and not store.own:
+        about = {
+            index.RECORD: index.digest((run_dir / "record.json").read_bytes()),
+            index.URI: store.client.get_run(run_id).info.artifact_uri,
+        }
+        index.add(store, run_id, _entry(info, state.started, parent_id) | about)
     with locked(store.root):
-        if status == "RUNNING":
-            store.client.update_run(run_id, status)
+        if state.status == "RUNNING":
+            store.client.update_run(run_id, state.status)
         else:
-            store.client.set_terminated(run_id, status, end_time=time_ms)
-        if status == "FINISHED":  # only now, so that what is marked has an end
-            store.set_tags(run_id, {"vitlab.finished": "true"})
+            store.client.set_terminated(run_id, state.status, end_time=time_ms)
+        if state.status == "FINISHED":  # only now, so that what is marked has an end
+            store.set_tags(run_id, {"vitlab.finished": "true"} | ({} if store.own else {index.INDEXED: "true"}))
             _supersede(store, info)
         _summarise(store, parent_id)
+
+
+def _entry(info: RunInfo, started: int, parent_id: str) -> dict[str, str]:
+    """Return what the index says of a finished run: the tags that it is known by. The variant is not among them: it may be long."""
+    tags = _attempts(info) | {"vitlab.finished": "true", "vitlab.started": str(started), "mlflow.parentRunId": parent_id}
+    return {key: value for key, value in tags.items() if key != "vitlab.variant"}
 
 
 def _ship_results(store: Store, run_id: str, run_dir: Path, entries: list[tuple[int, dict[str, Any]]]) -> None:
@@ -270,6 +282,8 @@ def _supersede(store: Store, info: RunInfo) -> None:
     for run in attempts[: done[-1]] if done else ():
         if run.data.tags["vitlab.finished"] == "true":
             store.set_tags(run.info.run_id, {"vitlab.finished": "superseded"})
+            if not store.own:
+                index.remove(store, run.info.run_id)
         elif run.info.status == "RUNNING":
             store.client.set_terminated(run.info.run_id, "KILLED")
 
@@ -306,17 +320,11 @@ def ship_ledger(root: Path, path: Path) -> str:
     Returns why that failed, else "": no report waits for it, and the next one tries again.
     """
     try:
-        if not _has_ledger(root, path.read_bytes()):
+        if _digest(path.read_bytes()) not in (digest for _, digest in ledgers(root)):
             _ship_ledger(connect(root), path)
     except Exception as e:
         return reason(e)
     return ""
-
-
-def _has_ledger(root: Path, content: bytes) -> bool:
-    """Return whether the database has this very ledger. Asked without mlflow, whose import takes seconds."""
-    digest = _digest(content)
-    return tracking_uri(root) == own_uri(root) and any(tags.get("vitlab.ledger") == digest for _, _, tags in own_runs(root))
 
 
 def _ship_ledger(store: Store, path: Path) -> None:

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "vitlab"
+PROXIED = "mlflow-artifacts:/"  # what a server says of artifacts that it hands out itself
 BATCH = 1000  # metrics in one request; MLflow's limit
 LOCK_SECONDS = 300  # making a database takes a busy machine minutes
 
@@ -157,53 +159,70 @@ class Store:
             logging.getLogger(name).setLevel(level)  # else they print about new tables and retried requests amid the progress
         self.root = root
         self.key = without_password(uri)
+        self.own = uri == own_uri(root)  # a database that is read with SQL
+        self._experiments: dict[str, str] = {}
         root.mkdir(parents=True, exist_ok=True)
         with locked(root):
-            if uri == own_uri(root) and not (root / "mlflow.db").exists():
+            if self.own and not (root / "mlflow.db").exists():
                 make_database(root)
             self.client: MlflowClient = MlflowClient(tracking_uri=uri)
-            self.experiment_id = self._experiment(uri)
+            self.experiment_id = self.experiment(EXPERIMENT)
 
-    def _experiment(self, uri: str) -> str:
+    def experiment(self, name: str) -> str:
+        """Return the id of the experiment, which is made where it is missing. Raises UserError for a deleted one."""
+        if name not in self._experiments:
+            self._experiments[name] = self._experiment(name)
+        return self._experiments[name]
+
+    def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        location = _artifact_location(self.root) if uri.startswith("sqlite:") else None  # a server has a place of its own
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+        location = _artifact_location(self.root) if self.key.startswith("sqlite:") else None  # a server has a place of its own
+        found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(EXPERIMENT, artifact_location=location)
+                return self.client.create_experiment(name, artifact_location=location)
             except MlflowException:  # on a server, another machine may have been faster
-                found = self.client.get_experiment_by_name(EXPERIMENT)
+                found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise
         if found.lifecycle_stage == "deleted":
             remedy = f"bring it back with 'mlflow experiments restore -x {found.experiment_id}'"
-            raise UserError(f"{self.key}: the experiment '{EXPERIMENT}' was deleted; {remedy}")
+            raise UserError(f"{self.key}: the experiment '{name}' was deleted; {remedy}")
         old = found.artifact_location
-        if uri == own_uri(self.root) and old != location and old.startswith("file:") and old.endswith("/mlartifacts"):
+        if self.own and old != location and old.startswith("file:") and old.endswith("/mlartifacts"):
             _relocate(self.root, old, location)
         return found.experiment_id
 
-    def find(self, tags: dict[str, str]) -> list[Run]:
-        """Return the runs with all these tags, oldest first."""
+    def find(self, tags: dict[str, str], more: str = "", experiment_id: str | None = None, deleted: bool = False) -> list[Run]:
+        """Return the runs with all these tags, oldest first; `more` is another condition in MLflow's language.
+
+        They are searched in the experiment `vitlab`, or in the one named, among its deleted runs where `deleted` says so.
+        """
+        from mlflow.entities import ViewType
+
         # the filter language has no escapes, so what would need one is compared here alone
-        text = " and ".join(f"tags.`{k}` = '{v}'" for k, v in tags.items() if v and "'" not in v)
+        text = " and ".join([*(f"tags.`{k}` = '{v}'" for k, v in tags.items() if v and "'" not in v), *([more] if more else [])])
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs, token = [], None
         while True:
-            page = self.client.search_runs([self.experiment_id], text, max_results=1000, page_token=token)
+            page = self.client.search_runs([experiment_id or self.experiment_id], text, view, max_results=1000, page_token=token)
             runs += [run for run in page if all(run.data.tags.get(k, "") == v for k, v in tags.items())]
             token = page.token
             if not token:
                 return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
-    def find_or_create(self, tags: dict[str, str], name: str, start: int, new_tags: dict[str, str]) -> str:
+    def find_or_create(
+        self, tags: dict[str, str], name: str, start: int, new_tags: dict[str, str], experiment_id: str | None = None
+    ) -> str:
         """Return the id of the run with these tags; made, with `new_tags` besides, where there is none. start: ms since the epoch."""
+        where = experiment_id or self.experiment_id
         with locked(self.root):
-            found = self.find(tags)
+            found = self.find(tags, experiment_id=where)
             if found:
                 return found[0].info.run_id
-            made = self.client.create_run(self.experiment_id, start_time=start, tags=tags | new_tags, run_name=name).info.run_id
-            first = self.find(tags)[0].info.run_id
+            made = self.client.create_run(where, start_time=start, tags=tags | new_tags, run_name=name).info.run_id
+            first = self.find(tags, experiment_id=where)[0].info.run_id
             if first != made:  # another machine's, a moment earlier: all keep the first
                 self.client.delete_run(made)
             return first
@@ -218,6 +237,23 @@ class Store:
             for key, value in views(experiment.creation_time).items():
                 if key not in experiment.tags:
                     self.client.set_experiment_tag(self.experiment_id, key, value)
+
+    def proxied(self, uri: str) -> bool:
+        """Return whether this server hands out what is at `uri` itself."""
+        return uri.startswith(PROXIED) and not uri.startswith(f"{PROXIED}/")  # with two slashes another server's name follows
+
+    def read_artifact(self, uri: str) -> bytes:
+        """Return a proxied file's content, in one request: MLflow's client asks for the run and lists its artifacts first.
+
+        Raises what mlflow and requests raise.
+        """
+        from mlflow.tracking._tracking_service.utils import get_default_host_creds  # what MLflow's own clients of artifacts take
+        from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
+        where = f"/api/2.0/mlflow-artifacts/artifacts/{quote(uri.removeprefix(PROXIED))}"
+        answer = http_request(get_default_host_creds(self.client.tracking_uri), where, "GET")
+        augmented_raise_for_status(answer)
+        return answer.content
 
     def exists(self, run_id: str) -> bool:
         """Return whether the run exists and is not deleted."""
@@ -260,8 +296,8 @@ class Store:
 
 
 def without_password(text: str) -> str:
-    """Return `text` without the user and password of a URL in it."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
+    """Return `text` without the user and password of a URL in it, whatever characters these have."""
+    return re.sub(r"://([^/\s]*:\S*|[^/\s]+)@", "://", text)
 
 
 def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
@@ -284,6 +320,16 @@ def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
     return list(runs.values())
 
 
+def ledgers(root: Path) -> list[tuple[str, str | None]]:
+    """Return (run id, digest of the ledger) of each ledger in MLflow. Raises what mlflow raises."""
+    kind = {"vitlab.kind": "ledger"}
+    if tracking_uri(root) == own_uri(root):
+        found = [(run_id, tags) for run_id, _, tags in own_runs(root) if tags.items() >= kind.items()]
+    else:
+        found = [(run.info.run_id, run.data.tags) for run in connect(root).find(kind)]
+    return [(run_id, tags.get("vitlab.ledger")) for run_id, tags in found]
+
+
 def experiment(root: Path) -> tuple[str, dict[str, str]]:
     """Return the experiment's id and tags. Imports no mlflow where the database in `root` has them. Raises what mlflow raises."""
     if tracking_uri(root) != own_uri(root) or _stored_location(root) is None:
@@ -298,10 +344,37 @@ def experiment(root: Path) -> tuple[str, dict[str, str]]:
 def reason(e: BaseException) -> str:
     """Return in one line why `e` happened, without passwords.
 
-    Where a connection or a file failed, that is the system's own text, since MLflow's is a page of retries.
+    Where a connection or a file failed, that is the system's own text, since MLflow's is a page of retries; where a server refuses a user, it
+    is what to set.
     """
+    if refusal := _refusal(e):
+        return refusal
     inner = e
     while (cause := inner.__cause__ or (None if inner.__suppress_context__ else inner.__context__)) is not None:
         inner = cause
     lines = str(inner if isinstance(inner, OSError) else e).strip().splitlines() or [type(e).__name__]
     return without_password(lines[0])[:300]
+
+
+def _refusal(e: BaseException) -> str:
+    """Return what to set where a server refuses the user or what they ask for; "" where `e` is something else."""
+    response = getattr(e, "response", None)  # of requests' errors, which artifacts end in
+    status = response.status_code if response is not None else getattr(e, "get_http_status_code", lambda: None)()
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if status == 401:
+        given = f"the password of '{user}'" if user else "a request without a user"
+        return f"the server refuses {given} (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if status == 403 and "Host header" in f"{e} {response.text if response is not None else ''}":
+        return "the server does not answer to this name (403): add it, with its port, to MLFLOW_HOSTS in the server's deploy/.env"
+    if status == 403:
+        return (
+            f"the server does not let '{user}' do that (403): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of a user who may"
+        )
+    return ""
+
+
+def unusable(root: Path, e: BaseException) -> UserError:
+    """Return the error that tells the user why MLflow cannot be used, and what to do."""
+    if refusal := _refusal(e):
+        return UserError(f"{shown_uri(root)}: {refusal}")
+    return UserError(f"{shown_uri(root)}: MLflow cannot be reached ({reason(e)}); start its server, or mend MLFLOW_TRACKING_URI")
