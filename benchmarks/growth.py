@@ -288,6 +288,8 @@ def main() -> None:
     results = json.loads(latest.read_text(encoding="utf-8"))
     growth_page.plots(results, args.out)
     (args.out / "GROWTH.md").write_text(pages.growth(args.out), encoding="utf-8")
+    if args.out == pages.HERE:
+        pages.write_blocks()
     print(f"{args.out / 'GROWTH.md'} is written", *growth_page.faster_than_work(results), sep="\n")
 
 
