@@ -23,6 +23,14 @@ EPOCHS = 300
 LONG = f"train: {{epochs: {EPOCHS}, batch_size: 32}}\n"
 
 
+@pytest.fixture
+def unset_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command sets for Ray in this process goes with the test."""
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "none")):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("unset_afterwards")
 def test_without_ray_one_line_says_what_to_install(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,6 +40,7 @@ def test_without_ray_one_line_says_what_to_install(
     assert (code, err) == (2, "error: --engine ray: ray is not installed; install it with: pip install -c constraints.txt -e '.[ray]'\n")
 
 
+@pytest.mark.usefixtures("unset_afterwards")
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

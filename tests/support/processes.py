@@ -61,11 +61,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for what another process does."""
-    for _ in range(2_000):
+    for _ in range(4_000):
         if true():
             return
         time.sleep(0.05)
-    pytest.fail("nothing came of it in 100 s")
+    pytest.fail("nothing came of it in 200 s")
 
 
 def results(root: Path) -> dict[str, bytes]:

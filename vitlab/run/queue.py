@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,7 @@ def _elsewhere(options: Options, root: Path) -> Engine | None:
     package = {"ray": "ray", "slurm": "submitit"}[options.engine]
     try:  # late, as what is installed only where it is wanted
         if options.engine == "ray":
+            _set_ray_up(options.address)
             from vitlab.run.engines.ray import Ray
 
             return Ray(options)
@@ -107,6 +109,18 @@ def _elsewhere(options: Options, root: Path) -> Engine | None:
             raise
         how = f"pip install -c constraints.txt -e '.[{options.engine}]'"
         raise UserError(f"--engine {options.engine}: {package} is not installed; install it with: {how}") from None
+
+
+def _set_ray_up(address: str | None) -> None:
+    """Set what Ray reads from the environment when it is imported, unless it is set: no statistics, and the token of a cluster of our own.
+
+    Its ports are open to the network, so it answers to nobody without that token. Whether another cluster asks for one is for the user to say:
+    a command and its cluster have to agree.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:

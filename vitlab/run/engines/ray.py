@@ -25,8 +25,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the import below
-
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -159,14 +157,9 @@ def _connect(address: str | None) -> None:
         "logging_level": "error",
     }
     if address is None:
-        own = {
-            "_node_ip_address": "127.0.0.1",
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE,
-        }  # not seen from the network
-        ray.init(address="local", **own, **options)
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **options)
         return
-    remedy = "give the HOST:PORT that 'ray start --head' has printed, on a node of that cluster"
+    remedy = "give the HOST:PORT that 'ray start --head' has printed, on a node of that cluster, and set RAY_AUTH_MODE=token if it was started so"
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise UserError(f"--address {address}: not HOST:PORT; {remedy}")
