@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,14 +48,21 @@ Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
 class Arm(Schema):
     """An experiment, with settings changed as by --set; with a `metric` of its own where the claim's arms differ in it."""
 
-    experiment: str  # below experiments/, without .yaml
+    experiment: str  # beside the file of claims, or one of vitlab's own; without .yaml
     set: tuple[str, ...] = ()
     metric: Metric | None = None
+    _folder: Path = EXPERIMENTS  # of the file of claims
+
+    def model_post_init(self, context: dict[str, Path] | None) -> None:
+        """Remember the folder of the file of claims, the context of its validation."""
+        if context is not None:
+            self._folder = context["folder"]
 
     @property
     def path(self) -> Path:
         """Return the experiment's file."""
-        return EXPERIMENTS / f"{self.experiment}.yaml"
+        beside = self._folder / f"{self.experiment}.yaml"
+        return beside if os.path.isfile(beside) else EXPERIMENTS / f"{self.experiment}.yaml"
 
     @property
     def key(self) -> ArmKey:
@@ -243,7 +251,7 @@ def load(path: Path = FILE) -> Ledger:
     """Return the declarations, validated. Raises UserError: `file:line: key: what and remedy`."""
     values, places = read_yaml(path)
     try:
-        return Ledger.model_validate_json(json.dumps(values), strict=True)
+        return Ledger.model_validate_json(json.dumps(values), strict=True, context={"folder": path.parent})
     except ValidationError as e:
         raise UserError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
 
