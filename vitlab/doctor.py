@@ -38,8 +38,8 @@ class Findings:
         """Add facts to a part of the findings."""
         self.facts.setdefault(part, {}).update(facts)
 
-    def blame(self, what: str, remedy: str) -> None:
-        """Add something that is wrong, and what to do about it."""
+    def blame(self, what: str, remedy: str = "") -> None:
+        """Add something that is wrong, and what to do about it, unless the text says that itself."""
         self.wrong.append({"what": what, "do": remedy})
 
 
@@ -61,7 +61,7 @@ def _doctor(args: argparse.Namespace) -> int:
                 print(printable(f"  {key:<12} {value}"))
         print("wrong" if found.wrong else "nothing is wrong")
         for trouble in found.wrong:
-            print(printable(f"  {trouble['what']}\n    -> {trouble['do']}"))
+            print(printable(f"  {trouble['what']}" + (f"\n    -> {trouble['do']}" if trouble["do"] else "")))
     return 1 if found.wrong else 0
 
 
@@ -153,7 +153,7 @@ def _data(found: Findings, data: str, data_dir: Path) -> None:
             source = sources.resolve(name, data_dir, "full", download=False)
         except UserError as e:
             found.note("data", **{name: "damaged or missing, see below"})
-            found.blame(str(e), "as the message says")
+            found.blame(str(e))
         else:
             found.note("data", **{name: source.note or f"found, {len(source.classes)} classes, {source.train:,} images to train on"})
 
@@ -177,14 +177,14 @@ def _store(found: Findings, root: Path, runs_dir: Path) -> None:
         why = store.reason(e).replace(store.tracking_uri(root), uri)
         found.note("MLflow", reachable=f"no: {why}")
         remedy = "start its server, or mend MLFLOW_TRACKING_URI; runs train all the same, and 'vitlab sync' ships them later"
-        found.blame(f"MLflow cannot be reached at {uri}: {why}", "as the message says" if own else remedy)
-    folders = sorted(path.parent for path in runs_dir.glob("*/*/*/run.json"))
+        found.blame(f"MLflow cannot be reached at {uri}: {why}", "" if own else remedy)
+    folders = sorted(path for path in runs_dir.glob("*/*/*") if path.is_dir())
     late = []
     for folder in folders:
         try:
             late += [folder] if shipping.outstanding(folder, root) else []
         except UserError as e:
-            found.blame(str(e), "as the message says")
+            found.blame(str(e))
     found.note(
         "runs", folder=runs_dir, here=len(folders), finished=sum((f / "record.json").is_file() for f in folders), outstanding=len(late)
     )
