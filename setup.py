@@ -13,7 +13,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).resolve().parent
 SHIPPED = (
     "experiments/**/*.yaml",
-    "experiments/schema.json",
+    "experiments/*.json",
     "results/*/best.safetensors",
     "results/*/records/*.json",
     "results/*/claims.json",

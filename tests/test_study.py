@@ -30,7 +30,8 @@ def test_the_study_is_valid_and_says_what_it_changes(study: Path) -> None:
     assert {key for key in was | now if was.get(key) != now.get(key)} == {"model.patch_size"}
     (claim,) = declarations.load(study / "claims.yaml").claims
     assert [arm.path for arm in claim.arms] == [EXPERIMENTS / "01_baseline_vit.yaml", study / "idea.yaml"]
-    assert (study / "schema.json").read_text(encoding="utf-8") == (EXPERIMENTS / "schema.json").read_text(encoding="utf-8")
+    for name in ("schema.json", "claims-schema.json"):
+        assert (study / name).read_text(encoding="utf-8") == (EXPERIMENTS / name).read_text(encoding="utf-8")
 
 
 def test_what_is_there_is_not_overwritten(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import json
 import math
 import os
 import re
@@ -229,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
     ui = command("ui", _ui, "print where MLflow's UI shows the runs of each set; 'make ui' starts it")
     ui.add_argument("--port", type=int, default=5000, help="the port that the UI listens on (default: %(default)s)")
-    schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
+    schema = command(
+        "schema", _schema, "write the JSON Schemas that let editors complete and check files of experiments and, beside it, of claims"
+    )
     schema.add_argument(
         "file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json" if CHECKOUT else Path("schema.json"), metavar="FILE"
     )
@@ -382,11 +383,9 @@ def _ui(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from vitlab import config
-
     try:
-        args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
-    except FileNotFoundError as e:  # the folder that it is to be written to
+        for path in study.write_schemas(args.file):
+            print(terminal.short(path))
+    except FileNotFoundError as e:  # the folder that they are to be written to
         raise errors.refused(e) from None
-    print(terminal.short(args.file))
     return 0

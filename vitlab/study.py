@@ -1,4 +1,4 @@
-"""`vitlab init`: a folder to start an ablation of one's own from."""
+"""`vitlab init`: a folder to start an ablation of one's own from; and the schemas with which editors help to write its files."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ model:
 """
 
 CLAIMS = """\
+# yaml-language-server: $schema=claims-schema.json
 # What is expected of the idea. It is written down before anything is trained, and is not changed afterwards.
 confidence: 0.95
 first_seed: 10 # the seeds before are for trying things out, and test nothing
@@ -90,15 +91,24 @@ def add(command: Command) -> None:
     sub.add_argument("folder", type=Path, metavar="FOLDER", help="the folder, which must not exist yet")
 
 
-def _init(args: argparse.Namespace) -> int:
+def write_schemas(path: Path) -> list[Path]:
+    """Write the JSON Schema of experiment files to `path`, and that of files of claims beside it; return both paths."""
     from vitlab import config
+    from vitlab.claims import declarations
 
+    schemas = {path: config.json_schema(), path.with_name("claims-schema.json"): declarations.json_schema()}
+    for to, schema in schemas.items():
+        to.write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
+    return list(schemas)
+
+
+def _init(args: argparse.Namespace) -> int:
     try:
         args.folder.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{args.folder}: is there already; name a new folder") from None
-    schema = json.dumps(config.json_schema(), indent=1) + "\n"
-    for name, text in (("idea.yaml", IDEA), ("claims.yaml", CLAIMS), ("schema.json", schema), ("README.md", README)):
+    for name, text in (("idea.yaml", IDEA), ("claims.yaml", CLAIMS), ("README.md", README)):
         (args.folder / name).write_text(text, encoding="utf-8")
+    write_schemas(args.folder / "schema.json")
     print(f"{short(args.folder)}: start with its README.md")
     return 0

@@ -91,15 +91,17 @@ def server() -> list[str]:
 
 @pytest.fixture
 def editor(server: list[str], tmp_path: Path) -> Iterator[Editor]:
-    shutil.copyfile(EXPERIMENTS / "schema.json", tmp_path / "schema.json")
+    for path in EXPERIMENTS.glob("*.json"):
+        shutil.copyfile(path, tmp_path / path.name)
     editor = Editor(server, tmp_path)
     yield editor
     editor.process.kill()
     editor.process.wait()
 
 
-def test_the_experiments_have_nothing_wrong(editor: Editor) -> None:
-    assert {path.name: editor.open(path) for path in LADDER} == {path.name: [] for path in LADDER}
+def test_the_experiments_and_claims_have_nothing_wrong(editor: Editor) -> None:
+    files = [*LADDER, EXPERIMENTS / "claims.yaml"]
+    assert {path.name: editor.open(path) for path in files} == {path.name: [] for path in files}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,14 @@ def test_the_experiments_have_nothing_wrong(editor: Editor) -> None:
 def test_a_mistake_is_underlined(editor: Editor, text: str, line: int, words: str) -> None:
     found = editor.open(editor.folder / "mine.yaml", LINE + text)
     assert any(one.startswith(f"{line}: ") and words in one for one in found), found
+
+
+def test_a_mistake_in_a_claim_is_underlined(editor: Editor) -> None:
+    text = (EXPERIMENTS / "claims.yaml").read_text(encoding="utf-8").replace("    primary: true", "    primry: true", 1)
+    (line,) = [n for n, found in enumerate(text.splitlines(), 1) if "primry" in found]
+    (found,) = editor.open(editor.folder / "mine.yaml", text)
+    assert found.startswith(f"{line}: ")
+    assert "primry" in found
 
 
 def test_keys_and_values_are_completed(editor: Editor) -> None:

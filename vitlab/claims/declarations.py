@@ -51,18 +51,17 @@ class Arm(Schema):
     experiment: str  # beside the file of claims, or one of vitlab's own; without .yaml
     set: tuple[str, ...] = ()
     metric: Metric | None = None
-    _folder: Path = EXPERIMENTS  # of the file of claims
+    _beside: Path | None = None  # the experiment's file, where it lies beside the file of claims
 
     def model_post_init(self, context: dict[str, Path] | None) -> None:
-        """Remember the folder of the file of claims, the context of its validation."""
-        if context is not None:
-            self._folder = context["folder"]
+        """Look for the experiment beside the file of claims, whose folder is the context of its validation."""
+        beside = None if context is None else context["folder"] / f"{self.experiment}.yaml"
+        self._beside = beside if beside is not None and os.path.isfile(beside) else None
 
     @property
     def path(self) -> Path:
         """Return the experiment's file."""
-        beside = self._folder / f"{self.experiment}.yaml"
-        return beside if os.path.isfile(beside) else EXPERIMENTS / f"{self.experiment}.yaml"
+        return self._beside or EXPERIMENTS / f"{self.experiment}.yaml"
 
     @property
     def key(self) -> ArmKey:
@@ -245,6 +244,11 @@ class Ledger(Schema):
             design = self.model_dump(mode="json", exclude={"claims", "confidence"})
             what |= {"design": design, "primaries": sorted(other.id for other in self.claims if other.primary and not other.exact)}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a file of claims, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Ledger.model_json_schema()
 
 
 def load(path: Path = FILE) -> Ledger:
