@@ -22,7 +22,7 @@ def git_state() -> dict[str, str]:
         except (OSError, subprocess.SubprocessError):
             return ""
 
-    if not (REPOSITORY / ".git").exists():  # else git would answer for a repository that this folder lies in
+    if not git("ls-files", "vitlab/__init__.py"):  # no repository, or another one that this folder happens to lie in
         return {"commit": "", "dirty": ""}
     changes = git("diff", "HEAD")
     return {"commit": git("rev-parse", "HEAD").strip(), "dirty": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else ""}

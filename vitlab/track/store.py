@@ -273,7 +273,7 @@ class Store:
 
 def without_password(text: str) -> str:
     """Return `text` without the user and password of a URL in it."""
-    return re.sub(r"://[^/@\s]+@", "://", text)
+    return re.sub(r"://[^/\s]+@", "://", text)
 
 
 def own_runs(root: Path) -> list[tuple[str, str, dict[str, str]]]:
