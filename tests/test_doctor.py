@@ -90,7 +90,7 @@ def test_runs_that_have_not_reached_mlflow_are_counted(tmp_path: Path, monkeypat
         start(folder, info(folder.parent.name)).close()
     finish(folders[0])
     assert found(tmp_path).facts["runs"] == {"folder": tmp_path / "runs", "here": 2, "finished": 1, "outstanding": 1}
-    assert f"MLflow lacks something of 1 finished runs, {folders[0]} the first -> 'vitlab sync' ships it" in blamed(tmp_path)
+    assert f"finished runs of which MLflow lacks something: 1; the first is {folders[0]} -> 'vitlab sync' ships it" in blamed(tmp_path)
     (folders[0] / "journal.jsonl").write_text("{}\n{cut\n{}\n", encoding="utf-8")
     assert "journal.jsonl" in blamed(tmp_path)
 

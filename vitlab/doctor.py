@@ -168,7 +168,7 @@ def _store(found: Findings, root: Path, runs_dir: Path) -> None:
         if own and not (root / "mlflow.db").exists():
             found.note("MLflow", reachable="not made yet; the first run makes it")
         elif own:
-            found.note("MLflow", reachable="yes", runs=len(store.own_runs(root)))
+            found.note("MLflow", reachable="yes", runs=sum(tags.get("vitlab.kind") == "seed" for *_, tags in store.own_runs(root)))
         else:
             found.note(
                 "MLflow", reachable="yes", experiment=store.EXPERIMENT if store.reach(root) else "not made yet; the first run makes it"
@@ -189,7 +189,7 @@ def _store(found: Findings, root: Path, runs_dir: Path) -> None:
         "runs", folder=runs_dir, here=len(folders), finished=sum((f / "record.json").is_file() for f in folders), outstanding=len(late)
     )
     if late:
-        found.blame(f"MLflow lacks something of {len(late)} finished runs, {late[0]} the first", "'vitlab sync' ships it")
+        found.blame(f"finished runs of which MLflow lacks something: {len(late)}; the first is {late[0]}", "'vitlab sync' ships it")
 
 
 def shown(uri: str) -> str:
