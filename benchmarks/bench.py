@@ -220,7 +220,7 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return what the file of this kind of processor keeps."""
     from benchmarks import inputs
-    from vitlab.run.execute import git_state
+    from vitlab.code import git_state
 
     start = time.perf_counter()
 

@@ -87,7 +87,7 @@ def test_the_command_reference_is_complete() -> None:
     assert set(targets) >= {"setup", "reproduce-all", "test", "bad-input", "chaos", "lint", "report", "ui", "data", "clean"}
     for target in targets:
         assert f"| `make {target}` |" in commands, target
-    source = (REPOSITORY / "vitlab" / "cli.py").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "vitlab").glob("*.py"))
     for name in re.findall(r'\bcommand\(\s*"([\w-]+)"', source):
         assert re.search(rf"^\| `vitlab {name}[` ]", commands, re.MULTILINE), name
     for flag in re.findall(r'"(--[a-z-]+)"', source):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import json
 import math
 import os
 import re
@@ -21,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab import claiming, errors, terminal
+from vitlab import claiming, completion, doctor, errors, study, terminal
 from vitlab.errors import Lost, UserError
 from vitlab.files import DiskFull, printable, writing
-from vitlab.paths import EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
+from vitlab.paths import CHECKOUT, EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
 from vitlab.run import signals
 from vitlab.run.engines import flags
 
@@ -124,18 +123,8 @@ def _add_run_flags(parser: argparse.ArgumentParser, seeds: list[int] | None, def
 
 
 def run_main(argv: list[str] | None = None) -> NoReturn:
-    """Carry out the command line of runner.py and exit with its code."""
-    parser = argparse.ArgumentParser(
-        prog="runner.py", description="Run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed."
-    )
-    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT.yaml|DIR", help="a file, or a folder of them")
-    _add_profile_flag(parser, "full with CUDA, else quick")
-    _add_data_flags(parser)
-    _add_run_flags(parser, [0], "0")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
-    parser.add_argument("--force", action="store_true", help="train the named experiments anew, finished or not")
-    args = parser.parse_args(argv)
-    _guard(lambda: _run(args))
+    """Carry out the command line of runner.py, which is that of `vitlab run`, and exit with its code."""
+    main(["run", *(sys.argv[1:] if argv is None else argv)])
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -185,7 +174,12 @@ def _profile(asked: str) -> str:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Carry out the command line of `vitlab` and exit with its code."""
-    parser = argparse.ArgumentParser(prog="vitlab", description="Work with the runs that runner.py has trained.")
+    args = _parser().parse_args(argv)
+    _guard(lambda: args.run(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vitlab", description="Train experiments, and work with the runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -193,6 +187,15 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sub.set_defaults(run=run)
         return sub
 
+    training = command("run", _run, "run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed")
+    training.add_argument(
+        "experiments", nargs="+", type=Path, metavar="EXPERIMENT", help="a file, a folder of them, or vitlab's own by name: 01_baseline_vit"
+    )
+    _add_profile_flag(training, "full with CUDA, else quick")
+    _add_data_flags(training)
+    _add_run_flags(training, [0], "0")
+    training.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value, for example optim.lr=1e-3")
+    training.add_argument("--force", action="store_true", help="train the named experiments anew, finished or not")
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
     report.add_argument("--publish", action="store_true", help="add them to results/ and to the blocks of README.md and docs/")
     runs = command(
@@ -218,8 +221,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
     ui = command("ui", _ui, "print where MLflow's UI shows the runs of each set; 'make ui' starts it")
     ui.add_argument("--port", type=int, default=5000, help="the port that the UI listens on (default: %(default)s)")
-    schema = command("schema", _schema, "write the JSON Schema that lets editors complete and check experiment files")
-    schema.add_argument("file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json", metavar="FILE")
+    schema = command(
+        "schema", _schema, "write the JSON Schemas that let editors complete and check files of experiments and, beside it, of claims"
+    )
+    schema.add_argument(
+        "file", nargs="?", type=Path, default=EXPERIMENTS / "schema.json" if CHECKOUT else Path("schema.json"), metavar="FILE"
+    )
     claims = command(
         "claims",
         lambda args: claiming.claims(args, _train),
@@ -245,13 +252,23 @@ def main(argv: list[str] | None = None) -> NoReturn:
     _add_data_flags(planned, "cifar10")
     planned.add_argument("--jobs", type=flags.whole, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
     command("verify", _verify, "check that the published pages follow from the published records")
-    args = parser.parse_args(argv)
-    _guard(lambda: args.run(args))
+    study.add(command)
+    _add_data_flags(doctor.add(command))
+    completion.add(command, parser)
+    return parser
+
+
+def _in_a_checkout(what: str) -> None:
+    """Raise UserError where vitlab is installed: what is published is in a checkout, with the pages that show it."""
+    if not CHECKOUT:
+        raise UserError(f"{what} is for a checkout of vitlab's repository, and this vitlab is installed in {EXPERIMENTS.parent.parent}")
 
 
 def _report(args: argparse.Namespace) -> int:
     from vitlab.report import stamp
 
+    if args.publish:
+        _in_a_checkout("report --publish")
     if not args.publish and stamp.holds(ROOT, REPORTS):
         print("nothing has changed since the report was compiled")
     else:
@@ -262,7 +279,8 @@ def _report(args: argparse.Namespace) -> int:
             for path in compiled(ROOT, folder, lambda text: print(printable(text), file=sys.stderr)):
                 print(terminal.short(path))
     if not args.publish:
-        print(f"the report is in {terminal.short(REPORTS)}; 'vitlab report --publish' adds it to {terminal.short(RESULTS)} and README.md")
+        publish = f"; 'vitlab report --publish' adds it to {terminal.short(RESULTS)} and README.md" if CHECKOUT else ""
+        print(f"the report is in {terminal.short(REPORTS)}{publish}")
     return 0
 
 
@@ -276,7 +294,7 @@ def _list_runs(args: argparse.Namespace) -> int:
         return 0
     folders = sorted(p for p in RUNS.glob("*/*/*") if p.is_dir())
     if not folders:
-        print("no runs yet: start with 'make reproduce-all' or 'python runner.py experiments/01_baseline_vit.yaml'")
+        print("no runs yet: start with 'vitlab run experiments', all of them, or 'vitlab run 01_baseline_vit'")
         return 0
     found = [(f, records.outcome(f / "record.json") if (f / "record.json").exists() else None) for f in folders]
     columns = (
@@ -295,6 +313,7 @@ def _list_runs(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from vitlab.report import verify
 
+    _in_a_checkout("verify")
     checked, wrong = verify.verify(ROOT, RESULTS)
     for line in wrong:
         print(printable(line))
@@ -357,11 +376,9 @@ def _ui(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from vitlab import config
-
     try:
-        args.file.write_text(json.dumps(config.json_schema(), indent=1) + "\n", encoding="utf-8")
-    except FileNotFoundError as e:  # the folder that it is to be written to
+        for path in study.write_schemas(args.file):
+            print(terminal.short(path))
+    except FileNotFoundError as e:  # the folder that they are to be written to
         raise errors.refused(e) from None
-    print(terminal.short(args.file))
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vitlab.errors import UserError
 from vitlab.files import printable
+from vitlab.paths import CHECKOUT, ROOT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +53,8 @@ def announce(console: Console, profile: str, source: Source, seeds: list[int], r
     if source.note:
         console.print(Panel(source.note, border_style="yellow", title="data", title_align="left"), soft_wrap=False)
     limit = f" · budget {clock(budget)}" if math.isfinite(budget) else ""
+    if not CHECKOUT:
+        console.print(f"runs/, reports/ and mlflow.db are in {ROOT}")
     console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} runs{limit}")
 
 
@@ -193,11 +196,12 @@ def print_summary(console: Console, done: list[RunRecord], root: Path, reports_d
     first = done[0]
     print_table(console, set_page.closing(done))
     where = reports_dir / f"{first.profile}-{first.dataset.name}"
-    console.print(f"report: make report, then {short(where)}/report.html")
+    console.print(f"report: {'make' if CHECKOUT else 'vitlab'} report, then {short(where)}/report.html")
     with contextlib.suppress(UserError):  # a server that is down has been reported before
         tables = views.addresses(root)
+        ui = "make ui" if CHECKOUT else f"mlflow server --backend-store-uri {store.shown_uri(root)}"
         table = tables.get(views.set_name(first.profile, first.dataset.name), tables[""])
-        console.print(f"compare runs: {'' if store.server(root) else 'make ui, then '}{table}")
+        console.print(f"compare runs: {'' if store.server(root) else f'{ui}, then '}{table}")
 
 
 def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book: Book | None) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.experiments import LADDER
 from vitlab import config
+from vitlab.claims import declarations
 from vitlab.config import places
 from vitlab.data.sources import CIFAR10_CLASSES
 from vitlab.errors import UserError
@@ -79,6 +80,11 @@ def test_the_ladder_is_what_the_reports_describe() -> None:
 def test_the_committed_schema_is_current() -> None:
     committed = json.loads((EXPERIMENTS / "schema.json").read_text(encoding="utf-8"))
     assert committed == config.json_schema(), "run 'vitlab schema'"
+
+
+def test_the_committed_schema_of_claims_is_current() -> None:
+    committed = json.loads((EXPERIMENTS / "claims-schema.json").read_text(encoding="utf-8"))
+    assert committed == declarations.json_schema(), "run 'vitlab schema'"
 
 
 @pytest.mark.parametrize("path", LADDER, ids=lambda p: p.stem)

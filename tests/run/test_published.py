@@ -233,7 +233,7 @@ def test_the_best_on_cifar10_predicts_own_or_published(world: World, capsys: pyt
     assert first == said(base, f"own run {world.folder('tiny')}")
     assert answer("--run", world.folder("tiny")) == [first, guesses]
     named = guesses.replace(": ", ": class ").replace(", ", ", class ")  # the classes of `of`
-    for part in ("no model for the data set cifar10", "05_kd_r18.yaml --data cifar10'", "--run FOLDER", "--data digits"):
+    for part in ("no model for the data set cifar10", "05_kd_r18 --data cifar10'", "--run FOLDER", "--data digits"):
         assert part in refused()
     assert "--data pets'" in refused("--data", "pets")
     assert "not allowed with argument --data" in refused("--data", "digits", "--run", world.folder("tiny"))

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,14 +48,20 @@ Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
 class Arm(Schema):
     """An experiment, with settings changed as by --set; with a `metric` of its own where the claim's arms differ in it."""
 
-    experiment: str  # below experiments/, without .yaml
+    experiment: str  # beside the file of claims, or one of vitlab's own; without .yaml
     set: tuple[str, ...] = ()
     metric: Metric | None = None
+    _beside: Path | None = None  # the experiment's file, where it lies beside the file of claims
+
+    def model_post_init(self, context: dict[str, Path] | None) -> None:
+        """Look for the experiment beside the file of claims, whose folder is the context of its validation."""
+        beside = None if context is None else context["folder"] / f"{self.experiment}.yaml"
+        self._beside = beside if beside is not None and os.path.isfile(beside) else None
 
     @property
     def path(self) -> Path:
         """Return the experiment's file."""
-        return EXPERIMENTS / f"{self.experiment}.yaml"
+        return self._beside or EXPERIMENTS / f"{self.experiment}.yaml"
 
     @property
     def key(self) -> ArmKey:
@@ -239,11 +246,16 @@ class Ledger(Schema):
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a file of claims, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Ledger.model_json_schema()
+
+
 def load(path: Path = FILE) -> Ledger:
     """Return the declarations, validated. Raises UserError: `file:line: key: what and remedy`."""
     values, places = read_yaml(path)
     try:
-        return Ledger.model_validate_json(json.dumps(values), strict=True)
+        return Ledger.model_validate_json(json.dumps(values), strict=True, context={"folder": path.parent})
     except ValidationError as e:
         raise UserError("\n".join(_explain(error, places) for error in e.errors()[:10])) from None
 

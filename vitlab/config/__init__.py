@@ -1,6 +1,6 @@
 """An experiment's configuration: `load(path, profile, sets)` reads, extends, scales, overrides and validates it."""
 
-from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, load
+from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, file_of, load
 from vitlab.config.schema import (
     EMA,
     IMAGE_SIZE,
@@ -61,6 +61,7 @@ __all__ = [
     "Schema",
     "Train",
     "ViT",
+    "file_of",
     "fingerprint",
     "flatten",
     "json_schema",

@@ -64,6 +64,15 @@ def _merge(base: dict[str, Any], over: dict[str, Any], places: dict[Keys, Place]
         places.update({p: place for p, place in over_places.items() if p[: len(path)] == path})
 
 
+def file_of(name: str | Path, folder: Path) -> Path:
+    """Return the file that `name` stands for: a path from `folder`, or one of vitlab's own experiments by its name without `.yaml`.
+
+    The path from `folder` comes first. Whoever reads the file says so if neither is there.
+    """
+    path, own = folder / name, EXPERIMENTS / f"{name}.yaml"
+    return own if os.path.isfile(own) and not os.path.isfile(path) else path
+
+
 def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place], tuple[str, ...]]:
     """Return the file's values laid on those of the file it extends, the place of each, and the names of all files read, its own last."""
     path = path.resolve()
@@ -75,14 +84,14 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
     own, own_places = read_yaml(path)
     distill = own.get("distill")
     if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
-        distill["teacher"] = os.path.abspath(path.parent / distill["teacher"])  # relative to the file that names it
+        distill["teacher"] = os.path.abspath(file_of(distill["teacher"], path.parent))  # relative to the file that names it
     parent = own.pop("extends", None)
     if parent is None:
         return own, own_places, (path.stem,)
     place = own_places[("extends",)]
     if not isinstance(parent, str):
         raise UserError(f"{place}: extends: expected another experiment's file name")
-    target = path.parent / parent
+    target = file_of(parent, path.parent)
     if not os.path.isfile(target):
         raise UserError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
     values, places, names = _read_extended(target, (*chain, path))
@@ -233,7 +242,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         ]
         raise UserError("\n".join(_explain(err, values, places, shown(path)) for err in found[:10])) from None
     if config.distill is not None and not os.path.isabs(config.distill.teacher):  # from --set: relative to the experiment, as in its file
-        teacher = str(path.resolve().parent / config.distill.teacher)
+        teacher = str(file_of(config.distill.teacher, path.resolve().parent))
         config = config.model_copy(update={"distill": config.distill.model_copy(update={"teacher": teacher})})
     if config.distill is not None and not os.path.isfile(config.distill.teacher):
         place = places.get(("distill", "teacher"), shown(path))

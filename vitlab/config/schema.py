@@ -251,7 +251,7 @@ class EMA(Schema):
 class Distill(Schema):
     """loss = (1 - weight) * CE + weight * T^2 * KL(teacher || student), both at temperature T (Hinton et al. 2015)."""
 
-    teacher: str  # its YAML, relative to the file that names it
+    teacher: str  # its YAML, relative to the file that names it, or one of ours by its name
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
 
@@ -350,6 +350,9 @@ def json_schema() -> dict[str, Any]:
                 relax(value)
 
     relax(schema)
-    schema["properties"]["extends"] = {"type": "string", "description": "the experiment this one changes, relative to this file"}
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "the experiment this one changes: a file, relative to this one, or one of vitlab's own by its name",
+    }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schema

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,13 +20,14 @@ from torch import nn
 
 import vitlab
 from vitlab import config, files, records
+from vitlab.code import git_state
 from vitlab.data.augment import normalize
 from vitlab.data.dataset import Dataset
 from vitlab.data.rng import generator
 from vitlab.errors import Lost, UserError
 from vitlab.models import cost, registry
 from vitlab.models.attention import class_attention
-from vitlab.paths import REPOSITORY, ROOT
+from vitlab.paths import ROOT
 from vitlab.records import DatasetFacts, RunRecord, TeacherFacts
 from vitlab.run import published
 from vitlab.run.plan import Run
@@ -41,19 +41,6 @@ from vitlab.train.objective import CrossEntropy, Distillation, RememberingTeache
 SHIP_SECONDS = 60  # how long a finished run waits for its last metrics to reach MLflow
 SHOWN = 36  # test images in a picture
 STOP_SECONDS = 5  # how long a run that is to stop waits for that
-
-
-def git_state() -> dict[str, str]:
-    """Return the commit and, as `dirty`, a hash of uncommitted changes ("" for none); both "" outside a repository."""
-
-    def git(*args: str) -> str:
-        try:
-            return subprocess.run(["git", "-C", str(REPOSITORY), *args], capture_output=True, text=True, timeout=10, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            return ""
-
-    changes = git("diff", "HEAD")
-    return {"commit": git("rev-parse", "HEAD").strip(), "dirty": hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else ""}
 
 
 def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.device) -> nn.Module:

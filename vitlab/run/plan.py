@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vitlab.config.places import MAX_DEPTH, shown
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 from vitlab.models import cost
+from vitlab.paths import EXPERIMENTS
 from vitlab.train import logits_store, schedule
 
 
@@ -115,9 +117,14 @@ def train_images(source: Source, data: config.Data) -> int:
 
 
 def expand(paths: list[Path]) -> list[Path]:
-    """Return the experiment files: files as they are, for a folder the YAMLs in it, by name. Raises UserError for what does not exist."""
+    """Return the experiment files: files as they are, for a folder the YAMLs in it, by name. Raises UserError for what does not exist.
+
+    vitlab's own experiments are found from everywhere, as `01_baseline_vit`, `experiments/01_baseline_vit.yaml` or, all of them, `experiments`.
+    """
     files: list[Path] = []
-    for path in paths:
+    for given in paths:
+        path = given if os.path.exists(given) or given.parts[:1] != ("experiments",) else EXPERIMENTS.joinpath(*given.parts[1:])
+        path = path if path.is_dir() else config.file_of(path, Path())
         if path.is_dir():
             found = sorted(p for p in path.glob("*.yaml") if p.name != "claims.yaml")
             if not found:

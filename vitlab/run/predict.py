@@ -90,7 +90,7 @@ def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
     at_hand = f", or choose another data set's model with {' or '.join(f'--data {n}' for n in sorted(others))}" if others else ""
     raise UserError(
         f"no model for the data set {name}: no finished run of it below {runs_dir} (variations by --set aside), and no weights published "
-        f"below {results_dir}; train one, for example with 'python runner.py experiments/05_kd_r18.yaml --data {shlex.quote(data)}', "
+        f"below {results_dir}; train one, for example with 'vitlab run 05_kd_r18 --data {shlex.quote(data)}', "
         f"name a finished run with --run FOLDER{at_hand}"
     )
 

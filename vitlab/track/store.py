@@ -135,7 +135,10 @@ def _open(uri: str, root: Path) -> Store:
 
 
 def import_mlflow() -> None:
-    """Import MLflow, with no telemetry, no progress bars, and requests that give up soon, unless the environment says otherwise."""
+    """Import MLflow, with no telemetry, no progress bars, and requests that give up soon, unless the environment says otherwise.
+
+    Its loggers, which would print about new tables and retried requests amid the progress, are made quiet.
+    """
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -147,6 +150,17 @@ def import_mlflow() -> None:
         os.environ.setdefault(key, value)
     import mlflow  # noqa: F401 late: it takes seconds
 
+    for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+
+
+def reach(root: Path) -> bool:
+    """Return whether the store has our experiment. Unlike `connect` it makes none. Raises what mlflow raises where it cannot be reached."""
+    import_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=tracking_uri(root)).get_experiment_by_name(EXPERIMENT) is not None
+
 
 class Store:
     """The experiment `vitlab` in a tracking store. Uses MlflowClient alone, since the fluent interface would end a run of its own at exit."""
@@ -155,8 +169,6 @@ class Store:
         import_mlflow()
         from mlflow import MlflowClient
 
-        for name, level in (("mlflow", logging.WARNING), ("alembic", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
-            logging.getLogger(name).setLevel(level)  # else they print about new tables and retried requests amid the progress
         self.root = root
         self.key = without_password(uri)
         self.own = uri == own_uri(root)  # a database that is read with SQL
