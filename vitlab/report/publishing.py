@@ -31,6 +31,7 @@ from vitlab.figures.run import RUN_PICTURES, run_figures
 from vitlab.records import RunRecord
 from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
 from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
+from vitlab.report.words import md
 from vitlab.run import published
 from vitlab.track import read, shipping
 
@@ -306,16 +307,6 @@ def _check(runs: Sequence[RunRecord], where: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- templates
-
-
-def md(value: Any) -> str:
-    """Return `value` as Markdown that reads as plain text, on one line, in a table's cell as well as in a paragraph."""
-    text = " ".join(str(value).split())
-    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-    for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ('"', "&quot;"), ("@", "&#64;"), ("://", "&#58;//")):
-        text = text.replace(char, entity)
-    text = re.sub(r"^([-+=])(?=[\s\-+=]|$)", r"\\\1", text)  # no list, no rule
-    return re.sub(r"^(\d+)(?=[.)]\s)", r"\1\\", text)  # no numbered list
 
 
 def _environment(finalize: Callable[[Any], Any] | None, autoescape: bool) -> Environment:
