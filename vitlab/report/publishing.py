@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -30,10 +30,10 @@ from vitlab.errors import UserError
 from vitlab.figures.run import RUN_PICTURES, run_figures
 from vitlab.records import RunRecord
 from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
-from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
+from vitlab.report.rungs import Rung, ladder, marked, newest, picture_folder, variants
 from vitlab.report.words import md
 from vitlab.run import published
-from vitlab.track import read, shipping
+from vitlab.track import read, registry, shipping
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 SUMMARY = "summary.csv"  # the ladder's numbers, unrounded
@@ -57,13 +57,14 @@ def build(
     pictures: Mapping[tuple[str, int], Sequence[Path]],
     predictions: ledger.Predictions = _nowhere,
     written: Mapping[tuple[str, ...], Path] = MappingProxyType({}),
+    champions: Container[tuple[str, ...]] = (),
 ) -> ledger.Book | None:
     """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
     `(experiment, seed)`, the pictures that it left, which are copied: predictions.png cannot be made from the record, and of the others those
     are drawn anew that were drawn from another record or by other code. `predictions` gives the path of a run's predictions.npz, if it is
-    available; `written` the record that a run left, which is copied: writing it anew takes five times as long.
+    available; `written` the record that a run left, which is copied: writing it anew takes five times as long; `champions` which are marked.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
 
     Returns None where no run measures a claim; an earlier claims.json is then left as it is. Raises UserError for no runs, for runs of more
@@ -92,10 +93,10 @@ def build(
             target = out_dir / "figures" / picture_folder(shown)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target / picture.name)
-    return rebuild(out_dir, predictions)
+    return rebuild(out_dir, predictions, champions)
 
 
-def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger.Book | None:
+def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere, champions: Container[tuple[str, ...]] = ()) -> ledger.Book | None:
     """Draw and write everything anew from `out_dir`/records and the claims.json there; return what `build` does.
 
     An existing predictions.png is kept, and so are published weights that are still the best run's. Raises UserError as `build` does.
@@ -103,7 +104,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
     book = ledger.build(runs, out_dir, predictions)
-    rungs = ladder(runs)
+    rungs = marked(ladder(runs), champions)
     drawn = out_dir / "figures"
     drawn.mkdir(exist_ok=True)
     wanted = {picture_folder(rung.runs[0]) for rung in rungs}
@@ -117,7 +118,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
     if book is not None:
         forest.draw(book, drawn)
     left_out = _read_left_out(out_dir / LEFT_OUT)
-    page = set_page.page(rungs, variants(runs), left_out, out_dir) | {
+    page = set_page.page(rungs, marked(variants(runs), champions), left_out, out_dir) | {
         "claims": claims_page.section(book, runs) if book is not None else None,
         "weights": set_page.weights(published.keep_current(out_dir, runs)),
     }
@@ -213,6 +214,7 @@ def _compile(
         files.remove_temporaries(results_dir)
         stamp.remove(results_dir)
         compiled_from = None if publishing else stamp.sources(root)  # before anything is read: what changes meanwhile is seen next time
+        champions = set() if publishing else registry.champions(root)  # what is published follows from the records alone
         sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
         for run in read.finished_runs(root):
@@ -225,7 +227,7 @@ def _compile(
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
                 if publishing and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
                     say(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
-                book = _build(list(runs.values()), out_dir, at_hand, Path(tmp))
+                book = _build(list(runs.values()), out_dir, at_hand, Path(tmp), champions)
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if book is None and (out_dir / ledger.FILE).is_file():
                     say(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
@@ -258,7 +260,7 @@ def fill(text: str, results_dir: Path) -> str:
     return blocks.fill(blocks.fill(text, "results", table), "findings", findings)
 
 
-def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> ledger.Book | None:
+def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path, champions: Container[tuple[str, ...]]) -> ledger.Book | None:
     """Call `build` with the pictures and predictions that the MLflow store holds of the runs."""
     shown = [rung.runs[0] for rung in ladder(newest(runs)[0])]  # whose pictures are wanted
     found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
@@ -269,7 +271,7 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> l
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
     written = {identity: at.folder / "record.json" for identity, at in stored.items() if at.folder is not None}
-    return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written)
+    return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written, champions)
 
 
 def _pictures(at: read.FinishedRun, tmp: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vitlab import files
 from vitlab.paths import EXPERIMENTS
-from vitlab.track import read, store
+from vitlab.track import read, registry, store
 
 FILE = ".compiled.json"
 CODE = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ READ = ("record.json", "predictions.npz", "figures/predictions.png")  # of a run
 def sources(root: Path) -> str | None:
     """Return a digest of all that the report on `root`'s own runs is compiled from.
 
-    That is the code, the libraries, the experiments and claims, and which finished runs MLflow has, with their files. None where these files
+    That is the code, the libraries, the experiments and claims, and which finished runs MLflow has, with their files and its champions. None where these files
     are not all on this machine, or the runs are in another store than `root`'s database: then only compiling finds out what has changed.
     """
     if store.tracking_uri(root) != store.own_uri(root):
@@ -34,9 +34,8 @@ def sources(root: Path) -> str | None:
     if any(run.folder is None for run in runs):
         return None
     libraries = [sys.version, *map(version, LIBRARIES)]
-    return _digest(
-        [libraries, _code(CODE), _content(EXPERIMENTS), [(run.run_id, [_state(run.folder / name) for name in READ]) for run in runs]]
-    )
+    files_read = [(run.run_id, [_state(run.folder / name) for name in READ]) for run in runs]
+    return _digest([libraries, _code(CODE), _content(EXPERIMENTS), files_read, sorted(registry.champions(root))])
 
 
 def products(root: Path, reports_dir: Path) -> str:

@@ -63,6 +63,18 @@ def at(folder: Path) -> Candidate:
     return own(folder)
 
 
+def of(record: records.RunRecord, content: bytes, origin: str) -> Candidate:
+    """Return the model of this record with the weights in `content`, safetensors; `load` raises UserError where they are no such thing."""
+
+    def load() -> nn.Module:
+        try:
+            return checkpoint.parse_model(content, _model_config(record, Path(origin)), len(record.dataset.classes))
+        except UserError as e:
+            raise UserError(f"{origin}: cannot be used as the run's weights ({e})") from None
+
+    return Candidate(record, origin, load, lambda: content)
+
+
 def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
     """Return the weights published in `out_dir`, beside `runs`.
 

@@ -345,9 +345,14 @@ def outstanding(run_dir: Path, root: Path) -> bool:
     """Return whether MLflow lacks something of a finished run, as far as its folder tells. Raises UserError for a damaged journal."""
     if not ((run_dir / "record.json").exists() and (run_dir / "run.json").exists()):
         return False
-    entries = read_journal(run_dir / "journal.jsonl")
-    at = _State.read(run_dir, entries[0][1]["time"]).stores.get(without_password(tracking_uri(root))) if entries else None
+    at = arrived(run_dir, root)
     return at is None or at.status != "FINISHED" or not at.model_id
+
+
+def arrived(run_dir: Path, root: Path) -> _Shipped | None:
+    """Return what of the run has reached the store, its ids there among it; None for nothing. Raises UserError for a damaged journal."""
+    entries = read_journal(run_dir / "journal.jsonl")
+    return _State.read(run_dir, entries[0][1]["time"]).stores.get(without_password(tracking_uri(root))) if entries else None
 
 
 def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module, np.ndarray]] | None = None) -> list[tuple[str, bool, str]]:
