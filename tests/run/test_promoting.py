@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import mlflow.pytorch
 import pytest
 import torch
 from PIL import Image
@@ -90,6 +91,15 @@ def test_a_champion_answers_is_marked_and_stays_until_a_better_one(world: World,
         assert db.execute("SELECT version, run_id IS NULL FROM model_versions ORDER BY version").fetchall() == [(1, 0), (2, 1)]
     code, _, err = vitlab("predict", image, "--model", "models:/vitlab-digits@second")
     assert (code, "'vitlab promote RUN --as champion' registers a model" in err) == (2, True)
+
+    # MLflow itself loads it, also from a folder that was moved
+    moved = world.root.with_name(f"{world.root.name}-moved")
+    world.root.rename(moved)
+    world.patch.chdir(moved)
+    with registry.reaching(moved):
+        assert registry.find(moved, "vitlab-digits", "champion").version == "1"
+        theirs = mlflow.pytorch.load_model("models:/vitlab-digits@champion")
+    torch.testing.assert_close(theirs(x), chosen.load()(x))
 
 
 @pytest.mark.parametrize(
