@@ -15,8 +15,9 @@ from vitlab.paths import REPOSITORY
 
 PACKAGE = Path(vitlab.__file__).parent
 ROOMS = (  # each imports only from those before it; files beside the packages are rooms of their own
-    "__init__", "paths", "code", "files", "errors", "config", "stats", "ranking", "records", "figures", "data", "models", "train", "track", "run",
-    "claims", "report", "terminal", "claiming", "completion", "study", "doctor", "cli", "__main__",
+    "paths", "code", "files", "errors", "config", "stats", "ranking", "records", "figures", "data", "models", "train", "track", "run",
+    "claims", "report", "export", "terminal", "claiming", "exporting", "completion", "study", "doctor", "cli", "__main__",
+    "__init__",  # which offers load() to who imports vitlab
 )  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("*.py"))

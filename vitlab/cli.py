@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab import claiming, completion, doctor, errors, study, terminal
+from vitlab import claiming, completion, doctor, errors, exporting, study, terminal
 from vitlab.errors import Lost, UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import CHECKOUT, EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
@@ -211,7 +211,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data", default="cifar10", metavar="cifar10|cifar100|digits|PATH",
         help="use this data set's best model by validation top-1, teachers aside (default: %(default)s)",
     )  # fmt: skip
-    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="use this finished run")
+    model.add_argument("--run", type=Path, metavar="FOLDER", dest="folder", help="use this finished run, published set or exported folder")
+    model.add_argument("--model", metavar="URI", help="use this model of MLflow's registry, for example models:/vitlab-cifar10@champion")
     pack = command("pack", _pack, "archive finished runs, weights in half precision, in parts small enough to carry")
     pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="a run, or a folder of runs (default: all)")
     pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
@@ -251,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile_flag(planned, "ledger")
     _add_data_flags(planned, "cifar10")
     planned.add_argument("--jobs", type=flags.whole, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
+    exporting.add_commands(command)
     command("verify", _verify, "check that the published pages follow from the published records")
     study.add(command)
     _add_data_flags(doctor.add(command))
@@ -328,7 +330,12 @@ def _verify(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from vitlab.run import predict
 
-    chosen = predict.own(args.folder) if args.folder else predict.best(args.data, RUNS, RESULTS)
+    if args.model:
+        from vitlab.run import promoting
+
+        chosen = promoting.registered(args.model, ROOT)
+    else:
+        chosen = predict.at(args.folder) if args.folder else predict.best(args.data, RUNS, RESULTS)
     for line in predict.classify(args.images, chosen):
         print(printable(line))
     return 0

@@ -450,7 +450,7 @@ def test_a_ledger_that_no_run_measures_any_more_is_kept_and_said(tmp_path: Path,
 def test_predictions_come_from_mlflow(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = stored(tmp_path / "store", arms([0]))
     monkeypatch.setattr(read, "finished_runs", lambda root: found)
-    monkeypatch.setattr(shipping, "ship_ledger", lambda root, path: "")
+    monkeypatch.setattr(ledgers, "ship_ledger", lambda root, path: "")
     monkeypatch.setattr(read, "download", lambda *_: (_ for _ in ()).throw(UserError("no such artifact")))
     out = tmp_path / "results" / "overnight-cifar10"
     publishing.publish(tmp_path, tmp_path / "results")

@@ -207,12 +207,17 @@ def decode(path: Path) -> np.ndarray:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
+                return pixels(image)
     except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
         reason = "no image in a format that is read here" if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
         raise UserError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None
-    pixels = np.asarray(rgb.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """Return an image as uint8 (3, 32, 32), as `decode` has it. Raises UserError for one that is not 8 or 16 bits deep."""
+    rgb = _to_rgb(ImageOps.exif_transpose(image))
+    values = np.asarray(rgb.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -148,7 +148,7 @@ class ClassAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         special, patches = x[:, : self.special], x[:, self.special :]
         q = torch.stack([q(special[:, i]) for i, q in enumerate(self.q)], dim=1)  # (B, S, D)
-        q = q.reshape(len(x), self.special * self.heads, 1, -1)  # (B, S * h, 1, d)
+        q = q.reshape(x.shape[0], self.special * self.heads, 1, -1)  # (B, S * h, 1, d)
         k, v = self.kv(patches).unflatten(-1, (2, self.special * self.heads, -1)).permute(2, 0, 3, 1, 4)  # 2 x (B, S * h, P, d)
         x = attend(q, k, v, None, self.dropout if self.training else 0.0).reshape(special.shape)  # (B, S, D)
         return torch.stack([proj(x[:, i]) for i, proj in enumerate(self.proj)], dim=1)

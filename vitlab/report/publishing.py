@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -32,9 +32,10 @@ from vitlab.figures.grids import PICTURES as IMAGE_PICTURES
 from vitlab.figures.run import DRAWN, run_figures
 from vitlab.records import RunRecord
 from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
-from vitlab.report.rungs import Rung, ladder, newest, picture_folder, variants
+from vitlab.report.rungs import Rung, ladder, marked, newest, picture_folder, variants
+from vitlab.report.words import md
 from vitlab.run import published
-from vitlab.track import read, shipping
+from vitlab.track import ledgers, read, registry
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 SUMMARY = "summary.csv"  # the ladder's numbers, unrounded
@@ -59,13 +60,14 @@ def build(
     pictures: Mapping[tuple[str, int], Sequence[Path]],
     predictions: ledger.Predictions = _nowhere,
     written: Mapping[tuple[str, ...], Path] = MappingProxyType({}),
+    champions: Container[tuple[str, ...]] = (),
 ) -> ledger.Book | None:
     """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
     `runs` is the whole set: records and pictures of earlier builds that are not in it are removed. `pictures` gives, for a run
     `(experiment, seed)`, the pictures that it left, which are copied: those that show images cannot be made from the record, and of the others those
     are drawn anew that were drawn from another record or by other code. `predictions` gives the path of a run's predictions.npz, if it is
-    available; `written` the record that a run left, which is copied: writing it anew takes five times as long.
+    available; `written` the record that a run left, which is copied: writing it anew takes five times as long; `champions` which are marked.
     Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
 
     Returns None where no run measures a claim; an earlier claims.json is then left as it is. Raises UserError for no runs, for runs of more
@@ -99,10 +101,10 @@ def build(
             target = out_dir / "figures" / picture_folder(shown)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target / picture.name)
-    return rebuild(out_dir, predictions)
+    return rebuild(out_dir, predictions, champions)
 
 
-def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger.Book | None:
+def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere, champions: Container[tuple[str, ...]] = ()) -> ledger.Book | None:
     """Draw and write everything anew from `out_dir`/records and the claims.json there; return what `build` does.
 
     Existing pictures that show images are kept, and so are published weights that are still the best run's. Raises UserError as `build` does.
@@ -110,7 +112,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
     book = ledger.build(runs, out_dir, predictions)
-    rungs = ladder(runs)
+    rungs = marked(ladder(runs), champions)
     drawn = out_dir / "figures"
     drawn.mkdir(exist_ok=True)
     wanted = {picture_folder(rung.runs[0]) for rung in rungs}
@@ -124,7 +126,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere) -> ledger
     if book is not None:
         forest.draw(book, drawn)
     left_out = _read_left_out(out_dir / LEFT_OUT)
-    page = set_page.page(rungs, variants(runs), left_out, out_dir) | {
+    page = set_page.page(rungs, marked(variants(runs), champions), left_out, out_dir) | {
         "claims": claims_page.section(book, runs) if book is not None else None,
         "weights": set_page.weights(published.keep_current(out_dir, runs)),
     }
@@ -221,6 +223,7 @@ def _compile(
         files.remove_temporaries(results_dir)
         stamp.remove(results_dir)
         compiled_from = None if publishing else stamp.sources(root, finished)  # as of now: what changes meanwhile is seen next time
+        champions = set() if publishing else registry.champions(root)  # what is published follows from the records alone
         sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
         stored: dict[str, Stored] = {}
         paths: dict[tuple[str, ...], Path] = {}
@@ -237,11 +240,11 @@ def _compile(
                 if publishing and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
                     say(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
                 written = {identity: paths[(name, *identity)] for identity in at_hand}
-                book = _build(list(runs.values()), out_dir, at_hand, written, Path(tmp))
+                book = _build(list(runs.values()), out_dir, at_hand, written, Path(tmp), champions)
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if book is None and (out_dir / ledger.FILE).is_file():
                     say(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
-                if at_hand and book is not None and (trouble := shipping.ship_ledger(root, out_dir / ledger.FILE)):
+                if at_hand and book is not None and (trouble := ledgers.ship_ledger(root, out_dir / ledger.FILE)):
                     say(f"{name}: the ledger has not reached MLflow ({trouble}); the report is whole, and the next one tries again")
         index(results_dir)
         if not told:  # what was told is told, and what failed tried, by the next report again
@@ -270,7 +273,14 @@ def fill(text: str, results_dir: Path) -> str:
     return blocks.fill(blocks.fill(text, "results", table), "findings", findings)
 
 
-def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, written: Mapping[tuple[str, ...], Path], tmp: Path) -> ledger.Book | None:
+def _build(
+    runs: list[RunRecord],
+    out_dir: Path,
+    stored: Stored,
+    written: Mapping[tuple[str, ...], Path],
+    tmp: Path,
+    champions: Container[tuple[str, ...]],
+) -> ledger.Book | None:
     """Call `build` with the pictures and predictions that the MLflow store holds of the runs."""
     shown = [rung.runs[0] for rung in ladder(newest(runs)[0])]  # whose pictures are wanted
     found = {(r.experiment, r.seed): stored[_identity(r)] for r in shown if _identity(r) in stored}
@@ -280,7 +290,7 @@ def _build(runs: list[RunRecord], out_dir: Path, stored: Stored, written: Mappin
         with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
-    return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written)
+    return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written, champions)
 
 
 def _pictures(at: read.FinishedRun, tmp: Path) -> list[Path]:
@@ -318,16 +328,6 @@ def _check(runs: Sequence[RunRecord], where: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- templates
-
-
-def md(value: Any) -> str:
-    """Return `value` as Markdown that reads as plain text, on one line, in a table's cell as well as in a paragraph."""
-    text = " ".join(str(value).split())
-    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-    for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ('"', "&quot;"), ("@", "&#64;"), ("://", "&#58;//")):
-        text = text.replace(char, entity)
-    text = re.sub(r"^([-+=])(?=[\s\-+=]|$)", r"\\\1", text)  # no list, no rule
-    return re.sub(r"^(\d+)(?=[.)]\s)", r"\1\\", text)  # no numbered list
 
 
 def _environment(finalize: Callable[[Any], Any] | None, autoescape: bool) -> Environment:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Rung:
     mean: float  # test top-1, percent
     half: float | None  # half the width of its confidence interval; None for a single seed
     claimed: tuple[float, float] | None  # lowest and highest claimed top-1, percent; equal where one number is claimed
+    champion: RunRecord | None = None  # the run that is its data set's champion in MLflow's registry, if one of these is
 
     @property
     def label(self) -> str:
@@ -108,6 +109,15 @@ def variants(runs: Iterable[RunRecord]) -> list[Rung]:
         if run.variant:
             varied.setdefault((run.experiment, run.variant), []).append(run)
     return [_rung(varied[key]) for key in sorted(varied)]
+
+
+def marked(rungs: Iterable[Rung], champions: Container[tuple[str, ...]]) -> list[Rung]:
+    """Return the rungs, with the `champion` set where one of their runs is among `champions`, as registry.champions has them."""
+
+    def champion(runs: Iterable[RunRecord]) -> RunRecord | None:
+        return next((r for r in runs if (r.experiment, r.variant, r.fingerprint, str(r.seed)) in champions), None)
+
+    return [replace(rung, champion=champion(rung.runs)) for rung in rungs]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

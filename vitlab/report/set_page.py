@@ -22,7 +22,7 @@ from vitlab.stats import mean_and_half
 # A rung's columns: a line added here is a column of every page's summary and of summary.csv.
 SUMMARY = (
     Column("Experiment", {"profile": lambda r: r.runs[0].profile, "dataset": lambda r: r.runs[0].dataset.name,
-                          "experiment": lambda r: r.runs[0].experiment, "label": lambda r: r.label},
+                          "experiment": lambda r: r.runs[0].experiment, "label": lambda r: f"{r.label} ★" if r.champion else r.label},
            lambda profile, dataset, experiment, label: Link(label, f"#{experiment}"), left=True),
     Column("Claimed top-1 (%)", {"claimed": lambda r: r.runs[0].claim and r.runs[0].claim.text,
                                  "claimed_low": lambda r: r.claimed and r.claimed[0], "claimed_high": lambda r: r.claimed and r.claimed[1]},
@@ -53,7 +53,7 @@ def page(rungs: list[Rung], varied: list[Rung], left_out: list[dict[str, Any]], 
         "profile": first.profile,
         "dataset": first.dataset.name,
         "facts": _facts(every),
-        "minute": _minute(rungs, every) if rungs else [],
+        "minute": (_minute(rungs, every) if rungs else []) + _champion([*rungs, *varied]),
         "scale": _scale(every),
         "left_out": _left_out(left_out),
         "has_ladder": bool(rungs),
@@ -91,6 +91,14 @@ def _facts(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
         ("Runs", f"{len(runs)}, {words.seeds(runs)}"),
         ("Training time", words.duration(sum(r.train_seconds for r in runs)) + " in all"),
         ("Device", words.devices(runs)),
+    ]
+
+
+def _champion(rungs: Sequence[Rung]) -> list[str]:
+    return [
+        f"★ Champion of {run.dataset.name} in MLflow's registry: “{run.title}”{f' ({run.variant})' if run.variant else ''}, seed {run.seed}."
+        for run in (rung.champion for rung in rungs)
+        if run is not None
     ]
 
 

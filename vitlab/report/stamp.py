@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vitlab import files
 from vitlab.paths import EXPERIMENTS
-from vitlab.track import read, store
+from vitlab.track import read, registry, store
 
 FILE = ".compiled.json"
 CODE = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ READ = ("record.json", "predictions.npz", *(f"figures/{name}.png" for name in ("
 def sources(root: Path, runs: Sequence[read.FinishedRun]) -> str | None:
     """Return a digest of all that the report on `runs`, the finished ones in the store of `root`, is compiled from.
 
-    That is the code, the libraries, the experiments and claims, and which finished runs MLflow has, with their files. What a server has of a
+    That is the code, the libraries, the experiments and claims, which finished runs MLflow has, with their files, and its champions. What a server has of a
     finished run does not change, and its index has the record's digest. None where a run's files are neither on this machine nor in that
     index: then only compiling finds out what has changed.
     """
@@ -34,7 +34,7 @@ def sources(root: Path, runs: Sequence[read.FinishedRun]) -> str | None:
         return None
     states = [(run.run_id, run.digest if run.folder is None else [_state(run.folder / name) for name in READ]) for run in runs]
     libraries = [sys.version, *map(version, LIBRARIES)]
-    return _digest([libraries, _code(CODE), _content(EXPERIMENTS), store.tracking_uri(root), states])
+    return _digest([libraries, _code(CODE), _content(EXPERIMENTS), store.tracking_uri(root), states, sorted(registry.champions(root))])
 
 
 def products(root: Path, reports_dir: Path) -> str:

@@ -1,8 +1,10 @@
-"""How pages and the terminal write numbers, seeds, devices and commits."""
+"""How pages and the terminal write numbers, seeds, devices, commits and text from elsewhere."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from vitlab.records import RunRecord
 
@@ -72,3 +74,13 @@ def commit(run: RunRecord, digits: int) -> str:
     """Return the first digits of the code's commit, and what was changed since."""
     dirty = f" + changes {run.git['dirty'][:8]}" if run.git.get("dirty") else ""
     return (run.git.get("commit") or "unknown")[:digits] + dirty
+
+
+def md(value: Any) -> str:
+    """Return `value` as Markdown that reads as plain text, on one line, in a table's cell as well as in a paragraph."""
+    text = " ".join(str(value).split())
+    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    for char, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;"), ('"', "&quot;"), ("@", "&#64;"), ("://", "&#58;//")):
+        text = text.replace(char, entity)
+    text = re.sub(r"^([-+=])(?=[\s\-+=]|$)", r"\\\1", text)  # no list, no rule
+    return re.sub(r"^(\d+)(?=[.)]\s)", r"\1\\", text)  # no numbered list

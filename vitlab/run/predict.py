@@ -28,6 +28,7 @@ class Candidate(NamedTuple):
     record: records.RunRecord
     origin: str  # whether it is an own run or published, and where it lies
     load: Callable[[], nn.Module]  # on the CPU
+    weights: Callable[[], bytes]  # safetensors, as they lie there
 
 
 def own(folder: Path) -> Candidate:
@@ -38,7 +39,40 @@ def own(folder: Path) -> Candidate:
         cfg = _model_config(record, folder / "record.json")
         return checkpoint.load_model(folder / published.WEIGHTS, cfg, len(record.dataset.classes))
 
-    return Candidate(record, f"own run {folder}", load)
+    return Candidate(record, f"own run {folder}", load, (folder / published.WEIGHTS).read_bytes)
+
+
+def at(folder: Path) -> Candidate:
+    """Return the finished run in `folder`, or the one whose weights are published there.
+
+    Raises UserError where there is neither, and as `own` does.
+    """
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; expected a finished run's, as below runs/, or a published set's, as below results/")
+    if (folder / published.FILE).is_file():
+        if runs := records.read_all(folder):
+            return _published(folder, runs)
+        raise UserError(f"{folder / published.FILE}: lies beside no records; restore them")
+    if (folder / "journal.jsonl").is_file() and not (folder / "record.json").exists():
+        raise UserError(f"{folder}: this run is not finished; the command that started it goes on from its last checkpoint")
+    if folder.is_dir() and not (folder / "record.json").exists():
+        raise UserError(
+            f"{folder}: neither a finished run (it has no record.json) nor a published set with weights (no {published.FILE}); "
+            "'vitlab runs' lists the runs of this checkout, and results/ has the published sets"
+        )
+    return own(folder)
+
+
+def of(record: records.RunRecord, content: bytes, origin: str) -> Candidate:
+    """Return the model of this record with the weights in `content`, safetensors; `load` raises UserError where they are no such thing."""
+
+    def load() -> nn.Module:
+        try:
+            return checkpoint.parse_model(content, _model_config(record, Path(origin)), len(record.dataset.classes))
+        except UserError as e:
+            raise UserError(f"{origin}: cannot be used as the run's weights ({e})") from None
+
+    return Candidate(record, origin, load, lambda: content)
 
 
 def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
@@ -55,7 +89,7 @@ def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
         except UserError as e:
             raise published.unusable(out_dir, e) from None
 
-    return Candidate(record, f"published weights {out_dir / published.FILE}", load)
+    return Candidate(record, f"published weights {out_dir / published.FILE}", load, lambda: content)
 
 
 def _model_config(record: records.RunRecord, path: Path) -> config.Schema:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import html
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from vitlab import files, records
 from vitlab.stats import interval
 from vitlab.track import index, model, views
 from vitlab.track.journal import RunInfo, read_journal
-from vitlab.track.store import Store, connect, ledgers, locked, reason, tracking_uri, without_password
+from vitlab.track.store import Store, connect, locked, reason, tracking_uri, without_password
 
 if TYPE_CHECKING:
     from torch import nn
@@ -314,48 +313,18 @@ def _summarise(store: Store, parent_id: str) -> None:
         store.client.set_terminated(parent_id, status, end_time=max(run.info.end_time for run in children))
 
 
-def ship_ledger(root: Path, path: Path) -> str:
-    """Ship a set's ledger, the claims.json at `path`, to MLflow: one run per set, known by its tags. Doing it again changes nothing.
-
-    Returns why that failed, else "": no report waits for it, and the next one tries again.
-    """
-    try:
-        if _digest(path.read_bytes()) not in (digest for _, digest in ledgers(root)):
-            _ship_ledger(connect(root), path)
-    except Exception as e:
-        return reason(e)
-    return ""
-
-
-def _ship_ledger(store: Store, path: Path) -> None:
-    """Ship the ledger's effects, verdicts and file. Its run has no tag `vitlab.finished`, so that nobody takes it for a training."""
-    content = path.read_bytes()
-    book, digest, now = json.loads(content), _digest(content), int(time.time() * 1000)
-    identity = {"vitlab.kind": "ledger", "vitlab.profile": book["profile"], "vitlab.dataset": book["dataset"]}
-    run_id = store.find_or_create(identity, f"ledger {book['profile']}-{book['dataset']}", now, {})
-    earlier = store.client.get_run(run_id).data
-    if earlier.tags.get("vitlab.ledger") == digest:
-        return
-    names = {"effect": "effect", "low": "effect_low", "high": "effect_high"}
-    values = {f"claim/{r['id']}/{name}": r[key] for r in book["results"] for key, name in names.items() if r[key] is not None}
-    values |= dict.fromkeys(earlier.metrics.keys() - values.keys(), math.nan)  # what is not measured any more: MLflow forgets no metric
-    verdicts = {f"claim.{r['id']}": r["verdict"] for r in book["results"]}
-    store.log_metrics(run_id, [(key, value, now, 0) for key, value in values.items()])
-    store.set_tags(run_id, verdicts)
-    for gone in [key for key in earlier.tags if key.startswith("claim.") and key not in verdicts]:
-        store.client.delete_tag(run_id, gone)
-    store.client.log_artifact(run_id, str(path))
-    store.client.set_terminated(run_id, "FINISHED", end_time=now)
-    store.set_tags(run_id, {"vitlab.ledger": digest})  # last: it says that all of this is there
-
-
 def outstanding(run_dir: Path, root: Path) -> bool:
     """Return whether MLflow lacks something of a finished run, as far as its folder tells. Raises UserError for a damaged journal."""
     if not ((run_dir / "record.json").exists() and (run_dir / "run.json").exists()):
         return False
-    entries = read_journal(run_dir / "journal.jsonl")
-    at = _State.read(run_dir, entries[0][1]["time"]).stores.get(without_password(tracking_uri(root))) if entries else None
+    at = arrived(run_dir, root)
     return at is None or at.status != "FINISHED" or not at.model_id
+
+
+def arrived(run_dir: Path, root: Path) -> _Shipped | None:
+    """Return what of the run has reached the store, its ids there among it; None for nothing. Raises UserError for a damaged journal."""
+    entries = read_journal(run_dir / "journal.jsonl")
+    return _State.read(run_dir, entries[0][1]["time"]).stores.get(without_password(tracking_uri(root))) if entries else None
 
 
 def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module, np.ndarray]] | None = None) -> list[tuple[str, bool, str]]:

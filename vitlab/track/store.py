@@ -98,7 +98,10 @@ def _relocate(root: Path, old: str, new: str) -> None:
 
     MLflow stores absolute paths, so a moved folder would lose them (mlflow issue 3144).
     """
-    columns = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+    columns = (
+        ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
+        ("model_versions", "storage_location"),
+    )  # fmt: skip
     with contextlib.closing(sqlite3.connect(root / "mlflow.db", timeout=20)) as db, db:
         for table, column in columns:
             move = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?"

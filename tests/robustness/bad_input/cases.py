@@ -490,7 +490,7 @@ OTHERS: dict[str, tuple[Arrange, str]] = {
     "predict with the best of no runs": (best, "no model for the data set cifar10: no finished run of it below"),
     "predict with a run that is not there": (
         lambda w: ["predict", w.image(), "--run", w.root / "no"],
-        "no/record.json: not a readable run record",
+        "no: no such folder; expected a finished run's",
     ),
     "pack of no folder": (lambda w: ["pack", w.root / "no"], "no: no such folder; expected"),
     "pack of a folder elsewhere": (lambda w: ["pack", w.root], "not a folder of runs; expected"),
