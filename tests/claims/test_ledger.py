@@ -23,7 +23,7 @@ from vitlab.claims.declarations import Arm, Claim, Family
 from vitlab.errors import UserError
 from vitlab.records import RunRecord
 from vitlab.report import publishing
-from vitlab.track import read, shipping
+from vitlab.track import ledgers, read
 
 BASELINE, REGULARISED, STUDENT = "01_baseline_vit", "02_regularized_vit", "06_kd_r50_class_attention"
 GAIN = Claim(
@@ -423,7 +423,7 @@ def test_a_report_stands_where_mlflow_cannot_be_reached(tmp_path: Path, undrawn:
 
     found, told = stored(tmp_path / "store", arms()), []
     monkeypatch.setattr(read, "finished_runs", lambda root: found)
-    monkeypatch.setattr(shipping, "connect", refuse)
+    monkeypatch.setattr(ledgers, "connect", refuse)
     pages = publishing.publish(tmp_path, tmp_path / "results", told.append)
     assert all(page.is_file() for page in pages)
     assert ["nobody is there" in text for text in told] == [True]
