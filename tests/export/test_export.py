@@ -28,7 +28,7 @@ from vitlab.data import sources
 from vitlab.data.augment import normalize
 from vitlab.data.dataset import decode
 from vitlab.errors import UserError
-from vitlab.export import bundle, onnx_model
+from vitlab.export import bundle, hub, onnx_model
 from vitlab.models import registry
 from vitlab.paths import REPOSITORY
 from vitlab.run import predict
@@ -159,6 +159,12 @@ def test_push_uploads_the_folder_and_says_why_it_cannot(
     assert code == 2
     assert "me/tiny: not pushed (401 Client Error: Unauthorized); the folder there is whole" in err
     assert "hf auth login" in err
+
+
+def test_a_hub_that_cannot_be_reached_is_no_bug(world: World) -> None:
+    world.patch.setattr(hub, "HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="hf_none"))  # nobody listens there
+    with pytest.raises(UserError, match=r"me/tiny: not pushed \(.*refused\); the folder .* is whole"):
+        hub.push(world.root, "me/tiny")
 
 
 @pytest.mark.slow

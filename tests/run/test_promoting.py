@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.cli import run
 from tests.support.journals import info, start
 from tests.support.world import World
-from vitlab import cli, exporting
+from vitlab import cli
 from vitlab.errors import UserError
 from vitlab.run import predict, promoting
 from vitlab.track import registry
@@ -23,9 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture
-def trained(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+def trained(world: World) -> Path:
     """The finished run of tiny.yaml with what MLflow is fed from."""
-    monkeypatch.setattr(exporting, "ROOT", world.root)
     folder = world.folder("tiny")
     fingerprint = folder.name.removesuffix("-s0")
     start(folder, info("tiny", dataset="digits", profile="full", fingerprint=fingerprint)).append("event", text="finished")

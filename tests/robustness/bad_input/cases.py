@@ -375,7 +375,7 @@ def repickled(path: Path) -> None:
 RECORDS: dict[str, tuple[Arrange, str]] = {
     "cut off": (rewritten(cut), "record.json: not a readable run record (Unterminated string"),
     "empty": (rewritten(""), "record.json: not a readable run record (Expecting value: line 1 column 1"),
-    "missing": (rewritten(Path.unlink), "record.json: not a readable run record ([Errno 2] No such file"),
+    "missing": (rewritten(Path.unlink), "neither a finished run (it has no record.json) nor a published set"),
     "a flipped brace": (rewritten(lambda p: flip(p, 0)), "record.json: not a readable run record"),
     "binary": (rewritten(b"\xff\xfe\x00" * 50), "record.json: not a readable run record ('utf-8' codec can't decode"),
     "a pickle": (rewritten(pickle.dumps({"version": 1})), "record.json: not a readable run record"),
