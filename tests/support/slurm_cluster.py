@@ -137,6 +137,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 if __name__ == "__main__":
     if missing() or not sys.argv[1:]:
         sys.exit(missing() or "expected a command, which is run on a cluster made for it")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and leave no daemon behind
     with cluster() as env:
         signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal's Ctrl-C is for the command
         sys.exit(subprocess.run(sys.argv[1:], env=os.environ | env, check=False).returncode)
