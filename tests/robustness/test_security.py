@@ -89,8 +89,13 @@ def test_yaml_makes_no_objects() -> None:
 
 
 def test_nothing_is_unpickled_freely() -> None:
-    """Each torch.load says weights_only, each np.load that it allows no pickles, and nothing else could unpickle."""
+    """Each torch.load says weights_only, each np.load that it allows no pickles, and nothing else could unpickle.
+
+    But for what a Slurm job and its command tell each other: submitit, which starts the job, unpickles from the same folder in any case.
+    """
     for path in (REPOSITORY / "vitlab").rglob("*.py"):
+        if path.parent.name == "engines" and path.name in ("slurm.py", "slurm_job.py"):
+            continue
         text = path.read_text(encoding="utf-8")
         for call in re.findall(r"torch\.load\(.*", text):
             assert "weights_only=True" in call, path
