@@ -55,7 +55,7 @@ class Step:
         self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
         self.warm: dict[Phase, int] = {}
         self.forward, self.apply = distributed.forward_of(model), augment.apply
-        if self.graphed and machine.compiling_pays(device, total):
+        if self.part is None and machine.compiling_pays(device, total):
             torch.compiler.reset()
             self.forward, self.apply = machine.compiled(self.forward), machine.compiled(self.apply)
 
