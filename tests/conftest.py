@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,9 +103,10 @@ def world(template_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
     from vitlab import claiming, cli  # late, as above
+    from vitlab.claims import declarations
     from vitlab.run import execute
 
     for name in ("ROOT", "RUNS", "REPORTS", "RESULTS"):
@@ -122,7 +123,9 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (profiles / "quick.yaml").write_text(quick, encoding="utf-8")
     monkeypatch.setattr("vitlab.config.resolve.PROFILE_DIR", profiles)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
+    declarations.load_arm.cache_clear()  # of the real profile, read for an earlier test
+    yield tmp_path
+    declarations.load_arm.cache_clear()
 
 
 CORPUS = {"cases": 0, "clear": 0, "tracebacks": 0}

@@ -70,11 +70,12 @@ class Arm(Schema):
 
     def resolve(self, profile: str) -> config.Resolved:
         """Return the arm's configuration under the profile. Raises UserError for a damaged experiment."""
-        return _load(self.path, profile, self.set)
+        return load_arm(self.path, profile, self.set)
 
 
 @functools.cache  # most claims share an arm, and all students a teacher
-def _load(path: Path, profile: str, sets: tuple[str, ...] = ()) -> config.Resolved:
+def load_arm(path: Path, profile: str, sets: tuple[str, ...] = ()) -> config.Resolved:
+    """Return the experiment's configuration as config.load does, read once in a process."""
     return config.load(path, profile, sets)
 
 
@@ -285,7 +286,7 @@ def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> st
     if students > MAX_DEPTH:
         raise UserError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
     distill = resolved.config.distill
-    teacher = fingerprint(_load(Path(distill.teacher), resolved.profile), digest, students + 1) if distill else None
+    teacher = fingerprint(load_arm(Path(distill.teacher), resolved.profile), digest, students + 1) if distill else None
     return config.fingerprint(resolved.config, digest, teacher)
 
 
