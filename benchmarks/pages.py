@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill as wrap
 from typing import Any
 
-from benchmarks import accuracy, growth_page, growth_server_page, page
+from benchmarks import accuracy, growth_page, growth_server_page, page, scaling_page
 from vitlab import files
 from vitlab.config.places import shown
 from vitlab.errors import UserError
@@ -47,6 +47,7 @@ def growth(folder: Path) -> str:
 PAGES: dict[str, Callable[[Path], str]] = {  # each made from the measurements in a folder
     "README.md": lambda folder: page.page(compared(folder)),
     "GROWTH.md": lambda folder: growth(folder),
+    "SCALING.md": lambda folder: scaling_page.page(_read(folder / "scaling.json")),
     "ACCURACY.md": lambda folder: accuracy.page(_read(folder / "accuracy.json")),
 }
 PARAGRAPHS: dict[str, Callable[[Path], str]] = {
