@@ -164,7 +164,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root, self.count = root, 0
         prepare_store(root)
-        groups = records.read_all(PUBLISHED)
+        groups = [record for record in records.read_all(PUBLISHED) if record.seed == 0]
         groups += [r.model_copy(update={"variant": f"optim.lr={lr}", "fingerprint": lr * 12}) for r, lr in zip(groups, "12")]
         self.groups = [stretched(r) for r in groups]
 
