@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
 from pathlib import Path
 
+from vitlab.track.shipping import digest
 from vitlab.track.store import Store, connect, ledgers, reason
 
 
@@ -17,7 +17,7 @@ def ship_ledger(root: Path, path: Path) -> str:
     Returns why that failed, else "": no report waits for it, and the next one tries again.
     """
     try:
-        if _digest(path.read_bytes()) not in (digest for _, digest in ledgers(root)):
+        if digest(path.read_bytes()) not in (version for _, version in ledgers(root)):
             _ship_ledger(connect(root), path)
     except Exception as e:
         return reason(e)
@@ -27,11 +27,11 @@ def ship_ledger(root: Path, path: Path) -> str:
 def _ship_ledger(store: Store, path: Path) -> None:
     """Ship the ledger's effects, verdicts and file. Its run has no tag `vitlab.finished`, so that nobody takes it for a training."""
     content = path.read_bytes()
-    book, digest, now = json.loads(content), _digest(content), int(time.time() * 1000)
+    book, version, now = json.loads(content), digest(content), int(time.time() * 1000)
     identity = {"vitlab.kind": "ledger", "vitlab.profile": book["profile"], "vitlab.dataset": book["dataset"]}
     run_id = store.find_or_create(identity, f"ledger {book['profile']}-{book['dataset']}", now, {})
     earlier = store.client.get_run(run_id).data
-    if earlier.tags.get("vitlab.ledger") == digest:
+    if earlier.tags.get("vitlab.ledger") == version:
         return
     names = {"effect": "effect", "low": "effect_low", "high": "effect_high"}
     values = {f"claim/{r['id']}/{name}": r[key] for r in book["results"] for key, name in names.items() if r[key] is not None}
@@ -43,8 +43,4 @@ def _ship_ledger(store: Store, path: Path) -> None:
         store.client.delete_tag(run_id, gone)
     store.client.log_artifact(run_id, str(path))
     store.client.set_terminated(run_id, "FINISHED", end_time=now)
-    store.set_tags(run_id, {"vitlab.ledger": digest})  # last: it says that all of this is there
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    store.set_tags(run_id, {"vitlab.ledger": version})  # last: it says that all of this is there

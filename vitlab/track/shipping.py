@@ -141,7 +141,7 @@ def _ship_entries(run_dir: Path, root: Path, info: RunInfo, entries: list[tuple[
         state.write(run_dir)
 
     if at.status != "FINISHED":
-        described = _digest((run_dir / "run.json").read_bytes())
+        described = digest((run_dir / "run.json").read_bytes())
         if at.described != described:
             _describe(store, at.run_id, info)
             at.described = described
@@ -158,7 +158,8 @@ def _ship_entries(run_dir: Path, root: Path, info: RunInfo, entries: list[tuple[
         state.write(run_dir)
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return 16 hex digits that tell contents apart."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -222,13 +223,13 @@ def _describe(store: Store, run_id: str, info: RunInfo) -> None:
 def _ship_metrics(store: Store, at: _Shipped, run_dir: Path, entries: list[tuple[int, dict[str, Any]]], covered: int) -> None:
     journal = (run_dir / "journal.jsonl").read_bytes()
     logged: set[tuple[str, int]] = set()
-    if _digest(journal[: at.offset]) != at.digest:  # at the first time, or where a resume replaced lines that were shipped
+    if digest(journal[: at.offset]) != at.digest:  # at the first time, or where a resume replaced lines that were shipped
         at.offset, logged = 0, store.steps(at.run_id)
     due = [(end, entry) for end, entry in entries if at.offset < end <= covered]
     rows = [(k, v, entry["time"], entry["step"]) for _, entry in due if entry["kind"] == "metrics" for k, v in entry["values"].items()]
     store.log_metrics(at.run_id, [row for row in rows if (row[0], row[3]) not in logged])
     if due:
-        at.offset, at.digest = due[-1][0], _digest(journal[: due[-1][0]])
+        at.offset, at.digest = due[-1][0], digest(journal[: due[-1][0]])
 
 
 def _settle(store: Store, run_id: str, info: RunInfo, state: _State, run_dir: Path, time_ms: int) -> None:
