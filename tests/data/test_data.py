@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tests.support import cifars
 from vitlab import config
-from vitlab.data import dataset, rng, sources
+from vitlab.data import dataset, rng, samples, sources
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 
@@ -227,6 +227,19 @@ def test_mean_std_are_numpys() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- CIFAR-10
+
+
+@needs_cifar10
+def test_the_samples_are_the_first_ten_test_images_of_each_class() -> None:
+    batch = pickle.loads((DATA_DIR / sources.CIFARS["cifar10"].folder / "test_batch").read_bytes(), encoding="latin1")
+    pixels, labels = batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), np.array(batch["labels"])
+    first = np.concatenate([np.flatnonzero(labels == c)[:10] for c in range(10)])
+    np.testing.assert_array_equal(samples.images(), pixels[first])
+    np.testing.assert_array_equal(samples.labels(), labels[first])
+
+
+def test_the_samples_are_still_what_they_were_when_compared_with_cifar10() -> None:
+    assert hashlib.sha256(samples.images().tobytes()).hexdigest() == "c14f9b22428679cbd86e04a5aee21ab119a56071a13ec94dc8fea2cae268251e"
 
 
 @needs_cifar10
