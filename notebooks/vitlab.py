@@ -59,7 +59,7 @@ sys.path.insert(0, str(CHECKOUT))
 PROFILE = "auto"  # quick, ledger, overnight or full
 DATA = "auto"  # digits, cifar10, cifar100, or a folder of images
 SEED = 0
-PICTURE = None  # the path of a picture of my own, for part 8; in Colab google.colab.files.upload() brings one there
+PICTURE = None  # for part 8: a picture of my own, as seen from the checkout; in Colab google.colab.files.upload() brings it
 
 # %%
 import shlex
@@ -206,9 +206,9 @@ def curves():
                     ax.plot(rows["epoch"], rows[f"{part}/{name}"], line, color=color, label=part, marker="." if epochs < 13 else "")
             for ax in (top1, loss):
                 ax.grid(axis="y")
-            top1.set(title=run.resolved.config.title, xlim=(0, epochs), ylim=(0, 100))
+            top1.set(title=run.resolved.config.title, xlim=(0, 1.02 * epochs), ylim=(0, 100))
             if len(rows):
-                top1.legend(loc="lower right")
+                top1.legend()
             loss.set_xlabel("epoch")
         axes[0, 0].set_ylabel("top-1 (%)")
         axes[1, 0].set_ylabel("loss")

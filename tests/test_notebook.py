@@ -38,6 +38,12 @@ def test_nothing_that_was_run_is_in_the_repository() -> None:
         assert not re.search(r"(?<![\w.)}~:/])/(home|Users|root|tmp|content|work|mnt)\b", cell.source), cell.source
 
 
+def test_the_readme_shows_the_badge() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "[![Notebook: open in Colab](docs/badges/colab.svg)](https://colab.research.google.com/github)" in readme
+    assert "<title>notebook: open in Colab</title>" in (REPOSITORY / "docs" / "badges" / "colab.svg").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def in_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """A folder as Colab opens a notebook in, where git clones and pip does nothing; the commands of pip."""
@@ -119,6 +125,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert client.updates >= 2, "curves are drawn anew while they train, and once more at the end"
     text = "".join(output.text for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "stream")
     assert "profile quick, data digits, seed 0" in text
+    assert "\x1b" not in text, "a terminal's control characters"
     assert re.search(r"^Verdict: (supported|refuted|undecided)$", text, re.MULTILINE)
     assert not [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
 
