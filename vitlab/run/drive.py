@@ -31,10 +31,10 @@ def in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], display: Disp
         def say(text: str, label: str = task.label) -> None:
             display.console.print(f"{label}  {text}")
 
-        bar = functools.partial(display.bar, task.label, cfg.train.epochs)
+        bar = functools.partial(display.bar, task)
         try:
             # MLflow has everything before the next run begins: in a thread beside it torch's exporter would reset the generator of its dropout.
-            with on_signals(stop_after_step(stop)), contextlib.ExitStack() as shipping:
+            with on_signals(stop_after_step(stop, aloud=not display.console.is_terminal)), contextlib.ExitStack() as shipping:
                 record, here = train_task(task, loaded[cfg.data], bar, say, stop, shipping)
         except loop.Interrupted as e:
             raise Stopped(e.args[0], [task.run.folder]) from None
@@ -51,7 +51,7 @@ def by_engine(tasks: list[Task], engine: Engine, display: Display, stop: Stop) -
     interrupted: list[Path] = []
     failure: BaseException | None = None
     asked: int | None = None
-    with on_signals(stop_after_step(stop)), engine, contextlib.closing(_Bars(display)) as bars:
+    with on_signals(stop_after_step(stop, aloud=not display.console.is_terminal)), engine, contextlib.closing(_Bars(display)) as bars:
         if engine.about:
             display.console.print(engine.about)
         for run in jobs.by_path([task.run for task in tasks]):
@@ -91,7 +91,7 @@ class _Bars:
         else:
             self._remove(folder)
         if event.kind == "bar":
-            self.shown[folder] = self.display.bar(task.label, task.run.resolved.config.train.epochs, *event.values)
+            self.shown[folder] = self.display.bar(task, *event.values)
             self.shown[folder].__enter__()
 
     def close(self) -> None:
