@@ -86,7 +86,8 @@ class Ray:
         if self.refs:  # only where an exception has ended it
             self.stop(signal.SIGTERM)
             ray.wait(list(self.refs.values()), num_returns=len(self.refs))
-        self.marker.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that is read-only now
+            self.marker.unlink()
         ray.shutdown()
 
     @property
