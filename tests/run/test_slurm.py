@@ -129,11 +129,11 @@ def with_a_run(world: World) -> Engine:
 
 def test_a_controller_that_is_away_is_told_before_anything_is_submitted(controller: Path, world: World) -> None:
     (controller / "silent").touch()
-    with with_a_run(world) as engine:
-        with pytest.raises(UserError) as e:
-            engine.events(0)
-        assert str(e.value) == f"Slurm does not answer ({AWAY}); start the same command again once 'squeue' does"
-        assert not list(world.root.glob("slurm/*"))
+    engine = with_a_run(world)
+    with pytest.raises(UserError) as e:
+        engine.events(0)
+    assert str(e.value) == f"Slurm does not answer ({AWAY}); start the same command again once 'squeue' does"
+    assert not list(world.root.glob("slurm/*"))
 
 
 def test_a_controller_that_stays_away_is_told_once(controller: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
