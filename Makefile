@@ -15,12 +15,12 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth bench-scaling shakeout gpu-check bad-input chaos lint report notebook ui data clean
+.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth bench-scaling shakeout gpu-check bad-input chaos chaos-engines lint report notebook ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PROFILE=auto|quick|ledger|overnight|full  DATA=auto|cifar10|cifar100|digits|PATH  DATA_DIR=data  SEEDS=0,1,2  BUDGET=90m  JOBS=2  ONLY=claim,claim"
-	@echo "  Reports and measurements go to reports/. With PUBLISH=1 report, bench and bench-growth write results/, benchmarks/ and README.md, chaos README.md."
+	@echo "  Reports and measurements go to reports/. With PUBLISH=1 report, bench and bench-growth write results/, benchmarks/ and README.md, the two chaos targets docs/robustness.md."
 
 setup: .venv/installed ## make .venv and install exact versions into it
 
@@ -71,6 +71,9 @@ bad-input: setup ## run the corpus of bad input alone; its last line counts the 
 
 chaos: setup ## kill small runs at every awkward moment and compare what they come to: at most 10 minutes
 	$(BIN)/python -m tests.robustness.chaos --kills 60 $(if $(PUBLISH),--record)
+
+chaos-engines: setup ## break a Ray cluster and a server on PostgreSQL in every way while runs train, and compare them: about 25 minutes
+	$(BIN)/python -m tests.robustness.chaos_engines $(if $(PUBLISH),--record)
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check .

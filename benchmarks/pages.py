@@ -44,6 +44,18 @@ def growth(folder: Path) -> str:
     return text + "\n" + "\n".join(growth_server_page.section(_read(many))) + "\n" if many.is_file() else text
 
 
+def chaos_engines(results: dict[str, Any]) -> str:
+    """Return the paragraph about the last `make chaos-engines`."""
+    kinds = ", ".join(f"{kind} {times} times" for kind, times in sorted(results["kinds"].items()))
+    return wrap(
+        f"The last full run, on {results['date']}: {results['faults']} faults ({kinds}), {results['runs']} runs, {results['lost']} lost, "
+        f"{results['duplicated']} duplicated, {results['different']} different, in {results['seconds'] / 60:.0f} min ({results['device']}, a load of "
+        f"{results['load']:.1f} when it began).",
+        130,
+        break_on_hyphens=False,
+    )
+
+
 PAGES: dict[str, Callable[[Path], str]] = {  # each made from the measurements in a folder
     "README.md": lambda folder: page.page(compared(folder)),
     "GROWTH.md": lambda folder: growth(folder),
@@ -54,6 +66,7 @@ PARAGRAPHS: dict[str, Callable[[Path], str]] = {
     **{name: lambda folder, kind=kind: page.summary(kind, compared(folder).get(kind)) for kind, name in page.FILES.items()},
     "growth-server.json": lambda folder: growth_server_page.paragraph(_read(folder / "growth-server.json")),
     "chaos.json": lambda folder: chaos(_read(folder / "chaos.json")),
+    "chaos-engines.json": lambda folder: chaos_engines(_read(folder / "chaos-engines.json")),
 }
 
 

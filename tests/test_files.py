@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.support.disk import no_file_above
+from tests.support.disk import no_file_above, read_only
 from vitlab import files
 from vitlab.paths import REPOSITORY
 from vitlab.track import journal
@@ -48,6 +50,29 @@ def test_a_full_disk_leaves_no_half_line_in_the_journal(tmp_path: Path) -> None:
         book.append("event", text="two")
     book.append("event", text="three")
     assert [entry["text"] for _, entry in journal.read_journal(tmp_path / "journal.jsonl")] == ["one", "three"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to mount")
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_disk_that_becomes_read_only_is_told_and_what_was_there_stays(kind: str, tmp_path: Path) -> None:
+    """Though neither what is half written nor a lock can be taken away; nobody holds that lock then."""
+    name, write = WRITERS[kind]
+    write(tmp_path)
+    before = (tmp_path / name).read_bytes()
+
+    def write_with_the_lock(until_then: contextlib.ExitStack) -> None:
+        with files.held(tmp_path / "lock", pytest.fail):
+            until_then.enter_context(read_only(tmp_path))
+            write(tmp_path)
+
+    with contextlib.ExitStack() as until_then, pytest.raises(files.DiskFull) as e:
+        write_with_the_lock(until_then)
+    for part in (str(tmp_path / name), "Read-only file system", "writable again", "goes on from the last checkpoint"):
+        assert part in str(e.value)
+    assert (tmp_path / name).read_bytes() == before
+    with files.held(tmp_path / "lock", pytest.fail):
+        write(tmp_path)
+    assert not (tmp_path / "lock").exists()
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

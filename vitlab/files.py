@@ -17,24 +17,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, no quota, a limit on the file's size
+UNWRITABLE = (*FULL, errno.EROFS)
 
 PAUSE = 0.5  # seconds between two attempts at a lock
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class DiskFull(Exception):
-    """A file could not be written for want of space. The message says which, how much is free there, and what to do."""
+    """A file could not be written for want of space, or since the disk is read-only now. The message says which, why, and what to do."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise DiskFull, as a context manager, where the work within fails for want of space, whatever torch or NumPy wrapped that in."""
+    """Raise DiskFull, as a context manager, where the work within fails for want of a disk to write to, whatever torch or NumPy wrapped that in."""
     try:
         yield
     except Exception as e:
         inner: BaseException | None = e
         while inner is not None and not isinstance(e, DiskFull):
-            if isinstance(inner, OSError) and inner.errno in FULL:
+            if isinstance(inner, OSError) and inner.errno in UNWRITABLE:
                 raise DiskFull(_full(path, inner)) from e
             inner = inner.__cause__ or inner.__context__
         raise
@@ -43,9 +44,10 @@ def writing(path: Path) -> Iterator[None]:
 def _full(path: Path, reason: OSError) -> str:
     folder = next(p for p in path.absolute().parents if p.is_dir())
     free = shutil.disk_usage(folder).free / 1e6
+    remedy = "Make room" if reason.errno in FULL else "Have it made writable again"
     return (
         f"{path}: cannot be written ({os.strerror(reason.errno)}; {free:,.0f} MB free in {folder}); what was there before is kept. "
-        "Make room, then the same command goes on from the last checkpoint"
+        f"{remedy}, then the same command goes on from the last checkpoint"
     )
 
 
@@ -67,7 +69,8 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
             os.replace(tmp, path)
             _sync_folder(path.parent)
     except BaseException:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that is read-only now
+            tmp.unlink()
         raise
 
 
@@ -116,7 +119,8 @@ def held(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n", encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held
+        with contextlib.suppress(OSError):  # on a disk that is read-only now, where it stays, held by nobody
+            path.unlink()  # while it is still held
         lock.release()
 
 

@@ -42,7 +42,8 @@ def unset_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             ["--engine", "ray", "--address", "127.0.0.1:9"],
-            "--address 127.0.0.1:9: no Ray cluster of ours there ([Errno 111] Connection refused)",
+            "--address 127.0.0.1:9: no Ray cluster of ours there ([Errno 111] Connection refused); give the HOST:PORT that 'ray start --head' has "
+            "printed, on a node of that cluster; if it was started with RAY_AUTH_MODE=token, set that here too, and have its token in ~/.ray/auth_token",
         ),
     ],
     ids=["another engine's", "ray's", "no host and port", "nobody there"],

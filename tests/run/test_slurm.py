@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import re
 import signal
@@ -18,8 +19,13 @@ from tests.support.cli import run
 from tests.support.processes import finish, results, until, write_experiments
 from tests.support.world import World
 from vitlab import records
-from vitlab.run.engines.flags import minutes
+from vitlab.data import sources
+from vitlab.errors import UserError
+from vitlab.run import plan
+from vitlab.run.engines.engine import Engine
+from vitlab.run.engines.flags import Options, minutes
 from vitlab.run.engines.slurm_job import EventFile
+from vitlab.run.task import Task
 from vitlab.track import store
 from vitlab.track.journal import read_journal
 
@@ -71,6 +77,66 @@ def test_what_cannot_be_is_one_line(
     monkeypatch.setenv("PATH", "")
     code, _, err = run(capsys, *world.train("other"), "--engine", "slurm", *flags)
     assert (code, err) == (2, f"error: {expected}\n")
+
+
+SLURM = {
+    "sbatch": "echo Submitted batch job 7",
+    "squeue": """if [ -e {0}/silent ]; then echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; fi
+if [ -e {0}/submitted ]; then echo '7|RUNNING|None'; fi""",
+    "srun": "",
+}  # fmt: skip
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with Slurm's commands; the file `silent` in it stands for a controller that is away, `submitted` for a job that runs."""
+    pytest.importorskip("submitit")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in SLURM.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text.format(folder)}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+AWAY = "slurm_load_jobs error: Unable to contact slurm controller"
+
+
+def with_a_run(world: World) -> Engine:
+    """Slurm's engine, with a run that it has taken in."""
+    from vitlab.run.engines.slurm import Slurm  # late, as what is installed only where it is wanted
+
+    source = sources.resolve("digits", world.root, "full")
+    (other,) = plan.make([world.root / "other.yaml"], "full", source, [0], (), world.root / "runs")
+    engine = Slurm(Options(engine="slurm"), world.root)
+    engine.submit(Task(other, "other", force=False))
+    return engine
+
+
+def test_a_controller_that_is_away_is_told_before_anything_is_submitted(controller: Path, world: World) -> None:
+    (controller / "silent").touch()
+    engine = with_a_run(world)
+    with pytest.raises(UserError) as e:
+        engine.events(0)
+    assert str(e.value) == f"Slurm does not answer ({AWAY}); start the same command again once 'squeue' does"
+    assert not list(world.root.glob("slurm/*"))
+
+
+def test_a_controller_that_stays_away_is_told_once(controller: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.run.engines.slurm.LOOK", -1)
+    monkeypatch.setattr("vitlab.run.engines.slurm.SILENCE", 0)
+    (world.root / "slurm").mkdir()
+    engine = with_a_run(world)
+    assert engine.events(0) == []
+    (controller / "submitted").touch()
+    for _ in range(2):
+        assert engine.events(0) == []
+        (controller / "silent").touch()
+        ((_, kind, (text,)),) = engine.events(0)
+        assert (kind, text) == ("said", f"Slurm has not answered for 0 s ({AWAY}); jobs that run go on, and this command waits for them")
+        assert engine.events(0) == []
+        (controller / "silent").unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------- a cluster

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -27,7 +28,9 @@ def write_experiments(folder: Path, train: str = "") -> Path:
     return folder
 
 
-def start(root: Path, experiments: Path, *flags: str, patch: str = "", env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    root: Path, experiments: Path, *flags: str, patch: str = "", env: dict[str, str] | None = None, out: IO[str] | int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """runner.py in a process of its own with one thread; `patch` is done first in each process that trains, `env` goes into its environment."""
     root.mkdir(exist_ok=True)
     (root / "patched.py").write_text(patch, encoding="utf-8")
@@ -47,7 +50,7 @@ def start(root: Path, experiments: Path, *flags: str, patch: str = "", env: dict
         [*command, *flags],
         cwd=REPOSITORY,
         env=os.environ | own | (env or {}),
-        stdout=subprocess.PIPE,
+        stdout=out,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,

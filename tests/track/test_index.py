@@ -52,6 +52,15 @@ def test_the_index_has_finished_runs_and_the_last_attempt_alone(shared: Store, t
     assert {run.run_id for run in read.finished_runs(tmp_path)} == {run.run_id for run in latest.values()}
 
 
+def test_runs_whose_shard_was_deleted_stay_until_another_attempt_takes_their_place(shared: Store, tmp_path: Path) -> None:
+    digests = [finish(tmp_path, "first", 70.0), finish(tmp_path, "other", 71.0, seed=1)]
+    for run in read.finished_runs(tmp_path):
+        shared.client.delete_run(index.shard(shared, index.shard_number(run.run_id)))
+    assert [run.digest for run in read.finished_runs(tmp_path)] == digests
+    again = finish(tmp_path, "first again", 72.0)
+    assert {run.digest for run in read.finished_runs(tmp_path)} == {again, digests[1]}
+
+
 def test_names_that_would_lead_out_of_a_folder_are_no_runs(shared: Store, tmp_path: Path) -> None:
     shard = index.shard(shared, 0)
     entry = json.dumps({"vitlab.kind": "seed", "vitlab.finished": "true", "vitlab.started": "0", "mlflow.parentRunId": "p"})

@@ -447,6 +447,31 @@ def test_processes_that_start_together_share_store_and_parent_and_a_moved_store_
 # -------------------------------------------------------------------------------------------------------- the Shipper
 
 
+def test_shipper_exports_no_model_once_nobody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would do so amid the training of the next run in this process."""
+    from torch import nn
+
+    answers, exported = threading.Event(), []
+
+    def slow_server(run_dir: Path, root: Path, final_model: shipping.Model) -> None:
+        assert answers.wait(60)
+        exported.append(final_model())
+
+    monkeypatch.setattr("vitlab.track.shipper.note", lambda *_: None)
+    monkeypatch.setattr("vitlab.track.shipper.ship_noted", slow_server)
+    shippers = [Shipper(tmp_path, tmp_path) for _ in range(2)]
+    model, images = nn.Linear(1, 1), np.zeros((2, 3, 32, 32), np.uint8)
+    for shipper in shippers:
+        shipper.finish(model, images)
+    assert not shippers[0].arrived(lambda: 0)
+    answers.set()
+    assert shippers[1].arrived(lambda: 60)
+    for thread in threading.enumerate():
+        if thread.name == "mlflow-shipper":
+            thread.join(60)
+    assert exported == [(model, images)]
+
+
 def test_shipper_ships_in_the_background_and_the_model_comes_back(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from torch import nn

@@ -51,15 +51,21 @@ def add(store: Store, run_id: str, entry: dict[str, str]) -> None:
 
 def remove(store: Store, run_id: str) -> None:
     """Remove the run's entry, if it has one. Raises what mlflow raises."""
-    for found in store.find(_tags(shard_number(run_id)), experiment_id=store.experiment(EXPERIMENT)):
+    tags, where = _tags(shard_number(run_id)), store.experiment(EXPERIMENT)
+    for found in store.find(tags, experiment_id=where, deleted=True):
+        store.client.restore_run(found.info.run_id)  # or it could not be written
+    for found in store.find(tags, experiment_id=where):
         if run_id in found.data.tags:
             store.client.delete_tag(found.info.run_id, run_id)
 
 
 def read(store: Store) -> Entries:
-    """Return each entry by its run's id. Raises what mlflow raises."""
+    """Return each entry by its run's id, those of deleted shards too: their runs are not deleted. Raises what mlflow raises."""
+    from mlflow.entities import ViewType
+
     entries: Entries = {}
-    for found in store.client.search_runs([store.experiment(EXPERIMENT)], f"tags.`{SHARD}` LIKE '%'", max_results=10 * SHARDS):
+    where, shards = [store.experiment(EXPERIMENT)], f"tags.`{SHARD}` LIKE '%'"
+    for found in store.client.search_runs(where, shards, ViewType.ALL, max_results=10 * SHARDS):
         entries |= _entries(found)
     return entries
 

@@ -28,6 +28,7 @@ class Shipper:
         self._wake = threading.Condition()
         self._upto: int | None = None  # what is to be shipped next; None: nothing
         self._last: tuple[str, Model | None] | None = None  # status and model: then the thread ends
+        self._given_up = False  # nobody waits any more
         self._thread = threading.Thread(target=self._work, name="mlflow-shipper", daemon=True)
         self._thread.start()
 
@@ -38,8 +39,21 @@ class Shipper:
             self._wake.notify()
 
     def finish(self, model: nn.Module | None = None, example: np.ndarray | None = None) -> None:
-        """Ask for the finished run and its model to be shipped. Returns at once; then `arrived` tells what came of it."""
-        self._end("FINISHED", None if model is None or example is None else lambda: (model, example))
+        """Ask for the finished run and its model to be shipped. Returns at once; then `arrived` tells what came of it.
+
+        A server that is so slow that nobody waits any more gets no model: by then another run may train in this process, and exporting a
+        model resets the generator of that run's dropout.
+        """
+        if model is None or example is None:
+            self._end("FINISHED", None)
+            return
+
+        def in_time() -> tuple[nn.Module, np.ndarray]:
+            if self._given_up:
+                raise TimeoutError("its model came too late")
+            return model, example
+
+        self._end("FINISHED", in_time)
 
     def leave(self) -> None:
         """End without shipping more: somebody else will. Returns at once."""
@@ -54,6 +68,7 @@ class Shipper:
         while self._thread.is_alive() and time.monotonic() - began < patience():
             self._thread.join(0.1)
         if self._thread.is_alive():
+            self._given_up = True
             self.outstanding = self.outstanding or f"still on its way after {patience():g} s"
             return False
         return not self.outstanding

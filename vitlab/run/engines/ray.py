@@ -86,7 +86,8 @@ class Ray:
         if self.refs:  # only where an exception has ended it
             self.stop(signal.SIGTERM)
             ray.wait(list(self.refs.values()), num_returns=len(self.refs))
-        self.marker.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that is read-only now
+            self.marker.unlink()
         ray.shutdown()
 
     @property
@@ -159,7 +160,10 @@ def _connect(address: str | None) -> None:
     if address is None:
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **options)
         return
-    remedy = "give the HOST:PORT that 'ray start --head' has printed, on a node of that cluster, and set RAY_AUTH_MODE=token if it was started so"
+    remedy = (
+        "give the HOST:PORT that 'ray start --head' has printed, on a node of that cluster; if it was started with RAY_AUTH_MODE=token, set that "
+        "here too, and have its token in ~/.ray/auth_token"
+    )
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise UserError(f"--address {address}: not HOST:PORT; {remedy}")

@@ -33,6 +33,7 @@ from vitlab.run.task import Task
 WARNING = 90  # seconds before the time limit at which a job saves its run and is queued again; Slurm may give up to a minute more
 LOOK = 5.0  # seconds between two looks at Slurm's queue,
 LAST_LOOK = 1.0  # and once the runs are to stop
+SILENCE = 120.0  # seconds without an answer, after which the user is told
 ARRAY = 500  # runs in one job array, at most; Slurm's own limit is 1000 unless the cluster has another
 ENDLESS = 1_000_000  # a run is queued again as often as it takes
 USUAL = ("None", "Priority", "Resources", "Dependency", "BeginTime")  # reasons to wait that need no word
@@ -64,6 +65,9 @@ class Slurm:
         self.left: list[Task] = []  # not submitted yet
         self.jobs: dict[Path, Job] = {}  # by the run's folder
         self.looked = 0.0
+        self.answered = time.monotonic()  # when Slurm did last
+        self.trouble = ""  # why it did not since then,
+        self.told_of_silence = False  # and whether the user knows
         self.stopping = False
         partition = f"partition {options.partition}, " if options.partition else ""
         self.about = f"Slurm: jobs named {self.name}, {partition}each run with {self.cpus} CPU{'s' * (self.cpus > 1)} and up to {self.minutes} min at a time"
@@ -107,12 +111,13 @@ class Slurm:
             self._submit_left()
             return []
         time.sleep(seconds)
-        queue = None
+        queue, said = None, []
         if time.monotonic() - self.looked > (LAST_LOOK if self.stopping else LOOK):
             if self.stopping:
                 self._cancel()
-            queue, self.looked = self._queue(), time.monotonic()
-        return [event for job in list(self.jobs.values()) for event in self._of_job(job, queue)]
+            queue, said = self._queue(), self._of_silence()
+            self.looked = time.monotonic()
+        return said + [event for job in list(self.jobs.values()) for event in self._of_job(job, queue)]
 
     # ------------------------------------------------------------------------------------------------------- submission
 
@@ -167,9 +172,11 @@ class Slurm:
             self.jobs[task.run.folder] = Job(task, job.job_id, told)
 
     def _of_before(self) -> dict[Path, str]:
-        """Return the jobs that an earlier command has submitted, by their runs' folders, if their runs have not ended."""
-        found = {}
-        for id in self._queue() or {}:
+        """Return the jobs that an earlier command has submitted, by their runs' folders, if their runs have not ended. Raises UserError."""
+        found, queue = {}, self._queue()
+        if queue is None:  # whatever was submitted now might be in it already
+            raise UserError(f"Slurm does not answer ({self.trouble}); start the same command again once 'squeue' does")
+        for id in queue:
             with contextlib.suppress(Exception):  # of another version of vitlab, or killed while it was submitted
                 folder = SlurmJob(self.folder, id).submission().function.folder
                 if not {"finished", "interrupted", "failed"} & {kind for kind, *_ in event_file(self.folder, id).read()}:
@@ -182,9 +189,19 @@ class Slurm:
         """Return state and reason of each job in Slurm's queue, by its id; None where Slurm does not answer."""
         done = slurm("squeue", "--me", "--noheader", "--array", f"--name={self.name}", "--format=%i|%T|%r")
         if done.returncode:
+            self.trouble = (done.stderr.strip().splitlines() or [f"squeue ended with exit code {done.returncode}"])[-1]
             return None
+        self.answered, self.trouble, self.told_of_silence = time.monotonic(), "", False
         rows = (line.split("|", 2) for line in done.stdout.splitlines())
         return {id: (state, reason) for id, state, reason in rows}
+
+    def _of_silence(self) -> list[Event]:
+        """Tell once that Slurm has not answered for a while. Its jobs do not need it in order to go on."""
+        if self.told_of_silence or not self.trouble or time.monotonic() - self.answered < SILENCE:
+            return []
+        self.told_of_silence = True
+        text = f"Slurm has not answered for {SILENCE:g} s ({self.trouble}); jobs that run go on, and this command waits for them"
+        return [Event(job.task, "said", (text,)) for job in list(self.jobs.values())[:1]]
 
     def _of_job(self, job: Job, queue: dict[str, tuple[str, str]] | None) -> Iterator[Event]:
         """Give what has become of a job's run; `queue` is as it was before this call."""
