@@ -1,0 +1,77 @@
+"""Draw docs/demo-*.png: the page of `vitlab demo` in a browser, light, dark and on a phone; `python -m docs.make_demo`.
+
+The models are those of the default page, and the picture is one of the test images that travel with the code. Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from PIL import Image
+from playwright.sync_api import Browser, Playwright, sync_playwright
+
+from vitlab.paths import REPOSITORY
+
+DOCS = REPOSITORY / "docs"
+VIEWS = {"light": (1320, 900, "light"), "dark": (1320, 900, "dark"), "phone": (390, 1500, "light")}  # width, height, colours
+CHOSEN = "ship, image 4 of 10"
+
+
+def chromium() -> str | None:
+    """Return the path of this machine's Chromium or Chrome; None where it has none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextlib.contextmanager
+def browsing(playwright: Playwright) -> Iterator[Browser]:
+    """Start Chromium: this machine's, or the one that Playwright has installed."""
+    browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+    try:
+        yield browser
+    finally:
+        browser.close()
+
+
+@contextlib.contextmanager
+def serving(*words: object, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run `vitlab demo --no-browser` with these words; yield the process and the page's address once it is there."""
+    command = [sys.executable, "-m", "vitlab", "demo", "--no-browser", *map(str, words)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+", said)
+        assert found, said + process.stdout.read()
+        yield process, found[0]
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+def main() -> None:
+    with serving() as (_, address), sync_playwright() as playwright, browsing(playwright) as browser:
+        for name, (width, height, scheme) in VIEWS.items():
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.goto(address)
+            page.get_by_label(CHOSEN).click()
+            page.get_by_alt_text("The picture: ship").wait_for()
+            page.mouse.move(0, 0)
+            page.evaluate("document.activeElement.blur()")
+            image = Image.open(io.BytesIO(page.screenshot(full_page=name != "phone"))).convert("RGB")
+            path = DOCS / f"demo-{name}.png"
+            image.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+            print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size / 1e3:.0f} kB")
+            page.close()
+
+
+if __name__ == "__main__":
+    main()
