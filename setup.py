@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 SHIPPED = (
     "experiments/**/*.yaml",
     "experiments/*.json",
-    "results/*/best.safetensors",
+    "results/*/weights/*.safetensors",
     "results/*/records/*.json",
     "results/*/claims.json",
 )

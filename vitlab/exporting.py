@@ -13,7 +13,7 @@ from vitlab.files import printable
 from vitlab.paths import ROOT
 
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-RUN = "a finished run's folder, or a published set's, as results/overnight-cifar10"
+RUN = "a finished run's folder, a published set's, as results/overnight-cifar10, or a file of its weights"
 
 
 def add_commands(command: Command) -> None:

@@ -68,7 +68,7 @@ def test_two_lines_give_the_published_model_and_its_transform(tmp_path: Path) ->
     model, transform = vitlab.load(PUBLISHED)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
-    (record,) = records.read_all(PUBLISHED)
+    record = predict.at(PUBLISHED).record
     batch = torch.from_numpy(decode(tmp_path / "x.png")[None])
     with Image.open(tmp_path / "x.png") as image:
         taken = transform(image)
@@ -77,7 +77,7 @@ def test_two_lines_give_the_published_model_and_its_transform(tmp_path: Path) ->
     theirs = create_transform(**resolve_data_config(model=model))(opaque)
     torch.testing.assert_close(transform(opaque), theirs, rtol=0, atol=1e-6)
     assert (model.num_classes, model.classes, model.training) == (10, record.dataset.classes, False)
-    weights = load_file(PUBLISHED / "best.safetensors")
+    weights = load_file(PUBLISHED / "weights" / f"{record.experiment}.safetensors")
     assert all(torch.equal(tensor, weights[name].to(tensor.dtype)) for name, tensor in model.state_dict().items())
     assert model(taken.unsqueeze(0)).shape == (1, 10)
 
@@ -110,7 +110,10 @@ def test_half_precision_and_what_is_in_half_already(world: World, capsys: pytest
     assert all(torch.equal(half[name], tensor.half()) for name, tensor in single.items())
     assert "half precision" in (there / "README.md").read_text()
     assert export(capsys, PUBLISHED, "--to", "safetensors", "--out", "published")[0] == 0
-    assert (world.root / "published" / "weights.safetensors").read_bytes() == (PUBLISHED / "best.safetensors").read_bytes()
+    best = PUBLISHED / "weights" / f"{predict.at(PUBLISHED).record.experiment}.safetensors"
+    assert (world.root / "published" / "weights.safetensors").read_bytes() == best.read_bytes()
+    assert export(capsys, best, "--to", "safetensors", "--out", "named")[0] == 0
+    assert (world.root / "named" / "README.md").read_bytes() == (world.root / "published" / "README.md").read_bytes()
 
 
 @pytest.mark.slow
@@ -134,7 +137,7 @@ def test_a_new_process_loads_what_is_for_hugging_face(half: tuple[str, ...], wor
 def test_the_hub_reads_the_cards_metadata(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(capsys, PUBLISHED, "--to", "huggingface", "--out", "there")[0] == 0
     card = ModelCard.load(world.root / "there" / "README.md")
-    (record,) = records.read_all(PUBLISHED)
+    record = predict.at(PUBLISHED).record
     (found,) = card.data.eval_results
     assert (found.metric_type, found.metric_value, found.dataset_name) == ("accuracy", round(record.metrics["test_top1"], 4), "cifar10")
     assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == ("mit", "vitlab", "image-classification")
@@ -272,7 +275,7 @@ def test_text_from_elsewhere_stays_text(world: World, capsys: pytest.CaptureFixt
     [
         ("nowhere", (), "nowhere: no such folder; expected a finished run's, as below runs/, or a published set's"),
         ("other", (), "this run is not finished; the command that started it goes on"),
-        ("runs", (), "runs: neither a finished run (it has no record.json) nor a published set with weights (no best.safetensors)"),
+        ("runs", (), "runs: neither a finished run (it has no record.json) nor a published set with weights (no weights/)"),
         ("tiny", ("--out", "set"), "set: holds a.txt, which this export does not write; name a folder of its own with --out"),
         ("tiny", ("--push", "me/tiny"), "--push: uploads to the Hugging Face Hub; add --to huggingface"),
         ("tiny", ("--to", "tflite"), "invalid choice"),

@@ -101,7 +101,9 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     out_dir = there / "results" / "full-digits"
     found = records.read_all(out_dir)
     assert {r.experiment: r for r in found} == {r.experiment: r for r in map(records.read, (here / "runs").glob("*/*/*/record.json"))}
-    assert published.read(out_dir, found)[0].experiment == "taught"
+    assert {path.name: r.experiment for path, r in published.find(out_dir, found).items()} == {
+        "tiny.safetensors": "tiny", "taught.safetensors": "taught",
+    }  # fmt: skip
 
     image = there / "grey.png"
     Image.new("RGB", (32, 32), "grey").save(image)
@@ -113,7 +115,7 @@ def test_what_is_unpacked_elsewhere_are_finished_runs(
     assert (code, err) == (0, "")
     assert out.splitlines()[1:] == own[1:]
     facts, _, _ = own[0].rpartition(": own run ")
-    assert out.splitlines()[0] == f"{facts}: published weights {out_dir / published.FILE}"
+    assert out.splitlines()[0] == f"{facts}: published weights {out_dir / published.FOLDER / 'taught.safetensors'}"
     (there / "gone").rename(there / "runs")
 
     # the ladder goes on where it was: nothing is trained twice, and a new student learns from the teacher that came along

@@ -120,13 +120,17 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
     tmp_path: Path, store: list[read.FinishedRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_dir, said = tmp_path / "results" / "full-cifar10", []
-    path = out_dir / published.FILE
+    folder = out_dir / published.FOLDER
+    student, teacher = folder / "06_kd_r50_class_attention.safetensors", folder / "resnet50.safetensors"
 
     def compiled() -> str:
         publishing.publish(tmp_path, tmp_path / "results", said.append)
         page, html = (out_dir / "README.md").read_text(encoding="utf-8"), Page(out_dir / "report.html")
-        linked = published.FILE in {attrs.get("href") for tag, attrs in html.tags if tag == "a"}
-        assert linked == path.exists() == (f"({published.FILE})" in page)
+        linked = {
+            attrs.get("href", "").removeprefix("weights/") for tag, attrs in html.tags if tag == "a" and "weights/" in attrs.get("href", "")
+        }
+        assert linked == {path.name for path in folder.glob("*")}
+        assert all(f"](weights/{name})" in page for name in linked)
         before = contents(out_dir)
         publishing.rebuild(out_dir)  # from what lies there
         assert contents(out_dir) == before
@@ -135,30 +139,34 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
     assert "half precision" not in compiled()
     first = measured("06_kd_r50_class_attention", 96.0)
     add(store, tmp_path, first, w=torch.tensor([1 / 3, 2.0]))
+    add(store, tmp_path, measured("resnet50", 97.0), w=torch.ones(2))
     page = compiled()
-    assert "in half precision, of the best run by validation top-1, teachers aside (96.00 %)" in page
-    assert f"“{first.title}”, seed 0: [{published.FILE}]({published.FILE}), [record](records/06_kd_r50_class_attention-s0.json)." in page
-    assert torch.equal(load_file(path)["w"], torch.tensor([1 / 3, 2.0]).half())
+    assert f"takes the best of them by validation top-1, teachers aside: “{first.title}”, seed 0, 96.00 %." in page
+    assert torch.equal(load_file(student)["w"], torch.tensor([1 / 3, 2.0]).half())
+    assert torch.equal(load_file(teacher)["w"], torch.ones(2).half())
+    assert sorted(folder.iterdir()) == [student, teacher]
 
-    stamp = path.stat().st_mtime_ns
+    stamp = student.stat().st_mtime_ns
     assert compiled() == page
     monkeypatch.setattr(read, "finished_runs", lambda root: [])  # as on another machine
     assert compiled() == page
-    assert path.stat().st_mtime_ns == stamp
+    assert student.stat().st_mtime_ns == stamp
 
     monkeypatch.setattr(read, "finished_runs", lambda root: list(store))
+    with_one_seed = student.read_bytes()
+    add(store, tmp_path, measured("06_kd_r50_class_attention", 96.1, seed=1), w=torch.ones(3))  # better: the first seed's stay
+    compiled()
+    assert student.read_bytes() == with_one_seed
     again = add(store, tmp_path, first.model_copy(update={"finished": "2025-01-02T00:00:00+00:00"}))  # the same run anew, other weights
     (again / "weights.safetensors").unlink()
-    assert "half precision" not in compiled()
-    add(store, tmp_path, first, w=torch.ones(3))
-    assert compiled() == page
-    add(store, tmp_path, measured("06_kd_r50_class_attention", 96.1, seed=1))  # better, and its weights are not at hand
-    assert "half precision" not in compiled()
-    add(store, tmp_path, measured("06_kd_r50_class_attention", 96.2, seed=1), w=torch.tensor([1e6]))
+    compiled()
+    assert sorted(folder.iterdir()) == [teacher]
     assert said == []
-    assert "half precision" not in compiled()
+    add(store, tmp_path, first, w=torch.tensor([1e6]))
+    compiled()
+    assert sorted(folder.iterdir()) == [teacher]
     assert said == [
-        "full-cifar10: its best run's weights are not published (06_kd_r50_class_attention, seed 1: w holds 1e+06, beyond half "
+        "full-cifar10: weights that are not published (06_kd_r50_class_attention, seed 0: w holds 1e+06, beyond half "
         "precision's largest number, 65504; train the run anew with --force, or move its folder away); the report is whole without them"
     ]
 
@@ -167,7 +175,7 @@ def test_a_damaged_file_is_written_anew_or_goes(tmp_path: Path, store: list[read
     run = measured("06_kd_r50_class_attention", 96.0)
     folder = add(store, tmp_path, run, w=torch.arange(99.0))
     out_dir = tmp_path / "results" / "full-cifar10"
-    path = out_dir / published.FILE
+    path = out_dir / published.FOLDER / "06_kd_r50_class_attention.safetensors"
     publishing.publish(tmp_path, tmp_path / "results")
     good = path.read_bytes()
     path.write_bytes(good[:-1])
@@ -195,7 +203,7 @@ def publish(w: World, record: RunRecord) -> Path:
     (out_dir / "records").mkdir(parents=True)
     records.write(record, out_dir / "records" / records.file_name(record))
     published.write(out_dir, record, w.folder("tiny") / "weights.safetensors")
-    return out_dir / published.FILE
+    return out_dir / published.FOLDER / f"{record.experiment}.safetensors"
 
 
 def trained(w: World, record: RunRecord) -> Path:
@@ -266,11 +274,12 @@ def test_the_best_on_cifar10_predicts_own_or_published(world: World, capsys: pyt
     assert answer("--data", "digits")[1] == guesses
 
 
-def test_verify_finds_published_weights_that_are_not_the_best_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The page names the run, so it does not follow from a file of another one, or a damaged one."""
+def test_verify_finds_published_weights_that_are_not_the_runs(tmp_path: Path) -> None:
+    """The page names what is published, so it does not follow from a file of another run, or a damaged one."""
     from vitlab.report import verify
 
     worse, best = measured("05_kd_r18", 90.0), measured("06_kd_r50_class_attention", 96.0)
+    path = tmp_path / "full-cifar10" / published.FOLDER / "06_kd_r50_class_attention.safetensors"
     out_dir = tmp_path / "full-cifar10"
     save_file({"w": torch.arange(9.0)}, tmp_path / "weights")
     published.write(out_dir, best, tmp_path / "weights")
@@ -280,16 +289,16 @@ def test_verify_finds_published_weights_that_are_not_the_best_runs(tmp_path: Pat
     def wrong() -> list[str]:
         return [d for path, page in verify.expected_pages(tmp_path).items() if (d := verify.difference(path, page))]
 
-    good = (out_dir / published.FILE).read_bytes()
+    good = path.read_bytes()
     assert wrong() == []
     for damage in (
-        lambda: published.write(out_dir, worse, tmp_path / "weights"),
-        lambda: (out_dir / published.FILE).write_bytes(good[:-9]),
+        lambda: published.write(out_dir, best.model_copy(update={"finished": "2025-01-02"}), tmp_path / "weights"),
+        lambda: path.write_bytes(good[:-9]),
     ):
         damage()
         (found,) = wrong()
-        assert "Weights for 'vitlab predict'" in found
-        (out_dir / published.FILE).write_bytes(good)
+        assert "Weights in half precision" in found
+        path.write_bytes(good)
     assert wrong() == []
 
 

@@ -63,8 +63,9 @@ def need(to: str, *packages: str) -> None:
 
 def seeds(folder: Path, record: RunRecord) -> list[RunRecord]:
     """Return the finished runs of the record's configuration that lie beside it, by seed: in a set's records, or in runs/."""
-    if (folder / "records").is_dir():
-        found = records.read_all(folder)
+    published_set = folder.parent.parent if folder.is_file() else folder
+    if (published_set / "records").is_dir():
+        found = records.read_all(published_set)
     else:
         beside = folder.resolve().parent.glob(f"{record.fingerprint}-s*/record.json")
         found = [records.read(path) for path in sorted(beside)]

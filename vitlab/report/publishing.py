@@ -107,7 +107,7 @@ def build(
 def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere, champions: Container[tuple[str, ...]] = ()) -> ledger.Book | None:
     """Draw and write everything anew from `out_dir`/records and the claims.json there; return what `build` does.
 
-    Existing pictures that show images are kept, and so are published weights that are still the best run's. Raises UserError as `build` does.
+    Existing pictures that show images are kept, and so are published weights of runs that are still there. Raises UserError as `build` does.
     """
     runs = records.read_all(out_dir)
     _check(runs, out_dir)
@@ -128,7 +128,7 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere, champions
     left_out = _read_left_out(out_dir / LEFT_OUT)
     page = set_page.page(rungs, marked(variants(runs), champions), left_out, out_dir) | {
         "claims": claims_page.section(book, runs) if book is not None else None,
-        "weights": set_page.weights(published.keep_current(out_dir, runs)),
+        "weights": set_page.weights(published.keep_current(out_dir, runs), out_dir),
     }
     (out_dir / SUMMARY).unlink(missing_ok=True)
     if page["summary"] is not None:
@@ -191,7 +191,7 @@ def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text
 
 
 def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
-    """Build as `own` does, with the runs published before; add each set's best weights, and fill the blocks of README.md and docs/.
+    """Build as `own` does, with the runs published before; add the weights of each experiment's first seed, and fill the blocks of README.md and docs/.
 
     What was published before comes from the records in `results_dir`, so results of several machines come together. Without any new run
     everything is rebuilt as it was. Returns the pages written; raises UserError where there is nothing to publish.
@@ -237,8 +237,9 @@ def _compile(
         for name, runs in sorted(sets.items()):
             if runs:
                 out_dir, at_hand = results_dir / name, stored.get(name, {})
-                if publishing and (trouble := _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp))):
-                    say(f"{name}: its best run's weights are not published ({trouble}); the report is whole without them")
+                if publishing:
+                    for trouble in _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp)):
+                        say(f"{name}: weights that are not published ({trouble}); the report is whole without them")
                 written = {identity: paths[(name, *identity)] for identity in at_hand}
                 book = _build(list(runs.values()), out_dir, at_hand, written, Path(tmp), champions)
                 pages += [out_dir / "README.md", out_dir / "report.html"]
@@ -299,20 +300,19 @@ def _pictures(at: read.FinishedRun, tmp: Path) -> list[Path]:
     return [folder / name for name in (*IMAGE_PICTURES, *(DRAWN if at.folder is not None else ())) if (folder / name).is_file()]
 
 
-def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> str:
-    """Publish the best run's weights, where the MLflow store holds them. Returns why they cannot be published, else ""."""
-    run = published.best(newest(runs)[0])
-    if run is None or (at := stored.get(_identity(run))) is None:
-        return ""
-    try:
-        weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
-    except UserError:  # as with predictions: without them the report is made all the same
-        return ""
-    try:
-        published.write(out_dir, run, weights)
-    except UserError as e:
-        return str(e)
-    return ""
+def _publish_weights(runs: list[RunRecord], out_dir: Path, stored: Stored, tmp: Path) -> list[str]:
+    """Publish the chosen runs' weights that the MLflow store holds. Returns why others cannot be published."""
+    troubles = []
+    for run in published.chosen(newest(runs)[0]):
+        if (at := stored.get(_identity(run))) is None:
+            continue
+        with contextlib.suppress(UserError):  # as with predictions: without them the report is made all the same
+            weights = at.fetch(published.WEIGHTS, tmp / at.run_id)
+            try:
+                published.write(out_dir, run, weights)
+            except UserError as e:
+                troubles.append(str(e))
+    return troubles
 
 
 def _identity(run: RunRecord) -> tuple[str, ...]:

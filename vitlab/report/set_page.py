@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from vitlab import records
 from vitlab.records import RunRecord, TeacherFacts
 from vitlab.report import rung_page, words
 from vitlab.report.rungs import Rung, claimed_text, ladder, mean_of, variants
@@ -67,15 +66,14 @@ def page(rungs: list[Rung], varied: list[Rung], left_out: list[dict[str, Any]], 
     }
 
 
-def weights(run: RunRecord | None) -> dict[str, Any] | None:
-    """Return what is said of the run whose weights are published with its set; None where there are none."""
-    if run is None:
+def weights(found: Mapping[Path, RunRecord], out_dir: Path) -> dict[str, Any] | None:
+    """Return what is said of the weights published in `out_dir`, which are those in `found`; None where there are none."""
+    best = published.best(found.values())
+    if best is None:
         return None
-    best = f"the best run by validation top-1, teachers aside ({run.metrics['validation_top1']:.2f} %)"
     return {
-        "said": f"Weights for 'vitlab predict', in half precision, of {best}: “{run.title}”, seed {run.seed}",
-        "file": published.FILE,
-        "record": f"records/{records.file_name(run)}",
+        "files": [Link(run.experiment, quote(path.relative_to(out_dir).as_posix())) for path, run in found.items()],
+        "best": f"“{best.title}”, seed {best.seed}, {best.metrics['validation_top1']:.2f} %",
     }
 
 

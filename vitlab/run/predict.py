@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,25 +42,37 @@ def own(folder: Path) -> Candidate:
     return Candidate(record, f"own run {folder}", load, (folder / published.WEIGHTS).read_bytes)
 
 
-def at(folder: Path) -> Candidate:
-    """Return the finished run in `folder`, or the one whose weights are published there.
+def at(path: Path) -> Candidate:
+    """Return the finished run in the folder `path`, the best model of the published set there, or the one in this file of published weights.
 
-    Raises UserError where there is neither, and as `own` does.
+    Raises UserError where there is none of these, and as `own` does.
     """
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder; expected a finished run's, as below runs/, or a published set's, as below results/")
-    if (folder / published.FILE).is_file():
-        if runs := records.read_all(folder):
-            return _published(folder, runs)
-        raise UserError(f"{folder / published.FILE}: lies beside no records; restore them")
-    if (folder / "journal.jsonl").is_file() and not (folder / "record.json").exists():
-        raise UserError(f"{folder}: this run is not finished; the command that started it goes on from its last checkpoint")
-    if folder.is_dir() and not (folder / "record.json").exists():
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; expected a finished run's, as below runs/, or a published set's, as below results/")
+    if path.is_file() and path.parent.name == published.FOLDER:
+        return _published(path, published.find(path.parent.parent, published.read_records(path.parent.parent))[path])
+    if models := published_in(path):
+        best = published.best(model.record for model in models)
+        return next(model for model in models if model.record is best)
+    if (path / "journal.jsonl").is_file() and not (path / "record.json").exists():
+        raise UserError(f"{path}: this run is not finished; the command that started it goes on from its last checkpoint")
+    if not (path / "record.json").exists():
         raise UserError(
-            f"{folder}: neither a finished run (it has no record.json) nor a published set with weights (no {published.FILE}); "
+            f"{path}: neither a finished run (it has no record.json) nor a published set with weights (no {published.FOLDER}/); "
             "'vitlab runs' lists the runs of this checkout, and results/ has the published sets"
         )
-    return own(folder)
+    return own(path)
+
+
+def published_in(out_dir: Path) -> list[Candidate]:
+    """Return the models whose weights are published in `out_dir`, by experiment, teachers last; none where it is no such set.
+
+    Raises UserError, naming the file, where one is damaged or of none of the set's runs.
+    """
+    if not (out_dir / published.FOLDER).is_dir():
+        return []
+    found = published.find(out_dir, published.read_records(out_dir))
+    return [_published(path, run) for path, run in sorted(found.items(), key=lambda item: item[0].name)]
 
 
 def of(record: records.RunRecord, content: bytes, origin: str) -> Candidate:
@@ -75,21 +87,17 @@ def of(record: records.RunRecord, content: bytes, origin: str) -> Candidate:
     return Candidate(record, origin, load, lambda: content)
 
 
-def _published(out_dir: Path, runs: Sequence[records.RunRecord]) -> Candidate:
-    """Return the weights published in `out_dir`, beside `runs`.
-
-    Raises UserError, naming the file, where they are missing, damaged or of none of these runs.
-    """
-    record, content = published.read(out_dir, runs)
+def _published(path: Path, record: records.RunRecord) -> Candidate:
+    """Return the model of this record with the published weights in the file `path`."""
 
     def load() -> nn.Module:
-        cfg = _model_config(record, out_dir / "records" / records.file_name(record))
+        cfg = _model_config(record, path.parent.parent / "records" / records.file_name(record))
         try:
-            return checkpoint.parse_model(content, cfg, len(record.dataset.classes))
+            return checkpoint.parse_model(path.read_bytes(), cfg, len(record.dataset.classes))
         except UserError as e:
-            raise published.unusable(out_dir, e) from None
+            raise published.unusable(path, e) from None
 
-    return Candidate(record, f"published weights {out_dir / published.FILE}", load, lambda: content)
+    return Candidate(record, f"published weights {path}", load, path.read_bytes)
 
 
 def _model_config(record: records.RunRecord, path: Path) -> config.Schema:
@@ -116,7 +124,9 @@ def best(data: str, runs_dir: Path, results_dir: Path) -> Candidate:
     found = [
         c for c in mine if c.record.dataset.name == name
     ]  # own runs first: where one is also published, its own weights are the exact ones
-    found += [_published(out_dir, runs) for out_dir, runs in sets.items() if runs[0].dataset.name == name]
+    for out_dir, runs in sets.items():
+        if runs[0].dataset.name == name:
+            found += published_in(out_dir)
     chosen = published.best(c.record for c in found)
     if chosen is not None:
         return next(c for c in found if c.record is chosen)

@@ -1,4 +1,4 @@
-"""The weights that are published with a set: which run they come from, the best of the ladder, and how their file is written and read."""
+"""The weights that are published with a set: of which runs they are, and how their files are written and found."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from vitlab.records import RunRecord
 from vitlab.run import half
 
 WEIGHTS = "weights.safetensors"  # as a run leaves them
-FILE = "best.safetensors"  # beside the records; half precision
+FOLDER = "weights"  # beside the records: a file for each experiment, in half precision
+SUFFIX = ".safetensors"
+
+
+def chosen(runs: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the runs whose weights a set publishes: of each experiment the first seed's, whose pictures are shown too. Variations are left out."""
+    first: dict[str, RunRecord] = {}
+    for run in sorted((run for run in runs if not run.variant), key=lambda run: (run.experiment, run.seed)):
+        first.setdefault(run.experiment, run)
+    return list(first.values())
 
 
 def best(runs: Iterable[RunRecord]) -> RunRecord | None:
@@ -32,57 +41,66 @@ def best(runs: Iterable[RunRecord]) -> RunRecord | None:
 
 
 def write(out_dir: Path, run: RunRecord, weights: Path) -> None:
-    """Write the run's weights, the file `weights`, to `out_dir` in half precision, unless they are there already.
+    """Write the run's weights, the file `weights`, below `out_dir` in half precision, unless they are there already.
 
     Raises UserError where they are damaged or beyond half precision.
     """
-    content, path = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)}), out_dir / FILE
+    content = half.to_half(weights.read_bytes(), f"{run.experiment}, seed {run.seed}", {"record": _name(run)})
+    path = out_dir / FOLDER / f"{run.experiment}{SUFFIX}"
     if not (path.is_file() and path.read_bytes() == content):
-        out_dir.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, content)
 
 
-def read(out_dir: Path, runs: Iterable[RunRecord]) -> tuple[RunRecord, bytes]:
-    """Return the one of `runs` whose weights are published in `out_dir`, and these weights as safetensors.
+def find(out_dir: Path, runs: Iterable[RunRecord]) -> dict[Path, RunRecord]:
+    """Return the files of weights published in `out_dir`, by name, each with that of `runs` which it is of. No weights are read.
 
-    Raises UserError, naming the file, where it is missing, damaged or of none of `runs`.
+    Raises UserError, naming the file, where one is damaged or of none of `runs`.
     """
-    path, named = out_dir / FILE, {_name(run): run for run in runs}
+    named = {_name(run): run for run in runs}
+    return {path: _run_of(path, named) for path in sorted((out_dir / FOLDER).glob(f"*{SUFFIX}"))}
+
+
+def _run_of(path: Path, named: dict[str, RunRecord]) -> RunRecord:
     try:
-        content = path.read_bytes()
         with safe_open(path, framework="numpy") as f:
             name = (f.metadata() or {}).get("record", "no record")
         if name not in named:
             raise UserError(f"of '{name[:200]}', which is not among the set's records")
     except (OSError, SafetensorError, UserError) as e:
-        raise unusable(out_dir, e) from None
-    return named[name], content
+        raise unusable(path, e) from None
+    return named[name]
 
 
-def unusable(out_dir: Path, reason: Exception) -> UserError:
+def unusable(path: Path, reason: Exception) -> UserError:
     """Return the UserError for published weights that cannot be used for this reason; it names the file and the remedy."""
     remedy = "restore it, or delete it: 'vitlab report --publish' writes it anew where its run is at hand"
-    return UserError(f"{out_dir / FILE}: cannot be used as published weights ({reason}); {remedy}")
+    return UserError(f"{path}: cannot be used as published weights ({reason}); {remedy}")
 
 
-def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> RunRecord | None:
-    """Return the best of `runs` if its weights are the published ones; otherwise remove the published ones and return None."""
-    runs = list(runs)
-    with contextlib.suppress(UserError):
-        run, _ = read(out_dir, runs)
-        if run == best(runs):
-            return run
-    (out_dir / FILE).unlink(missing_ok=True)
-    return None
+def keep_current(out_dir: Path, runs: Iterable[RunRecord]) -> dict[Path, RunRecord]:
+    """Return what `find` does, after removing the files that are damaged or of a run that is not one of the `chosen`."""
+    named = {_name(run): run for run in chosen(runs)}
+    kept = {}
+    for path in sorted((out_dir / FOLDER).glob(f"*{SUFFIX}")):
+        with contextlib.suppress(UserError):
+            kept[path] = _run_of(path, named)
+            continue
+        path.unlink()
+    return kept
 
 
 def sets(results_dir: Path) -> dict[Path, list[RunRecord]]:
     """Return the folder of each set that has published weights, with its runs, by name. Raises UserError for a set without records."""
-    found = {path.parent: records.read_all(path.parent) for path in sorted(results_dir.glob(f"*/{FILE}"))}
-    for out_dir, runs in found.items():
-        if not runs:
-            raise UserError(f"{out_dir / FILE}: lies beside no records; restore them, or delete it")
-    return found
+    folders = sorted({path.parent.parent for path in results_dir.glob(f"*/{FOLDER}/*{SUFFIX}")})
+    return {out_dir: read_records(out_dir) for out_dir in folders}
+
+
+def read_records(out_dir: Path) -> list[RunRecord]:
+    """Return the records of a set that has published weights. Raises UserError where there are none."""
+    if runs := records.read_all(out_dir):
+        return runs
+    raise UserError(f"{out_dir / FOLDER}: lies beside no records; restore them, or delete the weights")
 
 
 def _name(run: RunRecord) -> str:

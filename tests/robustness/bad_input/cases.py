@@ -443,7 +443,7 @@ def from_set(change: Callable[[Path], object]) -> Arrange:
         w.write(out_dir / "records" / "tiny-s0.json", (run / RECORD).read_bytes())
         weights.write(out_dir, records.read(run / RECORD), run / weights.WEIGHTS)
         (run / RECORD).unlink()
-        change(out_dir / weights.FILE)
+        change(out_dir / "weights" / "tiny.safetensors")
         return ["predict", w.image(), "--data", "digits"]
 
     return arrange
@@ -459,7 +459,7 @@ def of_three_numbers(path: Path) -> None:
     path.write_bytes(save({"w": torch.zeros(3)}, note))
 
 
-UNUSABLE = "results/full-digits/best.safetensors: cannot be used as published weights ("
+UNUSABLE = "results/full-digits/weights/tiny.safetensors: cannot be used as published weights ("
 PUBLISHED: dict[str, tuple[Arrange, str]] = {
     "cut off": (from_set(lambda p: cut(p, 0.9)), UNUSABLE + "Error while deserializing header: incomplete metadata"),
     "with a flipped bit": (from_set(lambda p: flip(p, 8)), UNUSABLE + "Error while deserializing header"),
@@ -468,8 +468,8 @@ PUBLISHED: dict[str, tuple[Arrange, str]] = {
     "of another run": (from_set(of_another_run), UNUSABLE + "of 'records/tiny-s1.json', which is not among the set's records"),
     "of another model": (from_set(of_three_numbers), UNUSABLE + "3 numbers, the model has"),
     "without records": (
-        from_set(lambda p: (p.parent / "records" / "tiny-s0.json").unlink()),
-        "best.safetensors: lies beside no records; restore them",
+        from_set(lambda p: (p.parents[1] / "records" / "tiny-s0.json").unlink()),
+        "results/full-digits/weights: lies beside no records; restore them",
     ),
 }
 
