@@ -1,6 +1,6 @@
 """Draw docs/demo-*.png: the page of `vitlab demo` in a browser, light, dark and on a phone; `python -m docs.make_demo`.
 
-The models are those of the default page, and the picture is one of the test images that travel with the code. Needs Chromium.
+The models are those of the default page. It opens with one of the test images that travel with the code, which is moved. Needs Chromium.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from vitlab.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 VIEWS = {"light": (1320, 900, "light"), "dark": (1320, 900, "dark"), "phone": (390, 1500, "light")}  # width, height, colours
-CHOSEN = "ship, image 4 of 10"
+MOVED = 4  # pixels, to the right
+MOVED_BY = """(n) => {  // what the models see has exactly n black columns on the left
+  const c = document.createElement('canvas').getContext('2d');
+  c.drawImage(document.querySelector('.seen'), 0, 0);
+  const black = (x) => [...c.getImageData(x, 0, 1, 32).data].every((v, i) => i % 4 === 3 || v === 0);
+  return black(n - 1) && !black(n);
+}"""
 
 
 def chromium() -> str | None:
@@ -62,13 +68,14 @@ def main() -> None:
         for name, (width, height, scheme) in VIEWS.items():
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(address)
-            page.get_by_label(CHOSEN).click()
-            page.get_by_alt_text("The picture: ship").wait_for()
-            page.mouse.move(0, 0)
+            page.locator(".card").first.wait_for()
+            for _ in range(MOVED if name != "phone" else 0):
+                page.get_by_role("slider", name="Shift right").press("ArrowRight")
+            page.wait_for_function(MOVED_BY, arg=MOVED if name != "phone" else 0)
             page.evaluate("document.activeElement.blur()")
             image = Image.open(io.BytesIO(page.screenshot(full_page=name != "phone"))).convert("RGB")
             path = DOCS / f"demo-{name}.png"
-            image.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+            image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
             print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size / 1e3:.0f} kB")
             page.close()
 

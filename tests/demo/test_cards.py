@@ -46,7 +46,7 @@ def test_a_card_has_the_answers_of_the_student_its_heads_and_its_teacher(tmp_pat
     assert "Distillation headdog 70.0 %" in page.text
     bars = attributes(page, "span", "bar")
     assert [bar["aria-valuenow"] for bar in bars] == ["42.0", "36.0", "22.0", "90.0", "6.0", "4.0"]
-    assert bars[0]["aria-valuetext"] == "42.0 %, before moving 90.0 %"
+    assert bars[0]["aria-valuetext"] == "42.0 %, before the change 90.0 %"
     assert bars[3]["aria-valuetext"] == "90.0 %"
     assert [mark["style"] for mark in attributes(page, "i", "was")] == ["left:90.00%", "left:6.00%", "left:4.00%"]
     assert page.text.count("None of these? All below 50 %.") == 1
@@ -76,7 +76,7 @@ def test_the_verdict_counts_the_models(tmp_path: Path) -> None:
     page = parsed(cards.verdict([(STUDENT, BEFORE), (STUDENT, AFTER), (TEACHER, dog)], False), tmp_path)
     assert page.text == "cat (2 of 3), dog (1 of 3). None of these? 1 of 3 is below 50 %. "
     assert "None of these" not in cards.verdict([(STUDENT, BEFORE)], False)
-    assert "before moving" in cards.verdict([(STUDENT, BEFORE)], True)
+    assert "before the change" in cards.verdict([(STUDENT, BEFORE)], True)
 
 
 def test_no_text_becomes_markup(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import io
 import re
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +132,9 @@ def test_every_kind_of_picture_is_answered(page: playwright.Page, tmp_path: Path
     turned = photo(tmp_path / "phone.jpg", (300, 200), exif=exif)
     clear = tmp_path / "clear.png"
     Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(clear)
-    for path in (turned, clear, photo(tmp_path / "one-pixel.gif", (1, 1)), photo(tmp_path / "large.jpg", (8660, 5773), quality=50)):
+    large = tmp_path / "large.jpg"
+    Image.new("RGB", (8660, 5773), (200, 90, 10)).save(large)  # 49,994,180 pixels
+    for path in (turned, clear, photo(tmp_path / "one-pixel.gif", (1, 1)), large):
         upload(page, path)
         seen(page, path.name)
         shown = page.locator(".photo")
@@ -187,23 +191,15 @@ def test_sliders_move_the_picture_and_the_answer(page: playwright.Page) -> None:
     slider.focus()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    page.get_by_alt_text("cat, test image at 32x32 pixels, moved").wait_for()
+    page.get_by_alt_text("cat, test image at 32x32 pixels, changed").wait_for()
     page.wait_for_function("document.querySelector('input[type=number]').value === '3'")
     page.locator(".was").first.wait_for()
     assert page.locator(".seen").get_attribute("src") != before
     assert "A mark on a bar" in page.locator(".verdict").inner_text()
-    page.wait_for_function(MOVED_BY, arg=3)
+    page.wait_for_function(make_demo.MOVED_BY, arg=3)
     page.get_by_label("truck, image 2 of 10").click()  # a new picture stands still
     page.get_by_alt_text("truck, test image at 32x32 pixels, as the models see it").wait_for()
     assert slider.input_value() == "0"
-
-
-MOVED_BY = """(n) => {
-  const c = document.createElement('canvas').getContext('2d');
-  c.drawImage(document.querySelector('.seen'), 0, 0);
-  const black = (x) => [...c.getImageData(x, 0, 1, 32).data].every((v, i) => i % 4 === 3 || v === 0);
-  return black(n - 1) && !black(n);
-}"""
 
 
 def test_all_works_by_keyboard(page: playwright.Page, tmp_path: Path) -> None:
@@ -270,10 +266,41 @@ CONTRAST = """(e) => {
 }"""
 
 
+def test_other_hosts_names_are_refused_and_no_api_is_offered(server: Server) -> None:
+    """A web page that has its own name lead here, DNS rebinding, gets nothing."""
+
+    def status(path: str, host: str) -> int:
+        request = urllib.request.Request(server.address + path, headers={"Host": host})
+        try:
+            return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).status
+        except urllib.error.HTTPError as e:
+            return e.code
+
+    here = server.address.removeprefix("http://").rstrip("/")
+    assert status("", here) == 200
+    assert status("", "evil.example") == status("config", "evil.example:7860") == 400
+    assert {status(path, here) for path in ("docs", "openapi.json", "monitoring")} == {403, 404}
+
+
+def test_only_what_was_uploaded_is_read_or_deleted(page: playwright.Page, server: Server, tmp_path: Path) -> None:
+    """The page's own requests, with another path in them."""
+    precious = photo(tmp_path / "precious.png", (9, 9))
+    page.route(
+        "**/queue/join*",
+        lambda route: route.continue_(post_data=re.sub(r'"path":"[^"]+"', f'"path":"{precious}"', route.request.post_data)),
+    )
+    with page.expect_response("**/queue/data*"):
+        upload(page, photo(tmp_path / "mine.png", (9, 9)))
+    page.get_by_text("Error", exact=True).first.wait_for()
+    assert precious.exists()
+    assert page.get_by_alt_text("The picture: precious.png").count() == 0
+
+
 def test_the_end_leaves_nothing_and_nobody_was_asked(server: Server) -> None:
     """The last test of this file: it stops the server."""
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=30) == 128 + signal.SIGINT
-    assert server.process.stdout.read() == ""
+    raised = [line for line in server.process.stdout.read().splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    assert all("InvalidPathError" in line for line in raised), raised  # of the request for another path
     assert list(server.temporary.iterdir()) == []
     assert not server.asked.exists(), server.asked.read_text()

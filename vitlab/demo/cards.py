@@ -67,10 +67,10 @@ def chooser() -> str:
     )
 
 
-def view(picture: Picture, now: np.ndarray, is_moved: bool) -> str:
+def view(picture: Picture, now: np.ndarray, is_changed: bool) -> str:
     """Return the picture beside the 32x32 pixels `now`, uint8 (3, 32, 32), that the models see of it."""
     name, kind = escape(picture.name), "png" if picture.shown.startswith(b"\x89PNG") else "jpeg"
-    seen = "moved" if is_moved else "as the models see it"
+    seen = "changed" if is_changed else "as the models see it"
     return (
         f"<div class='view'><figure><img class='photo' src='{data_uri(picture.shown, kind)}' alt='The picture: {name}'>"
         f"<figcaption>{name}</figcaption></figure><figure>{_pixels(now.transpose(1, 2, 0), 'seen', f'{name} at 32x32 pixels, {seen}')}"
@@ -83,8 +83,8 @@ def problem(message: str) -> str:
     return f"<div class='problem' role='alert'>{escape(message)}</div>" if message else ""
 
 
-def verdict(answers: Sequence[tuple[Model, Answer]], is_moved: bool) -> str:
-    """Return in a sentence what the models say, and how the bars are read once the picture is moved."""
+def verdict(answers: Sequence[tuple[Model, Answer]], is_changed: bool) -> str:
+    """Return in a sentence what the models say, and how the bars are read once the picture is changed."""
     classes = answers[0][0].record.dataset.classes
     votes: dict[str, int] = {}
     for _, answer in answers:
@@ -96,12 +96,12 @@ def verdict(answers: Sequence[tuple[Model, Answer]], is_moved: bool) -> str:
         if unsure
         else ""
     )
-    marks = "<span class='label'>A mark on a bar is where it was before moving.</span>" if is_moved else ""
+    marks = "<span class='label'>A mark on a bar is where it was before the change.</span>" if is_changed else ""
     return f"<p class='verdict' role='status'>{said}.{doubt} {marks}</p>"
 
 
 def cards(groups: Sequence[Sequence[tuple[Model, Answer, Answer]]], now: np.ndarray) -> str:
-    """Return a card for each group: a model, or a student with its teacher behind it; each with its answer before and after the move.
+    """Return a card for each group: a model, or a student with its teacher behind it; each with its answer before and after the change.
 
     now: uint8 (3, 32, 32), what the models saw; attention is laid over it.
     """
@@ -133,10 +133,10 @@ def _part(model: Model, before: Answer, after: Answer, role: str) -> str:
 
 
 def _bar(name: str, share: float, before: float, first: bool) -> str:
-    """Return a class's bar, with a mark where it was before the picture was moved."""
+    """Return a class's bar, with a mark where it was before the picture was changed."""
     moved = abs(share - before) >= 0.0005
     mark = f"<i class='was' style='left:{before:.2%}'></i>" if moved else ""
-    was = f", before moving {percent(before)}" if moved else ""
+    was = f", before the change {percent(before)}" if moved else ""
     return (
         f"<li{' class=first' if first else ''}><span class='name'>{escape(name)}</span><span class='share'>{percent(share)}</span>"
         f"<span class='bar' role='meter' aria-label='{escape(name)}' aria-valuemin='0' aria-valuemax='100' aria-valuenow='{100 * share:.1f}' "

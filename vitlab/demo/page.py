@@ -56,10 +56,10 @@ def build(models: Sequence[Model], name: str) -> gr.Blocks:
         now = answers.moved(picture.pixels, int(right), int(down), brightness)
         found = {id(model): answers.answer(model, [picture.pixels, now]) for model in models}
         groups = [[(m, *found[id(m)]) for m in pair if m is not None] for pair in paired]
-        is_moved = (right, down, brightness) != (0, 0, 1)
+        is_changed = (right, down, brightness) != (0, 0, 1)
         return (
-            cards.view(picture, now, is_moved),
-            cards.verdict([(m, found[id(m)][1]) for m in models], is_moved),
+            cards.view(picture, now, is_changed),
+            cards.verdict([(m, found[id(m)][1]) for m in models], is_changed),
             cards.cards(groups, now),
         )
 
@@ -102,7 +102,7 @@ def build(models: Sequence[Model], name: str) -> gr.Blocks:
         sliders, shown = [right, down, bright], [view, verdict, grid]
         everything = [picture, *shown, *sliders, problem]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
-        file.upload(upload, [file, picture, *sliders], [*everything, file], **quiet)
+        file.upload(upload, [file, picture, *sliders], [*everything, file], **(quiet | {"show_progress": "full", "show_progress_on": file}))
         sample.click(choose, None, everything, **quiet)
         for slider in sliders:
             slider.input(show, [picture, *sliders], shown, trigger_mode="always_last", **quiet)

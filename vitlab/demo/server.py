@@ -29,21 +29,28 @@ def _stop(number: int, frame: object) -> None:
 def serve(candidates: Sequence[Candidate], name: str, host: str, port: int | None, ready: Callable[[str], None], browser: bool) -> int:
     """Serve the page on which these models answer until SIGINT or SIGTERM comes; return 128 + that signal.
 
+    host: the address to listen on; on this machine's own no other host's name is answered to, so that no web page can come in by DNS
+    rebinding.
     port: None for the first free one from 7860 on. `ready` is called with the address once the page is there; `browser` opens it.
     """
     models = answers.load(candidates)
     number = 0
     with tempfile.TemporaryDirectory(prefix="vitlab-demo-") as uploads:
         _prepare(uploads)
-        from vitlab.demo import page  # late: Gradio reads the environment
+        from starlette.middleware import Middleware  # late, as the next: Gradio reads the environment, and they come with it
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+        from vitlab.demo import page
+
+        names = ["127.0.0.1", "localhost"] if host == "127.0.0.1" else ["*"]
         blocks = page.build(models, name)
         try:
             with signals.on_signals(_stop):
                 _, address, _ = blocks.launch(
                     server_name=host, server_port=port, theme=page.theme(), head=page.head(), max_file_size=LARGEST, prevent_thread_lock=True,
                     quiet=True, share=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
-                    mcp_server=False, inbrowser=False, app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+                    mcp_server=False, inbrowser=False,
+                    app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)], "docs_url": None, "redoc_url": None, "openapi_url": None},
                 )  # fmt: skip
                 ready(address)
                 if browser:
