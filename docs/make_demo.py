@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Playwright, sync_playwright
@@ -46,12 +47,10 @@ def browsing(playwright: Playwright) -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def serving(*words: object, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*words: object, env: dict[str, str] | None = None, cwd: Path = REPOSITORY) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `vitlab demo --no-browser` with these words; yield the process and the page's address once it is there."""
     command = [sys.executable, "-m", "vitlab", "demo", "--no-browser", *map(str, words)]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = subprocess.Popen(command, cwd=cwd, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said = process.stdout.readline()
         found = re.search(r"http://\S+", said)

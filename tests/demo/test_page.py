@@ -184,6 +184,16 @@ def test_too_many_pixels_are_refused_before_they_are_read(page: playwright.Page,
     assert "8000x7000 pixels, at most 50,000,000 are read; make it smaller" in problem.inner_text()
 
 
+def test_other_files_and_too_large_ones_are_not_even_sent(page: playwright.Page, tmp_path: Path, server: Server) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    with (tmp_path / "large.png").open("wb") as f:
+        f.truncate(101 * 2**20)
+    for name, said in (("notes.txt", "Invalid file type: notes.txt"), ("large.png", "exceed the maximum allowed size of 100.0 Mb")):
+        upload(page, tmp_path / name)
+        page.get_by_text(said).wait_for()
+    assert files(server.temporary) == []
+
+
 def test_sliders_move_the_picture_and_the_answer(page: playwright.Page) -> None:
     assert page.locator(".was").count() == 0
     before = page.locator(".seen").get_attribute("src")

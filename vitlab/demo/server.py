@@ -34,18 +34,17 @@ def serve(candidates: Sequence[Candidate], name: str, host: str, port: int | Non
     port: None for the first free one from 7860 on. `ready` is called with the address once the page is there; `browser` opens it.
     """
     models = answers.load(candidates)
-    number = 0
-    with tempfile.TemporaryDirectory(prefix="vitlab-demo-") as uploads:
-        _prepare(uploads)
-        from starlette.middleware import Middleware  # late, as the next: Gradio reads the environment, and they come with it
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    names = ["127.0.0.1", "localhost"] if host == "127.0.0.1" else ["*"]
+    try:
+        with signals.on_signals(_stop), tempfile.TemporaryDirectory(prefix="vitlab-demo-") as uploads:
+            _prepare(uploads)
+            from starlette.middleware import Middleware  # late, as the next: Gradio reads the environment, and they come with it
+            from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-        from vitlab.demo import page
+            from vitlab.demo import page
 
-        names = ["127.0.0.1", "localhost"] if host == "127.0.0.1" else ["*"]
-        blocks = page.build(models, name)
-        try:
-            with signals.on_signals(_stop):
+            blocks = page.build(models, name)
+            try:
                 _, address, _ = blocks.launch(
                     server_name=host, server_port=port, theme=page.theme(), head=page.head(), max_file_size=LARGEST, prevent_thread_lock=True,
                     quiet=True, share=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
@@ -56,11 +55,11 @@ def serve(candidates: Sequence[Candidate], name: str, host: str, port: int | Non
                 if browser:
                     webbrowser.open(address)
                 threading.Event().wait()
-        except _Stopped as stopped:
-            number = stopped.number
-        finally:
-            blocks.close(verbose=False)
-    return 128 + number
+            finally:
+                blocks.close(verbose=False)
+    except _Stopped as stopped:
+        return 128 + stopped.number
+    raise AssertionError("the page ended by itself")
 
 
 def _prepare(uploads: str) -> None:
