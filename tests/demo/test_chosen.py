@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import socket
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 from tests.support.cli import run
 from tests.support.models import write_ladder, write_run
 from vitlab import cli, demoing
-from vitlab.demo import chosen
+from vitlab.demo import chosen, server
 from vitlab.errors import UserError
+from vitlab.paths import REPOSITORY, RESULTS
 
 
 def names(folder: Path) -> list[str]:
@@ -75,3 +77,21 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys: pytest.C
         f"error: --port {port}: cannot be listened on (Address already in use); name another, or leave --port out to have one found\n",
     )
     assert "expected a port, from 1 to 65535" in run(capsys, "demo", "--port", "65536", main=cli.main)[2]
+
+
+@pytest.mark.parametrize(("space", "host"), [("me/vitlab", "0.0.0.0"), (None, "127.0.0.1")], ids=["in a Space", "elsewhere"])
+def test_app_py_serves_the_published_set_to_everybody_in_a_space_alone(
+    monkeypatch: pytest.MonkeyPatch, space: str | None, host: str
+) -> None:
+    served = []
+    monkeypatch.setattr(server, "serve", lambda *args: served.append(args) or 143)
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    if space:
+        monkeypatch.setenv("SPACE_ID", space)
+    with pytest.raises(SystemExit, match="143"):
+        runpy.run_path(str(REPOSITORY / "app.py"), run_name="__main__")
+    ((candidates, name, address, port, _, browser),) = served
+    assert (address, port, browser) == (host, None, False)
+    published = sorted(path.stem for path in (RESULTS / name / "weights").iterdir())
+    assert [candidate.record.experiment for candidate in candidates] == published
+    assert len(published) == max(len(list(folder.iterdir())) for folder in RESULTS.glob("*-cifar10/weights"))
