@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
-from vitlab.paths import REPOSITORY
+from vitlab.demo import chosen
+from vitlab.figures import style
+from vitlab.paths import REPOSITORY, RESULTS
 
 DOCS = REPOSITORY / "docs"
 VIEWS = {"light": (1320, 900, "light"), "dark": (1320, 900, "dark"), "phone": (390, 1500, "light")}  # width, height, colours
@@ -29,6 +32,12 @@ MOVED_BY = """(n) => {  // what the models see has exactly n black columns on th
   const black = (x) => [...c.getImageData(x, 0, 1, 32).data].every((v, i) => i % 4 === 3 || v === 0);
   return black(n - 1) && !black(n);
 }"""
+
+
+def shown() -> str:
+    """Return which numbers of which models the pictures show, as each has it in its note: by this a picture of other records is told."""
+    folder = chosen.largest(RESULTS)
+    return f"{folder.name}: " + ", ".join(f"{c.record.experiment} {c.record.metrics['test_top1']:.1f}" for c in chosen.models(folder))
 
 
 def chromium() -> str | None:
@@ -63,6 +72,8 @@ def serving(*words: object, env: dict[str, str] | None = None, cwd: Path = REPOS
 
 
 def main() -> None:
+    note = PngInfo()
+    note.add_text(style.NOTE, shown())
     with serving() as (_, address), sync_playwright() as playwright, browsing(playwright) as browser:
         for name, (width, height, scheme) in VIEWS.items():
             page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -74,7 +85,7 @@ def main() -> None:
             page.evaluate("document.activeElement.blur()")
             image = Image.open(io.BytesIO(page.screenshot(full_page=name != "phone"))).convert("RGB")
             path = DOCS / f"demo-{name}.png"
-            image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+            image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=note)
             print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size / 1e3:.0f} kB")
             page.close()
 

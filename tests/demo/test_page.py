@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from playwright import sync_api as playwright
 
 from docs import make_demo
 from tests.support.models import write_ladder
 from vitlab.data import samples
 from vitlab.paths import REPOSITORY
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the extra `dev` has Playwright")
 pytestmark = pytest.mark.slow
 
 AUDIT = """
