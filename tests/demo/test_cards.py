@@ -21,6 +21,7 @@ class Heads:
 CLASSES = ("cat", "dog", EVIL)
 STUDENT = Model(fake_record("06_kd_r50_class_attention", classes=CLASSES, title=EVIL, metrics={"test_top1": 81.25, "test_top5": 99.0, "validation_top1": 80.0}), Heads())  # fmt: skip
 TEACHER = Model(fake_record("resnet50", classes=CLASSES), Heads())
+TEACHER_OF_TEN = Model(fake_record("resnet50"), Heads())
 NOW = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
 MAPS = np.zeros((2, 3, 8, 8), np.float32)
 MAPS[:, :, 7, 0] = 1
@@ -98,6 +99,7 @@ def test_the_page_says_what_the_models_know(tmp_path: Path) -> None:
     page = parsed(cards.intro([Model(fake_record(), Heads()), TEACHER], "ledger-cifar10"), tmp_path)
     assert "2 models of ledger-cifar10 (cifar10, profile full, seed 0) know 10 classes and nothing else: airplane, automobile" in page.text
     assert "Below 50 %" in page.text
+    assert "One model of x (cifar10, profile full, seed 0) knows 10 classes" in parsed(cards.intro([TEACHER_OF_TEN], "x"), tmp_path).text
 
 
 def test_each_of_the_hundred_images_has_a_button_with_a_name(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def intro(models: Sequence[Model], name: str) -> str:
     classes = record.dataset.classes
     each = ", ".join(f"<b>{escape(c)}</b>" for c in classes)
     seeds = sorted({m.record.seed for m in models})
-    count = f"{len(models)} models" if len(models) > 1 else "One model"
+    count, know, answer = (f"{len(models)} models", "know", "they answer") if len(models) > 1 else ("One model", "knows", "it answers")
     return (
         f"<header class='intro'><h1>What do the models see?</h1><p>{count} of <code>{escape(name)}</code> "
         f"({escape(record.dataset.name)}, profile {escape(record.profile)}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}) "
-        f"know {len(classes)} classes and nothing else: {each}. To a picture of anything else they answer all the same, now and then with much "
+        f"{know} {len(classes)} classes and nothing else: {each}. To a picture of anything else {answer} all the same, now and then with much "
         f"confidence. Below {percent(UNSURE, 0)} a model finds it likelier that its first answer is wrong than right; the page then asks "
         "<b>none of these?</b></p></header>"
     )

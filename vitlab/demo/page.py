@@ -74,7 +74,7 @@ def build(models: Sequence[Model], name: str) -> gr.Blocks:
             return *still(answers.read(path)), None
         except UserError as e:
             message = str(e).replace(str(path), path.name)
-            return before, *show(before, *sliders), *sliders, cards.problem(f"{message}. Below is the picture before"), None
+            return before, *show(before, *sliders), *sliders, cards.problem(f"{message}. Below is the picture before."), None
         finally:
             path.unlink(missing_ok=True)  # nothing is kept
 
