@@ -15,7 +15,7 @@ RUN   := $(BIN)/python runner.py
 FLAGS := --profile $(PROFILE) --data $(DATA) --data-dir $(DATA_DIR) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(JOBS),--jobs $(JOBS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth bench-scaling shakeout gpu-check bad-input chaos lint report ui data clean
+.PHONY: help setup reproduce-all claims verify test test-slow test-all bench bench-growth bench-scaling shakeout gpu-check bad-input chaos lint report notebook ui data clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ lint: setup ## check style and formatting
 
 report: setup ## compile reports/ from the finished runs
 	$(BIN)/vitlab report $(if $(PUBLISH),--publish)
+
+notebook: setup ## make notebooks/vitlab.ipynb from the script beside it
+	$(BIN)/python notebooks/make.py
 
 ui: setup ## compare the runs in MLflow's UI; prints the addresses of its tables first
 	@$(BIN)/vitlab ui --port $(PORT)

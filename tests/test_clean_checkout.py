@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.checkouts import changed, fresh
 from vitlab.paths import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -34,31 +34,7 @@ for main in (bench.main, growth.main, shakeout.main):
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """This checkout as a fresh clone of it would be, uncommitted changes included; `quick` is quicker."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    root = tmp_path / "vitlab"
-    for name in filter(None, listed.stdout.split("\0")):
-        if (REPOSITORY / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPOSITORY / name, root / name)
-    quick = root / "experiments" / "profiles" / "quick.yaml"
-    text = re.sub(r"(epochs_percent|train_limit): [\d.]+", lambda m: f"{m[1]}: {'0.5' if 'epochs' in m[1] else '150'}", quick.read_text())
-    quick.write_text(text)
-    git(root, "init", "--quiet")
-    git(root, "add", ".")
-    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message=all")
-    assert changed(root) == ""
-    return root
-
-
-def git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout
-
-
-def changed(root: Path) -> str:
-    return git(root, "status", "--porcelain")
+    return fresh(tmp_path / "vitlab", epochs_percent=0.5, train_limit=150)
 
 
 def python(root: Path, *words: str) -> str:

@@ -74,7 +74,7 @@ def train(
     try:
         with Display(console) as display:
             if engine is None or not tasks:
-                finished = drive.in_turn(tasks, loaded, display, stop)
+                finished = drive.in_turn(tasks, loaded, root, display, stop)
             else:
                 loaded.clear()  # each process loads its own
                 finished = drive.by_engine(tasks, engine, display, stop)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+LEFT = "left to somebody else"  # in place of a status
 BACK_OFF_SECONDS = 300  # the longest pause between two attempts to reach a server that is down
 
 
@@ -39,6 +40,10 @@ class Shipper:
     def finish(self, model: nn.Module | None = None, example: np.ndarray | None = None) -> None:
         """Ask for the finished run and its model to be shipped. Returns at once; then `arrived` tells what came of it."""
         self._end("FINISHED", None if model is None or example is None else lambda: (model, example))
+
+    def leave(self) -> None:
+        """End without shipping more: somebody else will. Returns at once."""
+        self._end(LEFT, None)
 
     def arrived(self, patience: Callable[[], float]) -> bool:
         """Wait at most `patience()` seconds and return whether all has arrived; if not, `outstanding` says why.
@@ -69,6 +74,8 @@ class Shipper:
             with self._wake:
                 self._wake.wait_for(lambda: self._upto is not None or self._last is not None)
                 upto, last, self._upto = self._upto, self._last, None
+            if last is not None and last[0] == LEFT:
+                return
             try:
                 if upto is not None:
                     note(self._run_dir, "RUNNING", upto)
