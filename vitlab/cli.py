@@ -89,13 +89,12 @@ def _budget(text: str) -> float:
 
 def _add_data_flags(parser: argparse.ArgumentParser, data: str = "auto") -> None:
     parser.add_argument("--data", default=data, metavar="auto|cifar10|cifar100|digits|PATH", help="data set (default: %(default)s)")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path(os.environ.get("VITLAB_DATA_DIR", "data")),
-        metavar="DIR",
-        help="where CIFAR-10 is, or is downloaded to (default: $VITLAB_DATA_DIR or data)",
-    )
+    _add_data_dir(parser, "where CIFAR-10 is, or is downloaded to")
+
+
+def _add_data_dir(parser: argparse.ArgumentParser, what: str) -> None:
+    default = Path(os.environ.get("VITLAB_DATA_DIR", "data"))
+    parser.add_argument("--data-dir", type=Path, default=default, metavar="DIR", help=f"{what} (default: $VITLAB_DATA_DIR or data)")
 
 
 def _add_profile_flag(parser: argparse.ArgumentParser, default: str) -> None:
@@ -220,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_flags(data)
     sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
-    ui = command("ui", _ui, "print where MLflow's UI shows the runs of each set; 'make ui' starts it")
+    ui = command("ui", _ui, f"print where MLflow's UI shows the runs of each set; '{'make ui' if CHECKOUT else 'mlflow server'}' starts it")
     ui.add_argument("--port", type=int, default=5000, help="the port that the UI listens on (default: %(default)s)")
     schema = command(
         "schema", _schema, "write the JSON Schemas that let editors complete and check files of experiments and, beside it, of claims"
@@ -252,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile_flag(planned, "ledger")
     _add_data_flags(planned, "cifar10")
     planned.add_argument("--jobs", type=flags.whole, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
-    exporting.add_commands(command)
+    _add_data_dir(exporting.add_commands(command), "where the test split lies on which ONNX is compared with PyTorch")
     demoing.add(command)
     command("verify", _verify, "check that the published pages follow from the published records")
     study.add(command)

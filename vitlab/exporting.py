@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,25 +15,19 @@ Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.Arg
 RUN = "a finished run's folder, a published set's, as results/overnight-cifar10, or a file of its weights"
 
 
-def add_commands(command: Command) -> None:
-    """Add `export` and `promote` to the command line; `command` makes the parser of one."""
+def add_commands(command: Command) -> argparse.ArgumentParser:
+    """Add `export` and `promote` to the command line, `command` makes the parser of one; return that of `export`, which lacks --data-dir."""
     export = command("export", _export, "write a trained model in a format for elsewhere, with its model card, into one folder")
     export.add_argument("folder", type=Path, metavar="RUN", help=RUN)
     export.add_argument("--to", required=True, choices=["safetensors", "onnx", "huggingface"], help="the format")
     export.add_argument("--half", action="store_true", help="in half precision")
     export.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: a folder of its own below exported/)")
     export.add_argument("--push", metavar="USER/NAME", help="with --to huggingface: also upload it to this repository on the Hub")
-    export.add_argument(
-        "--data-dir",
-        type=Path,
-        default=Path(os.environ.get("VITLAB_DATA_DIR", "data")),
-        metavar="DIR",
-        help="where the test split lies on which ONNX is compared with PyTorch (default: $VITLAB_DATA_DIR or data)",
-    )
     promote = command("promote", _promote, "register a trained model in MLflow, as vitlab-<data set>, under an alias")
     promote.add_argument("folder", type=Path, metavar="RUN", help=RUN)
     promote.add_argument("--as", required=True, dest="alias", metavar="ALIAS", help="for example champion")
     promote.add_argument("--force", action="store_true", help="even where it is worse on validation than the one that has the alias")
+    return export
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import csv
 import re
-from io import BytesIO
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy import stats
 
 from tests.support.pages import EVIL, Page, files, markdown_rows
@@ -23,7 +20,7 @@ from vitlab.figures import style
 from vitlab.figures.run import run_figures
 from vitlab.paths import EXPERIMENTS
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
-from vitlab.report import charts, publishing, rung_page, rungs, set_page, tables, words
+from vitlab.report import publishing, rung_page, rungs, set_page, tables, words
 from vitlab.stats import mean_and_half
 from vitlab.track import read
 
@@ -289,7 +286,8 @@ def test_every_caption_says_where_the_numbers_are_from(tmp_path: Path, undrawn: 
     captions = list(Page(tmp_path / "report.html").tables)
     assert len(captions) > 5
     for caption in captions:
-        assert "Data set cifar10, profile full, seeds 0, 1, device NVIDIA H100" in caption
+        seeds = "seed 0" if caption.startswith("Confusion matrix") else "seeds 0, 1"
+        assert f"Data set cifar10, profile full, {seeds}, device NVIDIA H100" in caption
         assert "last weights, test split read once; EMA where the experiment has one" in caption
 
 
@@ -413,7 +411,7 @@ def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
     publishing.build(fake_set(2, THREE), tmp_path, {})
     page = Page(tmp_path / "report.html")
     sources = [attrs[key] for tag, attrs in page.tags for key in ("src", "srcset") if key in attrs]
-    assert len(sources) == 3 + 3 * 4  # charts, and four pictures an experiment
+    assert len(sources) == 3 + 3 * 2  # charts, and two pictures an experiment: the confusion matrices are tables
     assert all(source.startswith("data:image/") for source in sources)
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -423,27 +421,21 @@ def test_html_is_self_contained(tmp_path: Path, undrawn: None) -> None:
     assert "url(" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_html_holds_each_picture_once_and_whole(tmp_path: Path) -> None:
-    """Its pixels are the PNG's; a chart in light colours, or in dark ones, is the SVG of that theme."""
-    publishing.build([fake_record()], tmp_path, {})
-    sources = [attrs["src"] for tag, attrs in Page(tmp_path / "report.html").tags if tag == "img"]
-    svgs = [unquote(s.partition(",")[2]) for s in sources if s.startswith("data:image/svg+xml,")]
-    webps = [base64.b64decode(s.partition(",")[2]) for s in sources if s.startswith("data:image/webp;base64,")]
-    assert len(svgs) + len(webps) == len(sources) == 3 + 4
-    shown = {Image.open(BytesIO(webp)).tobytes() for webp in webps}
-    assert shown == {Image.open(png).convert("RGB").tobytes() for png in tmp_path.rglob("*.png")}
-    for name, svg in zip(charts.SET_PICTURES, svgs, strict=True):
-        drawing, style = re.fullmatch(r"(.*)<style>(.*)</style></svg>", svg).groups()
-        light, dark = (dict(re.findall(r"(--c\d+):(#\w+)", part)) for part in style.split("@media(prefers-color-scheme:dark)"))
-        for theme, colors in (("light", light), ("dark", dark)):
-            drawn = (tmp_path / "figures" / f"{name}-{theme}.svg").read_text(encoding="utf-8")
-            seen = re.sub(r"var\((--c\d+)\)", lambda found, colors=colors: colors[found[1]], drawing) + "</svg>"
-            assert without_ids(seen) == without_ids(" ".join(drawn.split()))
+def test_confusion_matrices_are_tables_with_the_records_numbers(tmp_path: Path, undrawn: None) -> None:
+    record = fake_record(classes=("a", "b"))
+    record = record.model_copy(update={"confusion": ((30, 10), (0, 40))})  # largest share 100 %: strength 100 * share ** 0.4
+    publishing.build([record], tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert page.table("Confusion matrix, percent")[1:] == [["a", "75.0", "25.0"], ["b", "", "100.0"]]
+    strengths = [attrs["style"] for tag, attrs in page.tags if tag == "td" and "style" in attrs]
+    assert strengths == ["--s:89%", "--s:57%", "--s:0%", "--s:100%"]  # 0.75 ** 0.4 = 0.891, 0.25 ** 0.4 = 0.574
 
 
-def without_ids(svg: str) -> str:
-    """Matplotlib makes a marker's name from its looks."""
-    return re.sub(r"\b[mCp][0-9a-f_]{8,}\b", "", svg)
+def test_of_many_classes_the_confusion_matrices_are_pictures(tmp_path: Path, undrawn: None) -> None:
+    publishing.build([fake_record(classes=tuple(f"class {i}" for i in range(21)))], tmp_path, {})
+    page = Page(tmp_path / "report.html")
+    assert not [caption for caption in page.tables if caption.startswith("Confusion matrix")]
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3 + 4  # charts, and four pictures
 
 
 def test_markdown_links_and_pictures_exist(tmp_path: Path, undrawn: None) -> None:

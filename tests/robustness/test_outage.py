@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -19,9 +20,9 @@ import pytest
 
 from benchmarks.servers import free_port
 from tests.support.disk import no_file_above
-from tests.support.outages import assert_all_is_there_once, home, sync, train, wait_for_shippers
+from tests.support.outages import assert_all_is_there_once, at_the_second_checkpoint, home, sync, train, wait_for_shippers
+from tests.support.processes import until
 from vitlab.track import store
-from vitlab.train import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -138,17 +139,12 @@ def test_a_slow_server_holds_nothing_up(proxy: Proxy, root: Path, capsys: pytest
 def test_a_server_killed_amid_a_run_and_restarted(
     server: Server, proxy: Proxy, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saves = checkpoint.save, 0
+    def strike(folder: Path) -> None:
+        noted = folder / "mlflow.json"
+        until(lambda: noted.exists() and re.search(r'"offset": [1-9]', noted.read_text(encoding="utf-8")))  # the first epoch has arrived
+        server.kill()
 
-    def killing(folder: Path, state: dict) -> None:
-        nonlocal saves
-        saves += 1
-        save(folder, state)
-        if saves == 2:
-            time.sleep(1)  # the first epoch has arrived
-            server.kill()
-
-    monkeypatch.setattr(checkpoint, "save", killing)
+    at_the_second_checkpoint(monkeypatch, strike)
     assert "not all of it has reached MLflow" in train(root, capsys)
     wait_for_shippers()
     server.start()

@@ -14,12 +14,11 @@ import requests
 from benchmarks import servers
 from benchmarks.growth_server import InServer
 from tests.support import cli as commands
-from tests.support.outages import assert_all_is_there_once, home, sync, train, wait_for_shippers
+from tests.support.outages import assert_all_is_there_once, at_the_second_checkpoint, home, sync, train, wait_for_shippers
 from vitlab import cli, records
 from vitlab.paths import EXPERIMENTS
 from vitlab.report import publishing, stamp
 from vitlab.track import index, read, store
-from vitlab.train import checkpoint
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,19 +59,14 @@ def test_an_outage_amid_a_run_is_caught_up_with(
     victim: str, uses: servers.Stack, root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = uses.db if victim == "database" else uses.server
-    save, saves = checkpoint.save, 0
 
-    def stopping(folder: Path, state: dict) -> None:
-        nonlocal saves
-        saves += 1
-        save(folder, state)
-        if saves == 2:
-            service.stop(signal.SIGQUIT if victim == "database" else signal.SIGKILL)  # at once, whatever it is doing
-            assert not uses.server.healthy()
+    def strike(folder: Path) -> None:
+        service.stop(signal.SIGQUIT if victim == "database" else signal.SIGKILL)  # at once, whatever it is doing
+        assert not uses.server.healthy()
 
-    monkeypatch.setattr(checkpoint, "save", stopping)
+    saved = at_the_second_checkpoint(monkeypatch, strike)
     out = train(root, capsys)
-    assert saves > 2
+    assert len(saved) > 2
     assert "not all of it has reached MLflow" in out, out
     wait_for_shippers()
     if victim == "database":  # which MLflow's own health check does not tell

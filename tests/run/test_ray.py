@@ -31,16 +31,6 @@ def unset_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unset_afterwards")
-def test_without_ray_one_line_says_what_to_install(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delitem(sys.modules, "vitlab.run.engines.ray", raising=False)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = run(capsys, *world.train("other"), "--engine", "ray")
-    assert (code, err) == (2, "error: --engine ray: ray is not installed; install it with: pip install -c constraints.txt -e '.[ray]'\n")
-
-
-@pytest.mark.usefixtures("unset_afterwards")
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

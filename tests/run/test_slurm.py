@@ -7,7 +7,6 @@ import pickle
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,18 +54,6 @@ def test_events_are_read_once_and_half_written_ones_later(tmp_path: Path) -> Non
     ((kind, error),) = theirs.read()
     assert (kind, repr(error)) == ("failed", "ValueError('why')")
     assert pickle.loads(whole[4:]) == ("step", 1, 10, 2.5, 12.0), "the file's form: a length of 4 bytes, then a pickle"
-
-
-def test_without_submitit_one_line_says_what_to_install(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delitem(sys.modules, "vitlab.run.engines.slurm", raising=False)
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    code, _, err = run(capsys, *world.train("other"), "--engine", "slurm")
-    assert (code, err) == (
-        2,
-        "error: --engine slurm: submitit is not installed; install it with: pip install -c constraints.txt -e '.[slurm]'\n",
-    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from vitlab import cli, records
 from vitlab.run import execute
 from vitlab.track import store
 from vitlab.track.journal import read_journal
-from vitlab.train import loop, machine
+from vitlab.train import checkpoint, loop, machine
 
 EPOCHS = 3
 TRAINING_SECONDS = 20.0  # at most, on a busy machine; a slow server, or a locked database, would hold it up for longer
@@ -51,6 +52,20 @@ def sync(root: Path, capsys: pytest.CaptureFixture[str]) -> str:
     out, err = capsys.readouterr()
     assert e.value.code == 0, out + err
     return out
+
+
+def at_the_second_checkpoint(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Path], object]) -> list[Path]:
+    """Have `strike(folder)` called after a run's second checkpoint, and return the list that each checkpoint's folder is added to."""
+    save, saved = checkpoint.save, []
+
+    def striking(folder: Path, state: dict) -> None:
+        save(folder, state)
+        saved.append(folder)
+        if len(saved) == 2:
+            strike(folder)
+
+    monkeypatch.setattr(checkpoint, "save", striking)
+    return saved
 
 
 def wait_for_shippers() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.journals import info
 from vitlab.errors import UserError
-from vitlab.track.journal import Journal, RunInfo, read_journal
+from vitlab.track.journal import Journal, RunInfo, begun, read_journal
 from vitlab.train import machine
 
 
@@ -113,3 +113,17 @@ def test_system_metrics_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu(lambda: None, sliced) == memory
     assert gpu(missing, sliced) == {}
     machine.nvml_gpu.cache_clear()
+
+
+def test_when_a_journal_was_begun_is_in_its_first_line_and_the_rest_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b'{"kind": "event", "time": 1700000000000, "text": "one"}\n{cut\n')
+    assert begun(path) == 1_700_000_000_000
+    for nothing in (b"", b'{"kind": "event", "ti'):
+        path.write_bytes(nothing)
+        assert begun(path) is None
+    path.write_bytes(b"{cut\n")
+    with pytest.raises(UserError, match="j:1: not a journal's line"):
+        begun(path)
+    with pytest.raises(UserError, match="no-such"):
+        begun(tmp_path / "no-such")

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from vitlab.figures import style
 from vitlab.figures.style import DARK, LIGHT, MARKERS, Theme
+from vitlab.report import words
 from vitlab.report.rungs import Rung
 
 SET_PICTURES = ("claimed_measured", "learning_curves", "accuracy_cost")  # each as -light.svg and -dark.svg
@@ -64,6 +65,15 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
         if (taught := teacher_top1(rung)) is not None:
             ax.plot([rung.mean, taught], [i, i], color=theme.muted, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
             ax.plot([taught], [i], "D", color=theme.muted, markerfacecolor=theme.surface, markersize=5.5)
+            ax.text(
+                (rung.mean + taught) / 2,
+                i - 0.1,
+                words.signed(rung.mean - taught),
+                color=theme.muted,
+                fontsize=7.5,
+                ha="center",
+                va="bottom",
+            )
         ax.errorbar(rung.mean, i, xerr=rung.half, fmt="o", color=theme.accent, markersize=6.5, capsize=4, elinewidth=1.6, capthick=1.6)
     teachers = [taught for r in rungs if (taught := teacher_top1(r)) is not None]
     values = [v for r in rungs for v in (r.mean - (r.half or 0), r.mean + (r.half or 0), *(r.claimed or ()))] + teachers
@@ -83,7 +93,9 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
         ax.plot([], [], "o", color=theme.accent, markersize=6.5, label="measured: mean, 95 % CI over seeds")[0],
         ax.plot([], [], ".", color=theme.muted, markersize=4, label="one seed")[0],
         ax.plot([], [], "|", color=theme.claim, markersize=11, markeredgewidth=2.2, label="claimed (a range: shaded)")[0],
-        ax.plot([], [], "D", color=theme.muted, markerfacecolor=theme.surface, markersize=5.5, label="its teacher")[0],
+        ax.plot([], [], "D", color=theme.muted, markerfacecolor=theme.surface, markersize=5.5, label="its teacher, and the step from it")[
+            0
+        ],
     ]
     there = (True, any(len(r.runs) > 1 for r in rungs), any(r.claimed for r in rungs), bool(teachers))
     fig.legend(

@@ -6,7 +6,6 @@ the pictures that show images is made from the records alone, and the same recor
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import functools
 import json
@@ -15,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +21,6 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from PIL import Image
 
 from vitlab import files, records
 from vitlab.claims import ledger
@@ -31,7 +28,7 @@ from vitlab.errors import UserError
 from vitlab.figures.grids import PICTURES as IMAGE_PICTURES
 from vitlab.figures.run import DRAWN, run_figures
 from vitlab.records import RunRecord
-from vitlab.report import blocks, charts, claims_page, forest, set_page, stamp, tables
+from vitlab.report import blocks, charts, claims_page, forest, inline, set_page, stamp, tables
 from vitlab.report.rungs import Rung, ladder, marked, newest, picture_folder, variants
 from vitlab.report.words import md
 from vitlab.run import published
@@ -39,8 +36,6 @@ from vitlab.track import ledgers, read, registry
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 SUMMARY = "summary.csv"  # the ladder's numbers, unrounded
-COLOR = re.compile(r"#[0-9a-f]{6}\b")  # in a chart's styles
-UNQUOTED = " !()*,-./:;=@_~"  # what stands for itself in an address within an HTML attribute, letters and digits aside
 LEFT_OUT = "left_out.json"  # beside the records: runs that were measured and are not shown
 WRITERS = 16  # threads that write records: each waits for the disk, and the disk serves many together
 
@@ -134,9 +129,9 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere, champions
     if page["summary"] is not None:
         files.write(out_dir / SUMMARY, tables.csv(page["summary"].frame))
     _write(out_dir / "README.md", _markdown().get_template("set.md.j2").render(page))
-    inline = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "picture": lambda p: _picture(out_dir / p)}
-    inline["drawing"] = lambda name: _chart(drawn / f"{name}-light.svg", drawn / f"{name}-dark.svg")
-    _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | inline))
+    held = {"css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")), "picture": lambda p: inline.picture(out_dir / p)}
+    held["drawing"] = lambda name: inline.chart(drawn / f"{name}-light.svg", drawn / f"{name}-dark.svg")
+    _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | held))
     return book
 
 
@@ -348,29 +343,6 @@ def _markdown() -> Environment:
     env.tests["link"] = lambda cell: isinstance(cell, tables.Link)
     env.filters["html"] = lambda value: escape(" ".join(str(value).split()))  # within an HTML element Markdown is not read
     return env
-
-
-def _picture(path: Path) -> str:
-    """Return a PNG as an address that holds it; one that was drawn here as lossless WebP, which is a quarter smaller."""
-    if path.name in IMAGE_PICTURES:  # it may come from another machine, and is not decoded
-        return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    buffer = BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").save(buffer, "WEBP", lossless=True, method=1)  # more effort saves a hundredth more
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _chart(light: Path, dark: Path) -> str:
-    """Return a chart as an address that holds it, drawn once: in the light colours, or in the dark ones where the reader prefers these."""
-    drawn, other = (path.read_text(encoding="utf-8") for path in (light, dark))
-    pairs = list(zip(COLOR.findall(drawn), COLOR.findall(other), strict=True))  # the two differ in nothing else
-    names = {pair: f"--c{i}" for i, pair in enumerate(dict.fromkeys(pairs))}
-    next_pair = iter(pairs)
-    drawn = COLOR.sub(lambda _: f"var({names[next(next_pair)]})", drawn)
-    in_light, in_dark = (";".join(f"{name}:{pair[i]}" for pair, name in names.items()) for i in (0, 1))
-    style = f"<style>:root{{{in_light}}}@media(prefers-color-scheme:dark){{:root{{{in_dark}}}}}</style></svg>"
-    drawn = " ".join(drawn.replace("</svg>", style).split())  # base64 would be longer by a third
-    return f"data:image/svg+xml,{quote(drawn, safe=UNQUOTED)}"
 
 
 def _write(path: Path, text: str) -> None:

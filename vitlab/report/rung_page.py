@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +16,14 @@ from vitlab.report.rungs import Rung, claim_on, claimed_text, mean_of, picture_f
 from vitlab.report.tables import Column, Link, Table, caption, table
 from vitlab.stats import mean_and_half
 
+MATRIX_CLASSES = 20  # of more, report.html shows confusion matrices as pictures
+
 
 def section(rung: Rung, out_dir: Path) -> dict[str, Any]:
-    """Return all that the templates show of an experiment; pictures are named where `out_dir` has them."""
+    """Return all that the templates show of an experiment; pictures are named where `out_dir` has them.
+
+    What `matrices` has is drawn by report.html itself, in place of the pictures of the same name.
+    """
     run = rung.runs[0]
     folder = Path("figures") / picture_folder(run)
     titles = {
@@ -31,6 +37,11 @@ def section(rung: Rung, out_dir: Path) -> dict[str, Any]:
         "reliability.png": "Calibration: how often predictions are right, by the confidence in them",
         "curves.png": "Loss terms, training and validation top-1, and learning rate by epoch",
     }
+    pictures = [
+        (name.removesuffix(".png"), (folder / name).as_posix(), f"{title}; {run.title}, seed {run.seed}")
+        for name, title in titles.items()
+        if (out_dir / folder / name).is_file()
+    ]
     return {
         "id": run.experiment,
         "label": rung.label,
@@ -48,12 +59,47 @@ def section(rung: Rung, out_dir: Path) -> dict[str, Any]:
         "runs": _every_run(rung),
         "versions": "; ".join(sorted({", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())) for r in rung.runs})),
         "shown_seed": run.seed,
-        "pictures": [
-            (name.removesuffix(".png"), (folder / name).as_posix(), f"{title}; {run.title}, seed {run.seed}")
-            for name, title in titles.items()
-            if (out_dir / folder / name).is_file()
-        ],
+        "pictures": pictures,
+        "matrices": _matrices(run, pictures),
     }
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix: of each row its class, and of each cell the text and how strongly it is coloured, in percent."""
+
+    title: str
+    axes: tuple[str, str]  # across, down
+    classes: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, int]]]]
+    links: Sequence[tuple[str, str]]  # pictures of the same numbers: text and path
+
+
+def _matrices(run: RunRecord, pictures: Sequence[tuple[str, str, str]]) -> dict[str, Matrix]:
+    """Return the run's confusion matrices by the name of the picture that shows the same."""
+    names = run.dataset.classes
+    if len(names) > MATRIX_CLASSES:
+        return {}
+    there = {name: (path, alt.partition(";")[0]) for name, path, alt in pictures}
+    counts = np.asarray(run.confusion, float)  # (C, C): [true][predicted]
+    shown = {
+        "confusion_normalized": (100 * counts / np.maximum(counts.sum(1, keepdims=True), 1), "{:.1f}", ("predicted class", "true class"))
+    }
+    if run.teacher is not None and run.teacher.confusion is not None:
+        shown["teacher_confusion"] = (np.asarray(run.teacher.confusion, float), "{:.0f}", ("student's class", "teacher's class"))
+    matrices = {}
+    for name, (values, form, axes) in shown.items():
+        if name in there:
+            path, title = there[name]
+            links = [("As a picture", path)]
+            if name == "confusion_normalized" and "confusion_counts" in there:
+                links.append(("as numbers of images", there["confusion_counts"][0]))
+            most = max(values.max(), 1)
+            cells = [
+                [(form.format(v) if v >= 0.05 else "", round(100 * (v / most) ** 0.4)) for v in row] for row in values
+            ]  # errors are few: lifted
+            matrices[name] = Matrix(caption(title, [run]), axes, names, list(zip(names, cells, strict=True)), links)
+    return matrices
 
 
 def _numbers(rung: Rung) -> list[tuple[str, str]]:

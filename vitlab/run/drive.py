@@ -43,9 +43,9 @@ def _in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], aside: Aside
         def say(text: str, label: str = task.label) -> None:
             display.console.print(f"{label}  {text}")
 
-        bar = functools.partial(display.bar, task.label, cfg.train.epochs)
+        bar = functools.partial(display.bar, task)
         try:
-            with on_signals(stop_after_step(stop)), contextlib.ExitStack() as shipping:
+            with on_signals(stop_after_step(stop, aloud=not display.console.is_terminal)), contextlib.ExitStack() as shipping:
                 last = task is tasks[-1]
                 if not last:
                     aside.prepare()
@@ -65,7 +65,7 @@ def by_engine(tasks: list[Task], engine: Engine, display: Display, stop: Stop) -
     interrupted: list[Path] = []
     failure: BaseException | None = None
     asked: int | None = None
-    with on_signals(stop_after_step(stop)), engine, contextlib.closing(_Bars(display)) as bars:
+    with on_signals(stop_after_step(stop, aloud=not display.console.is_terminal)), engine, contextlib.closing(_Bars(display)) as bars:
         if engine.about:
             display.console.print(engine.about)
         for run in jobs.by_path([task.run for task in tasks]):
@@ -105,7 +105,7 @@ class _Bars:
         else:
             self._remove(folder)
         if event.kind == "bar":
-            self.shown[folder] = self.display.bar(task.label, task.run.resolved.config.train.epochs, *event.values)
+            self.shown[folder] = self.display.bar(task, *event.values)
             self.shown[folder].__enter__()
 
     def close(self) -> None:

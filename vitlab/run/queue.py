@@ -16,7 +16,7 @@ from vitlab.data import dataset
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 from vitlab.records import RunRecord
-from vitlab.run import drive, predict
+from vitlab.run import drive, plan, predict
 from vitlab.run import jobs as order
 from vitlab.run.engines.engine import Engine
 from vitlab.run.engines.flags import Options
@@ -71,8 +71,10 @@ def train(
         show(f"{label}  finished before, skipped:", done[-1])
     stop = Stop(deadline=deadline)
     engine = engine or _side_by_side(tasks, options.jobs, deadline, where)
+    unfinished = [task.run for task in tasks]
+    left = plan.flops_left(unfinished, stores=where.type == "cpu") | {task.run.folder: task.run.train_flops for task in tasks if task.force}
     try:
-        with Display(console) as display:
+        with Display(console, left, len(done), stop) as display:
             if engine is None or not tasks:
                 finished = drive.in_turn(tasks, loaded, root, display, stop)
             else:
@@ -80,7 +82,10 @@ def train(
                 finished = drive.by_engine(tasks, engine, display, stop)
             for task, record, here in finished:
                 done.append(record)
+                display.end(task.run.folder)
                 show(task.label if here else f"{task.label}  finished meanwhile, skipped:", record)
+                if not console.is_terminal and len(done) < len(runs):
+                    console.print(display.outlook)
     except Stopped as e:
         number, folders = e.args
         state = f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished"

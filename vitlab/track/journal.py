@@ -78,15 +78,32 @@ def read_journal(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.endswith(b"\n"):
             break  # being written at this moment
         end += len(line)
-        try:
-            entry = json.loads(line)
-            if entry["kind"] == "metrics":
-                entry["values"] = {k: float(v) for k, v in entry["values"].items()}
-            int(entry["time"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{path}:{number}: not a journal's line; delete it, or train the run anew with --force") from None
-        entries.append((end, entry))
+        entries.append((end, _entry(line, f"{path}:{number}")))
     return entries
+
+
+def begun(path: Path) -> int | None:
+    """Return the time of a journal's first line, in ms since the epoch; None where it has none. The others are not read.
+
+    Raises UserError as read_journal does.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+    except FileNotFoundError as e:
+        raise errors.refused(e) from None
+    return _entry(line, f"{path}:1")["time"] if line.endswith(b"\n") else None
+
+
+def _entry(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+        if entry["kind"] == "metrics":
+            entry["values"] = {k: float(v) for k, v in entry["values"].items()}
+        int(entry["time"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{place}: not a journal's line; delete it, or train the run anew with --force") from None
+    return entry
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from vitlab import files, records
 from vitlab.stats import interval
 from vitlab.track import index, model, views
-from vitlab.track.journal import RunInfo, read_journal
+from vitlab.track.journal import RunInfo, begun, read_journal
 from vitlab.track.store import Store, connect, locked, reason, tracking_uri, without_password
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _summarise(store: Store, parent_id: str) -> None:
 
 
 def outstanding(run_dir: Path, root: Path) -> bool:
-    """Return whether MLflow lacks something of a finished run, as far as its folder tells. Raises UserError for a damaged journal."""
+    """Return whether MLflow lacks something of a finished run, as far as its folder tells. Raises UserError where the journal's first line is damaged."""
     if not ((run_dir / "record.json").exists() and (run_dir / "run.json").exists()):
         return False
     at = arrived(run_dir, root)
@@ -323,9 +323,9 @@ def outstanding(run_dir: Path, root: Path) -> bool:
 
 
 def arrived(run_dir: Path, root: Path) -> _Shipped | None:
-    """Return what of the run has reached the store, its ids there among it; None for nothing. Raises UserError for a damaged journal."""
-    entries = read_journal(run_dir / "journal.jsonl")
-    return _State.read(run_dir, entries[0][1]["time"]).stores.get(without_password(tracking_uri(root))) if entries else None
+    """Return what of the run has reached the store, its ids there among it; None for nothing. Raises UserError where the journal's first line is damaged."""
+    started = begun(run_dir / "journal.jsonl")
+    return None if started is None else _State.read(run_dir, started).stores.get(without_password(tracking_uri(root)))
 
 
 def sync(runs_dir: Path, root: Path, model_of: Callable[[Path], tuple[nn.Module, np.ndarray]] | None = None) -> list[tuple[str, bool, str]]:

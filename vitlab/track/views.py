@@ -67,7 +67,7 @@ def _quoted(value: str) -> str:
 def addresses(root: Path, port: int = 5000) -> dict[str, str]:
     """Return the address of each set's runs in MLflow's UI, by the set's name; under "" that of all runs.
 
-    The UI is the tracking server's where there is one, else what `make ui` starts on `port`. Raises UserError where MLflow cannot be
+    The UI is the tracking server's where there is one, else the one that is started on `port`. Raises UserError where MLflow cannot be
     reached.
     """
     try:
