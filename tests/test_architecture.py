@@ -16,7 +16,7 @@ from vitlab.paths import REPOSITORY
 PACKAGE = Path(vitlab.__file__).parent
 ROOMS = (  # each imports only from those before it; files beside the packages are rooms of their own
     "paths", "code", "files", "errors", "config", "stats", "ranking", "records", "figures", "data", "models", "train", "track", "run",
-    "claims", "report", "export", "terminal", "claiming", "exporting", "completion", "study", "doctor", "cli", "__main__",
+    "claims", "report", "export", "demo", "terminal", "claiming", "exporting", "demoing", "completion", "study", "doctor", "cli", "__main__",
     "__init__",  # which offers load() to who imports vitlab
 )  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -67,6 +67,8 @@ def test_heavy_packages_stay_in_their_rooms(path: Path) -> None:
         assert "mlflow" not in packages
     if own not in ("figures", "report"):
         assert not packages & {"matplotlib", "seaborn"}
+    if own != "demo":
+        assert "gradio" not in packages
     if own != "report":
         assert "pandas" not in packages
     if own in ("config", "stats", "ranking", "records", "figures", "claims", "report") or path.stem in (
@@ -141,7 +143,7 @@ def test_the_check_sees_private_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "heavy", "printed"),
     [
-        (["--help"], {"torch", "pydantic", "yaml", "rich", "numpy", "pandas"}, "usage"),
+        (["--help"], {"torch", "pydantic", "yaml", "rich", "numpy", "pandas", "gradio"}, "usage"),
         (
             ["experiments", "--dry-run", "--profile", "quick", "--data", "digits"],
             {"torch", "mlflow", "matplotlib", "sklearn", "pandas"},

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from docs import make_demo
 from vitlab.code import git_state
 from vitlab.paths import EXPERIMENTS, REPOSITORY
 
@@ -122,6 +125,16 @@ def test_published_weights_classify(vitlab: Vitlab, tmp_path: Path) -> None:
     model, guess = vitlab("predict", "cat.png").stdout.splitlines()
     assert "published weights" in model
     assert guess.startswith("cat.png: ")
+
+
+def test_the_page_shows_the_published_models(installed: Path, tmp_path: Path) -> None:
+    with make_demo.serving(env={"PYTHONPATH": str(installed)}, cwd=tmp_path) as (process, address):
+        page = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address).read().decode()
+        assert "Baseline ViT" in page
+        assert ".cards" in page, "the style sheet is in the wheel"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 128 + signal.SIGINT
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_claims_are_those_published(vitlab: Vitlab, tmp_path: Path) -> None:

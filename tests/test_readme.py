@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 import vitlab
-from docs import make_terminal
+from docs import make_demo, make_terminal
 from tests.robustness.bad_input.cases import all_cases
 from vitlab import config, records
+from vitlab.figures import style
 from vitlab.paths import REPOSITORY
 from vitlab.report.rungs import ladder
 
@@ -130,3 +131,9 @@ def test_the_badges_and_the_citation_are_true() -> None:
 def test_the_terminal_shows_what_the_commands_print() -> None:
     """`python -m docs.make_terminal` draws it anew, after results/ or what the commands print has changed."""
     assert make_terminal.PICTURE.read_text(encoding="utf-8") == make_terminal.render(make_terminal.ladder(REPOSITORY / "results"))
+
+
+def test_the_screenshots_show_the_published_models() -> None:
+    """`python -m docs.make_demo` takes them anew, after the default page has other models or numbers."""
+    for view in make_demo.VIEWS:
+        assert style.note(REPOSITORY / "docs" / f"demo-{view}.png") == make_demo.shown()

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab import claiming, completion, doctor, errors, exporting, study, terminal
+from vitlab import claiming, completion, demoing, doctor, errors, exporting, study, terminal
 from vitlab.errors import Lost, UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import CHECKOUT, EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
@@ -252,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_flags(planned, "cifar10")
     planned.add_argument("--jobs", type=flags.whole, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
     _add_data_dir(exporting.add_commands(command), "where the test split lies on which ONNX is compared with PyTorch")
+    demoing.add(command)
     command("verify", _verify, "check that the published pages follow from the published records")
     study.add(command)
     _add_data_flags(doctor.add(command))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS, which
 TEST_SHARE = 0.2  # of the images, where a data set has no test split of its own
 SPLIT_SEED = 0  # splits are the same whatever the run's seed
 
+T = TypeVar("T")
 Images = tuple[Tensor, Tensor]  # uint8 (N, 3, 32, 32), int64 (N,)
 
 
@@ -196,8 +198,16 @@ def _read_folder(source: Source) -> tuple[Images, Images]:
 def decode(path: Path) -> np.ndarray:
     """Return an image file as uint8 (3, 32, 32) RGB: turned upright as its EXIF says, squeezed to a square (bicubic, antialiased).
 
-    Transparent pixels are laid on black, 16-bit grey is divided by 257, and an animation's first frame is taken. Raises UserError, naming
-    the file, if it is no image, is cut short, has more than 50 million pixels or is not 8 or 16 bits deep.
+    Transparent pixels are laid on black, 16-bit grey is divided by 257, and an animation's first frame is taken. Raises UserError as
+    `opened` does, and for an image that is not 8 or 16 bits deep.
+    """
+    return opened(path, pixels)
+
+
+def opened(path: Path, use: Callable[[Image.Image], T]) -> T:
+    """Return what `use` makes of an image file.
+
+    Raises UserError, naming the file, if it is no image, is cut short, has more than 50 million pixels or `use` cannot use it.
     """
     try:
         if not path.is_file():  # opening a pipe would wait for ever
@@ -207,7 +217,7 @@ def decode(path: Path) -> np.ndarray:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UserError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read; make it smaller")
-                return pixels(image)
+                return use(image)
     except Exception as e:  # Pillow's decoders raise nearly anything on a damaged file
         reason = "no image in a format that is read here" if isinstance(e, Image.UnidentifiedImageError) else str(e) or type(e).__name__
         raise UserError(f"{path}: cannot be used as an image ({reason}); replace or remove it. Read are: {', '.join(FORMATS)}") from None
@@ -215,7 +225,16 @@ def decode(path: Path) -> np.ndarray:
 
 def pixels(image: Image.Image) -> np.ndarray:
     """Return an image as uint8 (3, 32, 32), as `decode` has it. Raises UserError for one that is not 8 or 16 bits deep."""
-    rgb = _to_rgb(ImageOps.exif_transpose(image))
+    return squeezed(upright(image))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, turned as its EXIF says, transparent pixels on black. Raises UserError for one that is not 8 or 16 bits deep."""
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def squeezed(rgb: Image.Image) -> np.ndarray:
+    """Return an RGB image as uint8 (3, 32, 32)."""
     values = np.asarray(rgb.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))  # (H, W, C)
     return np.ascontiguousarray(values.transpose(2, 0, 1))
 
