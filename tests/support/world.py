@@ -24,7 +24,7 @@ from vitlab import claiming, cli, config, exporting, records
 from vitlab.data import dataset, sources
 from vitlab.models import registry
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
-from vitlab.run import drive, execute, plan
+from vitlab.run import execute, plan
 from vitlab.train import loop
 
 TINY = """\
@@ -46,19 +46,11 @@ class NoShipper:
 
     def __init__(self, *_: object) -> None: ...
     def notify(self, *_: object) -> None: ...
-    def leave(self) -> None: ...
     def close(self, *_: object, **__: object) -> None: ...
 
     def finish(self, *_: object, **__: object) -> None: ...
     def arrived(self, *_: object) -> bool:
         return True
-
-
-class NoAside:
-    def __init__(self, *_: object) -> None: ...
-    def prepare(self) -> None: ...
-    def ship(self, *_: object) -> None: ...
-    def wait(self, *_: object) -> None: ...
 
 
 class Silent:
@@ -180,7 +172,6 @@ def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World
     patch.setattr(exporting, "ROOT", root)
     patch.setattr(execute, "ROOT", root)
     patch.setattr(execute, "Shipper", NoShipper)
-    patch.setattr(drive, "Aside", NoAside)
     patch.setattr("vitlab.track.store.prepare_store", lambda root: "")
     patch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody listens there
     for name in ("http_proxy", "https_proxy", "all_proxy", "MLFLOW_TRACKING_URI"):

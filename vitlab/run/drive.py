@@ -10,8 +10,7 @@ from pathlib import Path
 
 from vitlab import config
 from vitlab.data.dataset import Dataset
-from vitlab.run import execute, jobs
-from vitlab.run.aside import Aside
+from vitlab.run import jobs
 from vitlab.run.engines.engine import Engine, Event
 from vitlab.run.progress import Display, RunBar
 from vitlab.run.signals import on_signals, stop_after_step
@@ -22,19 +21,8 @@ from vitlab.train.loop import Stop
 POLL = 0.2  # seconds between two looks at the deadline and at signals
 
 
-def in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], root: Path, display: Display, stop: Stop) -> Iterator[Finished]:
-    """Train one after the other in this process, and give each as it is finished. Raises Stopped, and what train_task raises.
-
-    All but the last are shipped to the store of `root` beside the training of the next.
-    """
-    aside = Aside(root)
-    try:
-        yield from _in_turn(tasks, loaded, aside, display, stop)
-    finally:
-        aside.wait(lambda: execute.STOP_SECONDS if stop.asked() else execute.SHIP_SECONDS)
-
-
-def _in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], aside: Aside, display: Display, stop: Stop) -> Iterator[Finished]:
+def in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], display: Display, stop: Stop) -> Iterator[Finished]:
+    """Train one after the other in this process, and give each as it is finished. Raises Stopped, and what train_task raises."""
     for task in tasks:
         if asked := stop.asked():
             raise Stopped(asked, [])
@@ -45,11 +33,9 @@ def _in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], aside: Aside
 
         bar = functools.partial(display.bar, task)
         try:
+            # MLflow has everything before the next run begins: in a thread beside it torch's exporter would reset the generator of its dropout.
             with on_signals(stop_after_step(stop, aloud=not display.console.is_terminal)), contextlib.ExitStack() as shipping:
-                last = task is tasks[-1]
-                if not last:
-                    aside.prepare()
-                record, here = train_task(task, loaded[cfg.data], bar, say, stop, shipping, None if last else aside.ship)
+                record, here = train_task(task, loaded[cfg.data], bar, say, stop, shipping)
         except loop.Interrupted as e:
             raise Stopped(e.args[0], [task.run.folder]) from None
         yield task, record, here

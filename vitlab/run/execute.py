@@ -88,14 +88,13 @@ def execute(
     stop: loop.Stop,
     say: Callable[[str], None],
     shipping: contextlib.ExitStack,
-    ship: Callable[[Path], None] | None = None,
 ) -> RunRecord:
     """Train (or resume) and evaluate one run, leave its record, predictions, weights and pictures in its folder, and return the record.
 
     Of several processes the first one calls this, and the others do their part of it in `assist`.
 
     `make_bar(images_per_epoch)` gives the loop its progress display, `say(text)` prints a line. The run's last metrics and its model
-    reach MLflow in the background: the end of `shipping` waits for them, or, where it is given, `ship(folder)` sees to it. Raises loop.Interrupted and loop.Diverged, DiskFull, Lost, and
+    reach MLflow in the background: the end of `shipping` waits for them. Raises loop.Interrupted and loop.Diverged, DiskFull, Lost, and
     UserError for a damaged teacher or checkpoint.
     """
     cfg, where = run.resolved.config, data.train_images.device
@@ -150,10 +149,6 @@ def execute(
         shipper.close("FAILED", STOP_SECONDS)
         raise
     journal.close()
-    if ship is not None:
-        shipper.leave()
-        ship(run.folder)
-        return record
     best = trained.ema.model if trained.ema else model
     example = data.test_images[:2].cpu().numpy()
     shipper.finish(model=best, example=example)

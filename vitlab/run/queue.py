@@ -76,7 +76,7 @@ def train(
     try:
         with Display(console, left, len(done), stop) as display:
             if engine is None or not tasks:
-                finished = drive.in_turn(tasks, loaded, root, display, stop)
+                finished = drive.in_turn(tasks, loaded, display, stop)
             else:
                 loaded.clear()  # each process loads its own
                 finished = drive.by_engine(tasks, engine, display, stop)

@@ -8,7 +8,6 @@ import shutil
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -51,11 +50,10 @@ def train_task(
     say: Callable[[str], None],
     stop: Stop,
     shipping: contextlib.ExitStack,
-    ship: Callable[[Path], None] | None = None,
 ) -> tuple[RunRecord, bool]:
     """Train one run in this process, unless another process finishes it meanwhile; return its record, and whether it was trained here.
 
-    `make_bar(images_per_epoch)`, `say(text)`, `shipping` and `ship` as for execute.execute. Raises loop.Interrupted where `stop` asks to stop, loop.Diverged
+    `make_bar(images_per_epoch)`, `say(text)` and `shipping` as for execute.execute. Raises loop.Interrupted where `stop` asks to stop, loop.Diverged
     with the run's label, DiskFull and UserError.
     """
     run = task.run
@@ -65,7 +63,7 @@ def train_task(
         if task.force:
             shutil.rmtree(run.folder, ignore_errors=True)
         try:
-            return execute.execute(run, data, make_bar, stop, say, shipping, ship), True
+            return execute.execute(run, data, make_bar, stop, say, shipping), True
         except loop.Diverged as e:
             raise loop.Diverged(f"{run.label}: {e}") from None
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-LEFT = "left to somebody else"  # in place of a status
 BACK_OFF_SECONDS = 300  # the longest pause between two attempts to reach a server that is down
 
 
@@ -55,10 +54,6 @@ class Shipper:
 
         self._end("FINISHED", in_time)
 
-    def leave(self) -> None:
-        """End without shipping more: somebody else will. Returns at once."""
-        self._end(LEFT, None)
-
     def arrived(self, patience: Callable[[], float]) -> bool:
         """Wait at most `patience()` seconds and return whether all has arrived; if not, `outstanding` says why.
 
@@ -89,8 +84,6 @@ class Shipper:
             with self._wake:
                 self._wake.wait_for(lambda: self._upto is not None or self._last is not None)
                 upto, last, self._upto = self._upto, self._last, None
-            if last is not None and last[0] == LEFT:
-                return
             try:
                 if upto is not None:
                     note(self._run_dir, "RUNNING", upto)
