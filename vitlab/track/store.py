@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "vitlab"
 PROXIED = "mlflow-artifacts:/"  # what a server says of artifacts that it hands out itself
+IMPLIED = ("vitlab.experiment", "vitlab.variant", "vitlab.profile", "vitlab.dataset")  # tags that runs of one fingerprint nearly always share
 BATCH = 1000  # metrics in one request; MLflow's limit
 LOCK_SECONDS = 300  # making a database takes a busy machine minutes
 
@@ -216,8 +217,10 @@ class Store:
         """
         from mlflow.entities import ViewType
 
-        # the filter language has no escapes, so what would need one is compared here alone
-        text = " and ".join([*(f"tags.`{k}` = '{v}'" for k, v in tags.items() if v and "'" not in v), *([more] if more else [])])
+        # The filter language has no escapes, so what would need one is compared here alone. So is what few runs of one fingerprint differ in:
+        # for each condition a server looks at that tag of all runs.
+        asked = {k: v for k, v in tags.items() if v and "'" not in v and not ("vitlab.fingerprint" in tags and k in IMPLIED)}
+        text = " and ".join([*(f"tags.`{k}` = '{v}'" for k, v in asked.items()), *([more] if more else [])])
         view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         runs, token = [], None
         while True:
