@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "vitlab"
 PROXIED = "mlflow-artifacts:/"  # what a server says of artifacts that it hands out itself
-IMPLIED = ("vitlab.experiment", "vitlab.variant", "vitlab.profile", "vitlab.dataset")  # tags that runs of one fingerprint nearly always share
+IMPLIED = ("vitlab.experiment", "vitlab.variant", "vitlab.profile", "vitlab.dataset")  # tags that a fingerprint nearly always tells
 BATCH = 1000  # metrics in one request; MLflow's limit
 LOCK_SECONDS = 300  # making a database takes a busy machine minutes
 
