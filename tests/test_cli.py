@@ -218,17 +218,21 @@ def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_b
     small_world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time is up amid the first epoch."""
-    asked, calls = loop.Stop.asked, 0
+    asked, step, steps = loop.Stop.asked, loop.Step.__call__, 0
 
-    def up_at_the_third(stop: loop.Stop) -> int | None:
-        nonlocal calls
-        calls += 1
-        if calls == 3:  # before the run, after a step, after another
+    def counted(self: loop.Step, *args: object) -> None:
+        nonlocal steps
+        steps += 1
+        step(self, *args)
+
+    def up_after_the_second(stop: loop.Stop) -> int | None:
+        if steps == 2:
             stop.deadline = 0.0
         return asked(stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Stop, "asked", up_at_the_third)
+        patch.setattr(loop.Step, "__call__", counted)
+        patch.setattr(loop.Stop, "asked", up_after_the_second)
         code, out, _ = run(capsys, *ONE, "--budget", "1h")
     assert code == 0
     assert "budget 1:00:00" in out.splitlines()[0]
