@@ -275,6 +275,7 @@ def test_text_from_elsewhere_stays_text(world: World, capsys: pytest.CaptureFixt
     [
         ("nowhere", (), "nowhere: no such folder; expected a finished run's, as below runs/, or a published set's"),
         ("other", (), "this run is not finished; the command that started it goes on"),
+        ("weights/notes.txt", (), "weights/notes.txt: neither a finished run (it has no record.json) nor a published set"),
         ("runs", (), "runs: neither a finished run (it has no record.json) nor a published set with weights (no weights/)"),
         ("tiny", ("--out", "set"), "set: holds a.txt, which this export does not write; name a folder of its own with --out"),
         ("tiny", ("--push", "me/tiny"), "--push: uploads to the Hugging Face Hub; add --to huggingface"),
@@ -283,6 +284,7 @@ def test_text_from_elsewhere_stays_text(world: World, capsys: pytest.CaptureFixt
 )
 def test_mistakes_are_told(folder: str, more: tuple[str, ...], expected: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.write("set/a.txt", "mine")
+    world.write("weights/notes.txt", "not weights")
     at = world.folder(folder) if folder in ("tiny", "other") else folder
     code, _, err = export(capsys, at, "--to", "safetensors", *more)
     assert (code, expected in err) == (2, True), err

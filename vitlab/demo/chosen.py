@@ -25,8 +25,7 @@ def models(folder: Path) -> list[Candidate]:
     if len(sets := {f"{c.record.profile}-{c.record.dataset.name}" for c in own}) > 1:
         raise UserError(f"{folder}: holds runs of several sets ({', '.join(sorted(sets))}); name the folder of one")
     kept, _ = rungs.newest(c.record for c in own)
-    first = [rung.runs[0] for rung in rungs.ladder(kept)]
-    return [next(c for c in own if c.record is record) for record in first] or own[:1]
+    return [next(c for c in own if c.record is record) for record in published.chosen(kept)] or own[:1]
 
 
 def largest(results: Path) -> Path:

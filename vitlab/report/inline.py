@@ -17,9 +17,6 @@ WIDTH = 860  # pixels of a picture that shows test images; the page shows it no 
 COLORS = 64  # of a chart; the palette that leaves none of its colours far off
 PIXELS = 2**24  # a picture may come from another machine: a larger one is not decoded
 COLOR = re.compile(r"#[0-9a-f]{6}\b")  # in a chart's styles
-UNSEEN = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>|<!--.*?-->", re.DOTALL)
-GLYPH = re.compile(r'xlink:(href="#[^"]+") transform="translate\(([-\d.]+) 0\)"')
-DECIMALS = re.compile(r"\b[1-9]\d*\.\d{3,}")  # of a coordinate; the factors of a scale are below 1
 UNQUOTED = " !'()*,-./:;=@_~"  # what stands for itself in an address within double quotes, letters and digits aside
 
 
@@ -51,15 +48,5 @@ def chart(light: Path, dark: Path) -> Markup:
     drawn = COLOR.sub(lambda _: f"var({names[next(next_pair)]})", drawn)
     in_light, in_dark = (";".join(f"{name}:{pair[i]}" for pair, name in names.items()) for i in (0, 1))
     style = f"<style>:root{{{in_light}}}@media(prefers-color-scheme:dark){{:root{{{in_dark}}}}}</style></svg>"
-    drawn = shorter(drawn).replace("</svg>", style)
+    drawn = " ".join(drawn.replace("</svg>", style).replace('"', "'").split())
     return Markup(f"data:image/svg+xml,{quote(drawn, safe=UNQUOTED)}")  # base64 would be longer by a third
-
-
-def shorter(svg: str) -> str:
-    """Return a drawing of matplotlib's that looks the same in half the bytes: short names, coordinates to a hundredth of a point."""
-    svg = GLYPH.sub(r'\1 x="\2"', UNSEEN.sub("", svg)).replace("xlink:href", "href")
-    svg = DECIMALS.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), svg)
-    short = {name: f"n{i}" for i, name in enumerate(dict.fromkeys(re.findall(r'(?:href="|url\()#([^")]+)', svg)))}
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{short[found[1]]}"' if found[1] in short else "", svg)
-    svg = re.sub(r'((?:href="|url\()#)([^")]+)', lambda found: found[1] + short[found[2]], svg)
-    return " ".join(svg.split()).replace("> <", "><").replace('"', "'")

@@ -72,8 +72,10 @@ def weights(found: Mapping[Path, RunRecord], out_dir: Path) -> dict[str, Any] | 
     if best is None:
         return None
     return {
+        "said": "Weights in half precision, of each experiment's first seed",
         "files": [Link(run.experiment, quote(path.relative_to(out_dir).as_posix())) for path, run in found.items()],
-        "best": f"“{best.title}”, seed {best.seed}, {best.metrics['validation_top1']:.2f} %",
+        "best": "'vitlab predict' takes the best of them by validation top-1, teachers aside: "
+        f"“{best.title}”, seed {best.seed}, {best.metrics['validation_top1']:.2f} %",
     }
 
 

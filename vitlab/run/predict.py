@@ -49,7 +49,7 @@ def at(path: Path) -> Candidate:
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder; expected a finished run's, as below runs/, or a published set's, as below results/")
-    if path.is_file() and path.parent.name == published.FOLDER:
+    if path.is_file() and path.parent.name == published.FOLDER and path.suffix == published.SUFFIX:
         return _published(path, published.find(path.parent.parent, published.read_records(path.parent.parent))[path])
     if models := published_in(path):
         best = published.best(model.record for model in models)
@@ -72,7 +72,7 @@ def published_in(out_dir: Path) -> list[Candidate]:
     if not (out_dir / published.FOLDER).is_dir():
         return []
     found = published.find(out_dir, published.read_records(out_dir))
-    return [_published(path, run) for path, run in sorted(found.items(), key=lambda item: item[0].name)]
+    return [_published(path, run) for path, run in found.items()]
 
 
 def of(record: records.RunRecord, content: bytes, origin: str) -> Candidate:
