@@ -293,6 +293,7 @@ def test_final_ship(root: Path, tmp_path: Path) -> None:
         "test_top1": 72, "test_top5": 99, "validation_top1": 71.5, "params": 10, "flops": 20, "train_seconds": 12.5, "img_s": 345,
         "teacher_agreement": 90.5, "gain_over_teacher": -2.25,
     }  # fmt: skip
+    assert {row[1] for row in metric_rows(root, child) if row[0].startswith("final/")} == {0}  # for which MLflow draws bars
     end = read_journal(tmp_path / "journal.jsonl")[-1][1]["time"]
     assert query(root, "SELECT status, end_time FROM runs WHERE run_uuid = ?", child) == [("FINISHED", end)]
     [parent] = runs_of(root, "final", "parent")

@@ -221,7 +221,7 @@ def finish(
             metrics[f"test_{head}_top1"] = evaluate.accuracy(z, labels)["top1"]
     if trained.ema:
         right = [evaluate.ranking(heads[kind].mean(0))[:, 0] == labels.cpu() for kind in ("ema", "raw")]
-        metrics["test_ema_or_raw_alone"] = (right[0] != right[1]).float().mean().item() * 100
+        metrics["test_ema_or_raw_alone"] = evaluate.percent(right[0] != right[1])
     by_epoch = [row["validation/ema_top1" if trained.ema else "validation/top1"] for row in trained.history]
     metrics["validation_top1"] = by_epoch[-1]
     for i, epochs in enumerate(schedule.whole_epochs(cfg, len(data.train_labels))[:-1]):
@@ -304,7 +304,7 @@ def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_to
         weights_sha256=file_sha256(teacher.folder / published.WEIGHTS),
         validation_top1=validation_top1,
         test_top1=record.metrics["test_top1"],
-        agreement=(theirs == ours).float().mean().item() * 100,
+        agreement=evaluate.percent(theirs == ours),
         confusion=evaluate.confusion(ours, theirs, scores.shape[1]).tolist(),
         gain=top1 - record.metrics["test_top1"],
     )

@@ -271,8 +271,8 @@ def _ship_results(store: Store, run_id: str, run_dir: Path, entries: list[tuple[
     values |= {"train_seconds": record.train_seconds, "img_s": record.img_s} | {f"perf_{k}": v for k, v in record.perf.items()}
     if record.teacher is not None:
         values |= {"teacher_agreement": record.teacher.agreement, "gain_over_teacher": record.teacher.gain}
-    step = max((entry["step"] for _, entry in entries if entry["kind"] == "metrics"), default=0)
-    store.log_metrics(run_id, [(f"final/{k}", float(v), entries[-1][1]["time"], step) for k, v in values.items()])
+    # At step 0: MLflow then draws bars, which compare runs, and at another step a line of one point.
+    store.log_metrics(run_id, [(f"final/{k}", float(v), entries[-1][1]["time"], 0) for k, v in values.items()])
 
 
 def _supersede(store: Store, info: RunInfo) -> None:

@@ -37,12 +37,17 @@ def ranking(scores: Tensor) -> Tensor:
     return torch.from_numpy(ranked(scores.numpy(force=True)))
 
 
+def percent(true: Tensor) -> float:
+    """Return how many percent of a boolean tensor (N,) are true, N > 0: a ratio of counts, where a mean in float32 would give 85.5899989 for 85.59."""
+    return 100 * int(true.sum()) / len(true)
+
+
 def accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """Return top1 and top5 in percent, and loss in nats, of logits `scores` (N, C) and labels (N,). With C < 5 classes top5 is top-C."""
     right = ranking(scores)[:, :5] == labels.cpu()[:, None]
     return {
-        "top1": right[:, 0].float().mean().item() * 100,
-        "top5": right.any(-1).float().mean().item() * 100,
+        "top1": percent(right[:, 0]),
+        "top5": percent(right.any(-1)),
         "loss": F.cross_entropy(scores, labels).item(),
     }
 
@@ -55,9 +60,9 @@ def confidence(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """
     probability, predicted = scores.softmax(-1).max(-1)
     sure = probability > 0.9
-    values = {"confidence": probability.mean().item() * 100, "confidence_above_90": sure.float().mean().item() * 100}
+    values = {"confidence": probability.mean().item() * 100, "confidence_above_90": percent(sure)}
     if sure.any():
-        values["confidence_above_90_accuracy"] = (predicted == labels)[sure].float().mean().item() * 100
+        values["confidence_above_90_accuracy"] = percent((predicted == labels)[sure])
     return values
 
 
@@ -67,9 +72,7 @@ def calibration(scores: Tensor, labels: Tensor) -> tuple[Bin, ...]:
     right, which = predicted == labels, (probability * BINS).ceil().clamp(1, BINS)
     bins = [which == i for i in range(1, BINS + 1)]
     return tuple(
-        Bin(confidence=probability[b].mean().item() * 100, accuracy=right[b].float().mean().item() * 100, count=int(b.sum()))
-        for b in bins
-        if b.any()
+        Bin(confidence=probability[b].mean().item() * 100, accuracy=percent(right[b]), count=int(b.sum())) for b in bins if b.any()
     )
 
 

@@ -1,0 +1,36 @@
+"""Draw docs/mlflow-runs.png: the runs of a set in MLflow's user interface; `python -m docs.make_mlflow ADDRESS`.
+
+ADDRESS is one of those that `make ui` prints, while it runs. Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from docs.make_demo import DOCS, browsing
+from vitlab.paths import REPOSITORY
+
+PICTURE = DOCS / "mlflow-runs.png"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.make_mlflow", description=__doc__.splitlines()[0])
+    parser.add_argument("address", help="of the set's table, as `make ui` prints it")
+    with sync_playwright() as playwright, browsing(playwright) as browser:
+        page = browser.new_page(viewport={"width": 1600, "height": 660})
+        page.goto(parser.parse_args().address)
+        page.get_by_text("matching runs").wait_for()
+        for what in ("Hide banner", "Close"):  # what the first visit shows: that the view is shared, and MLflow's assistant
+            page.get_by_role("button", name=what, exact=True).click()
+        page.wait_for_timeout(1000)
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
+    print(f"{PICTURE.relative_to(REPOSITORY)}: {PICTURE.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
