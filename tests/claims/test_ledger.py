@@ -81,7 +81,7 @@ def result(out_dir: Path, claim: Claim) -> verdicts.Result:
 def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
-    said = "Of 3 primary claims 2 supported and 1 not measured; 1 of them judged by formula, without a run."
+    said = "Of 3 primary claims, 2 are supported and 1 is not measured; 1 of them judged by formula, without a run."
     assert page.text.count(said) == 2  # in the minute, and above the table
     opening = "At the size of profile overnight, on cifar10, regularisation gives +3.10 [+2.85, +3.35] points."
     assert opening in page.text
@@ -126,7 +126,7 @@ def test_what_no_report_claims_stands_apart(tmp_path: Path, undrawn: None, monke
     declare(monkeypatch, GAIN, SMALLER, HEADLINE, tried, unseen)
     publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
-    assert page.text.count("Of 3 primary claims 2 supported") == 2
+    assert page.text.count("Of 3 primary claims, 2 are supported") == 2
     assert [row[0] for row in page.table("What the reports claim")[1:]] == [GAIN.statement, SMALLER.statement]
     apart = page.table("Measured, and not tested")
     assert apart[1:] == [
@@ -161,7 +161,7 @@ def test_the_scale_is_said(tmp_path: Path, undrawn: None, profile: str) -> None:
 def test_the_index_counts(tmp_path: Path, undrawn: None) -> None:
     publishing.build(arms(), tmp_path / "overnight-cifar10", {})
     publishing.index(tmp_path)
-    assert "- Of 3 primary claims 2 supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- Of 3 primary claims, 2 are supported" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_claims_of_several_sets_stand_side_by_side(tmp_path: Path, undrawn: None) -> None:

@@ -155,12 +155,12 @@ def said(book: Book) -> str:
     """Return the sentence that counts the verdicts."""
     primary = [result for result in book.results if result.primary]
     counts = Counter(result.verdict for result in primary)
-    counted = [f"{counts[verdict]} {verdict}" for verdict in ORDER if counts[verdict]]
+    counted = [f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}" for verdict in ORDER if counts[verdict]]
     listed = " and ".join(filter(None, [", ".join(counted[:-1]), counted[-1]]))
     changed = sum(result.changed for result in primary)
     formula = sum(result.effect is not None and not result.seeds for result in primary)
     return (
-        f"Of {len(primary)} primary {'claim' if len(primary) == 1 else 'claims'} {listed}"
+        f"Of {len(primary)} primary {'claim' if len(primary) == 1 else 'claims'}, {listed}"
         + (f"; {formula} of them judged by formula, without a run." if formula else ".")
         + (f" Declared otherwise when first measured: {changed}." if changed else "")
     )
