@@ -1,7 +1,7 @@
 """Does speed cost accuracy? `python -m benchmarks.accuracy BEFORE AFTER` compares the runs of two versions, seed by seed.
 
-BEFORE and AFTER are folders of runs, of the same experiments and seeds by the code before a change and after it. Writes accuracy.json and
-ACCURACY.md beside this file.
+BEFORE and AFTER are folders of runs, of the same experiments and seeds by the code before a change and after it. Adds the comparison to
+accuracy.json, and writes ACCURACY.md, beside this file.
 """
 
 from __future__ import annotations
@@ -43,19 +43,29 @@ def interval(differences: list[float]) -> tuple[float, float]:
     return mean(differences), float(stats.t.ppf(0.975, n - 1)) * stdev(differences) / math.sqrt(n)
 
 
-def page(results: dict[str, list[dict[str, Any]]]) -> str:
+def page(comparisons: list[dict[str, list[dict[str, Any]]]]) -> str:
     """Return ACCURACY.md, a function of accuracy.json alone."""
-    before, after = ({(r["experiment"], r["seed"]): r for r in results[side]} for side in ("before", "after"))
-    one, other = results["before"][0], results["after"][0]
     lines = [
         "# Accuracy before and after the speed work",
         "",
-        f"Test top-1 in percent, last weights, {one['dataset']}: {one['train']:,} training images, {one['epochs']} epochs, the models of the profile "
-        f"`{one['profile']}`",
-        f"(`{one['variant']}`); before: commit {one['commit']}, after: {other['commit']}; {one['device']}, {one['threads']} thread.",
-        "The seeds are paired: the same order of images and the same draws of the augmentation on both sides.",
+        "Test top-1 in percent, last weights, by the code before a change and after it. The seeds are paired: the same order of images and the same",
+        "draws of the augmentation on both sides. The difference is in points, with its 95 % interval (paired t).",
+    ]
+    for compared in comparisons:
+        lines += ["", *_section(compared)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(compared: dict[str, list[dict[str, Any]]]) -> list[str]:
+    before, after = ({(r["experiment"], r["seed"]): r for r in compared[side]} for side in ("before", "after"))
+    one, other = compared["before"][0], compared["after"][0]
+    lines = [
+        f"## {one['commit']} and {other['commit']}",
         "",
-        "| experiment | seeds | before | after | difference, points (95 % interval, paired t) |",
+        f"{other['dataset']}: {other['train']:,} training images, {other['epochs']} epochs, the models of the profile `{other['profile']}` with "
+        f"`{other['variant']}`; {other['device']}, {other['threads']} thread.",
+        "",
+        "| experiment | seeds | before | after | difference |",
         "|---|---|---|---|---|",
     ]
     for name in sorted({experiment for experiment, _ in before}):
@@ -64,7 +74,7 @@ def page(results: dict[str, list[dict[str, Any]]]) -> str:
         difference, half = interval([b - a for a, b in pairs])
         old, new = (", ".join(f"{x:.2f}" for x in side) for side in zip(*pairs, strict=True))
         lines.append(f"| {name} | {', '.join(map(str, seeds))} | {old} | {new} | {difference:+.2f} ± {half:.2f} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
@@ -73,10 +83,11 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     args = parser.parse_args()
-    results = {"before": facts(args.before), "after": facts(args.after)}
-    (HERE / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (HERE / "ACCURACY.md").write_text(page(results), encoding="utf-8")
-    print(page(results))
+    kept = HERE / "accuracy.json"
+    comparisons = [{"before": facts(args.before), "after": facts(args.after)}, *json.loads(kept.read_text(encoding="utf-8"))]
+    kept.write_text(json.dumps(comparisons, indent=1) + "\n", encoding="utf-8")
+    (HERE / "ACCURACY.md").write_text(page(comparisons), encoding="utf-8")
+    print(page(comparisons))
 
 
 if __name__ == "__main__":

@@ -282,5 +282,5 @@ def test_accuracy_is_compared_seed_by_seed() -> None:
     facts |= {"threads": 1, "commit": "abc"}
     before = [facts | {"seed": s, "top1": 40.0 + s} for s in (0, 1, 2)]
     after = [facts | {"seed": s, "top1": 41.0 + 2 * s, "commit": "def"} for s in (2, 1, 0)]
-    text = accuracy.page({"before": before, "after": after})
+    text = accuracy.page([{"before": before, "after": after}])
     assert "| 01 | 0, 1, 2 | 40.00, 41.00, 42.00 | 41.00, 43.00, 45.00 | +2.00 ± 2.48 |" in text
