@@ -221,6 +221,7 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
         interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
         more = f", {r.more_seeds[0]} to {r.more_seeds[1]} more seeds" if r.more_seeds else ""
         more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
+        more += f": {r.note}" if r.note and r.verdict == "interim" and len(r.seeds) > 1 else ""
         table.add_row(
             r.id, printable(r.statement), verdicts.rule(r) if r.primary else "", "" if r.effect is None else f"{r.effect:.3g}{interval}",
             str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",

@@ -160,6 +160,7 @@ def test_a_stage_waits_for_all_arms_of_the_family() -> None:
     taught = claim(id="d", arms=(ARMS[PLAIN[2]], ARMS[PLAIN[1]]))
     own = ledger(gain, taught, families=FAMILIES)
     both = {"x01": np.arange(3.0), "x02": np.arange(3.0)}
-    assert not evidence.complete(own, gain, own.claims, own.seeds(1), given(**both, x05=np.arange(2.0)))
-    assert evidence.complete(own, gain, own.claims, own.seeds(1), given(**both, x05=np.arange(3.0)))
-    assert evidence.complete(own, gain, (gain,), own.seeds(1), given(**both))
+    assert evidence.lacking(own, gain, own.claims, own.seeds(1), given(**both, x05=np.arange(2.0))) == [ARMS[PLAIN[2]]]
+    assert evidence.lacking(own, gain, own.claims, own.seeds(1), given(**both, x05=np.arange(3.0))) == []
+    assert evidence.lacking(own, gain, (gain,), own.seeds(1), given(**both)) == []
+    assert evidence.lacking(own, gain, (gain,), own.seeds(1), given(x01=np.arange(3.0))) == [ARMS[PLAIN[1]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import sqlite3
@@ -12,12 +13,13 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats as scipy_stats
 
 from tests.support.claims import ledger as planned
 from tests.support.pages import EVIL, Page, files, markdown_rows
 from tests.support.records import digits, fake_record
-from vitlab import records, stats
+from vitlab import records, stats, terminal
 from vitlab.claims import declarations, images, ledger, verdicts
 from vitlab.claims.declarations import Arm, Claim, Family
 from vitlab.errors import UserError
@@ -73,6 +75,17 @@ def arms(seeds: Sequence[int] = (0, 1, 2), profile: str = "overnight") -> list[R
 def result(out_dir: Path, claim: Claim) -> verdicts.Result:
     (found,) = [r for r in ledger.read(out_dir / ledger.FILE).results if r.id == claim.id]
     return found
+
+
+def test_the_terminal_says_what_a_claim_waits_for() -> None:
+    """Its own runs are there, but not those of the third arm of its family."""
+    taught = GAIN.model_copy(update={"id": "taught", "arms": (Arm(experiment="05_kd_r18"), GAIN.arms[0])})
+    names = (BASELINE, REGULARISED, "05_kd_r18")
+    declared = planned(GAIN, taught, families={"plain": Family(experiments=names, sd=0.5)})
+    console = Console(file=io.StringIO(), width=300)
+    terminal.print_ledger(console, declared, Path("claims.yaml"), "overnight", ledger.judge(declared, arms(), lambda *_: None, {}))
+    said = " ".join(console.file.getvalue().split())
+    assert "interim: its own seeds are complete; its spread is its family's, which lacks seeds of 05_kd_r18" in said
 
 
 # --------------------------------------------------------------------------------------------------------------- pages

@@ -266,6 +266,8 @@ def test_no_claim_is_judged_before_all_arms_of_its_families_are_there() -> None:
     runs = [r for arm, of in zip((A, B, taught), values, strict=True) for r in three(arm, *of)]
     missing = judge(declared, runs[:-1])
     assert [(r.verdict, r.p, r.family) for r in missing] == [("interim", None, "plain")] * 2
+    assert missing[0].note == "its own seeds are complete; its spread is its family's, which lacks seeds of 05_kd_r18"
+    assert missing[1].note == ""
     first, second = judge(declared, runs)
     pairs = [np.var(np.subtract(values[i], values[j]), ddof=1) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert first.sd == pytest.approx(math.sqrt(np.mean(pairs)))

@@ -65,11 +65,12 @@ def pools(ledger: Ledger, claim: Claim, tested: Iterable[Claim]) -> dict[str, li
     return found
 
 
-def complete(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequence[int], values: Values) -> bool:
-    """Return whether all that the claim is judged by has all these seeds."""
+def lacking(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequence[int], values: Values) -> list[Arm]:
+    """Return those of the arms that the claim is judged by, its own and its families', that lack one of these seeds."""
     needed = [(arm, claim.metric_of(arm)) for arm in claim.arms]
     needed += [(arm, claim.metric_of(claim.arms[0])) for arms in pools(ledger, claim, tested).values() for arm in arms]
-    return all(set(seeds) <= values(arm, metric).keys() for arm, metric in needed)
+    found = {arm.key: arm for arm, metric in needed if not set(seeds) <= values(arm, metric).keys()}
+    return list(found.values())
 
 
 def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequence[int], values: Values, least: Least) -> Evidence:

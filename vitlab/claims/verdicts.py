@@ -110,7 +110,7 @@ def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least
     still_open = list(tested)
     for number, stage in enumerate(ledger.stages, 1):
         seeds = ledger.seeds(number)
-        ready = [claim for claim in still_open if evidence.complete(ledger, claim, still_open, seeds, values)]
+        ready = [claim for claim in still_open if not evidence.lacking(ledger, claim, still_open, seeds, values)]
         for claim in ready:
             seen = evidence.gather(ledger, claim, still_open, seeds, values, least)
             judged = stats.estimate(seen.values, claim.region, ledger.confidence, seen.variance, seen.df)
@@ -244,6 +244,10 @@ def _result(ledger: Ledger, claim: Claim, runs: _Runs, decision: Decision | None
         seeds = tuple(seed for seed in common if seed in planned) or common
         if seeds and seeds[0] not in planned:
             notes.append(f"of seeds that are never tested, which begin with {ledger.first_seed}")
+        elif set(ledger.seeds(1)) <= set(seeds):
+            others = evidence.lacking(ledger, claim, ledger.tested(runs.profile), ledger.seeds(1), runs.values)
+            waits_for = ", ".join(arm.resolve(runs.profile).label for arm in others)
+            notes.append(f"its own seeds are complete; its spread is its family's, which lacks seeds of {waits_for}")
     arms = tuple(
         MeasuredArm(
             label=arm.label,
