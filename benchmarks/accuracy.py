@@ -84,7 +84,8 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     args = parser.parse_args()
     kept = HERE / "accuracy.json"
-    comparisons = [{"before": facts(args.before), "after": facts(args.after)}, *json.loads(kept.read_text(encoding="utf-8"))]
+    compared = {"before": facts(args.before), "after": facts(args.after)}
+    comparisons = [compared, *(earlier for earlier in json.loads(kept.read_text(encoding="utf-8")) if earlier != compared)]
     kept.write_text(json.dumps(comparisons, indent=1) + "\n", encoding="utf-8")
     (HERE / "ACCURACY.md").write_text(page(comparisons), encoding="utf-8")
     print(page(comparisons))

@@ -71,6 +71,13 @@ def serving(*words: object, env: dict[str, str] | None = None, cwd: Path = REPOS
         process.stdout.close()
 
 
+def keep(screenshot: bytes, path: Path, note: PngInfo | None = None) -> None:
+    """Write a screenshot to `path`, in few colours and with the note, and print its size."""
+    image = Image.open(io.BytesIO(screenshot)).convert("RGB")
+    image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=note)
+    print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size / 1e3:.0f} kB")
+
+
 def main() -> None:
     note = PngInfo()
     note.add_text(style.NOTE, shown())
@@ -83,10 +90,7 @@ def main() -> None:
                 page.get_by_role("slider", name="Shift right").press("ArrowRight")
             page.wait_for_function(MOVED_BY, arg=MOVED if name != "phone" else 0)
             page.evaluate("document.activeElement.blur()")
-            image = Image.open(io.BytesIO(page.screenshot(full_page=name != "phone"))).convert("RGB")
-            path = DOCS / f"demo-{name}.png"
-            image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True, pnginfo=note)
-            print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size / 1e3:.0f} kB")
+            keep(page.screenshot(full_page=name != "phone"), DOCS / f"demo-{name}.png", note)
             page.close()
 
 

@@ -6,15 +6,10 @@ ADDRESS is one of those that `make ui` prints, while it runs. Needs Chromium.
 from __future__ import annotations
 
 import argparse
-import io
 
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from docs.make_demo import DOCS, browsing
-from vitlab.paths import REPOSITORY
-
-PICTURE = DOCS / "mlflow-runs.png"
+from docs.make_demo import DOCS, browsing, keep
 
 
 def main() -> None:
@@ -27,9 +22,7 @@ def main() -> None:
         for what in ("Hide banner", "Close"):  # what the first visit shows: that the view is shared, and MLflow's assistant
             page.get_by_role("button", name=what, exact=True).click()
         page.wait_for_timeout(1000)
-        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(96, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(PICTURE, optimize=True)
-    print(f"{PICTURE.relative_to(REPOSITORY)}: {PICTURE.stat().st_size / 1e3:.0f} kB")
+        keep(page.screenshot(), DOCS / "mlflow-runs.png")
 
 
 if __name__ == "__main__":

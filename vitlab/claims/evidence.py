@@ -46,7 +46,7 @@ def by_seed(claim: Claim, seeds: Sequence[int], values: Values) -> tuple[float, 
     columns = [[values(arm, claim.metric_of(arm))[seed] for seed in seeds] for arm in claim.arms]
     if claim.spread:  # Brown and Forsythe's (1974) test of equal spread is one of equal means of these
         columns = [[abs(value - float(np.median(column))) for value in column] for column in columns]
-    # Accuracies in records come from float32, 50.24999976 for 50.25: rounded, so that equal ones are equal.
+    # Accuracies in older records come from float32, 50.24999976 for 50.25: rounded, so that equal ones are equal.
     return tuple(round(effect(claim, row), 4) for row in zip(*columns, strict=True))
 
 
