@@ -213,15 +213,16 @@ def test_sliders_move_the_picture_and_the_answer(page: playwright.Page) -> None:
 
 
 def test_all_works_by_keyboard(page: playwright.Page, tmp_path: Path) -> None:
+    mine = photo(tmp_path / "mine.png", (40, 40))
+    # Listening from the start: what waits for a chooser begins to listen without waiting for the browser, and a slow one opens it unseen.
+    page.on("filechooser", lambda chooser: chooser.set_files(mine))
     page.keyboard.press("Tab")
     focused = "document.activeElement.getAttribute('aria-label')"
     for _ in range(5):
         if page.evaluate(focused) == "Click to upload or drop files":
             break
         page.keyboard.press("Tab")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(photo(tmp_path / "mine.png", (40, 40)))
+    page.keyboard.press("Enter")
     seen(page, "mine.png")
     page.locator(".sample[tabindex='0']").focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
