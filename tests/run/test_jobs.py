@@ -199,13 +199,14 @@ BROKEN = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise ZeroDivis
     ],
     ids=["killed", "diverged", "a mistake", "a bug"],
 )
-def test_one_that_fails_stops_the_others_and_the_same_command_goes_on(
+def test_one_that_fails_stops_the_others_and_a_killed_ones_command_goes_on(
     patch: str, code: int, expected: str, traceback: bool, tmp_path: Path, experiments: Path
 ) -> None:
     ended, out = finish(start(tmp_path / "world", experiments, "--jobs", "3", patch=patch))
     assert ended == code, out
     assert expected in out
     assert ("Traceback" in out) == traceback
-    code, out = finish(start(tmp_path / "world", experiments, "--jobs", "3"))
-    assert code == 0, out
-    assert len(results(tmp_path / "world")) == 6
+    if patch == KILLED:  # which leaves the most behind; going on is the same for all
+        code, out = finish(start(tmp_path / "world", experiments, "--jobs", "3"))
+        assert code == 0, out
+        assert len(results(tmp_path / "world")) == 6
