@@ -23,6 +23,8 @@ from vitlab.paths import EXPERIMENTS
 from vitlab.train import optim
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.support.world import World
 
 
@@ -143,3 +145,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line of all: after pytest's own summary, and not in the processes that pytest-xdist starts."""
     if CORPUS["cases"] and not hasattr(config, "workerinput"):
         print("bad input: {cases} cases, {clear} clear, {tracebacks} tracebacks".format_map(CORPUS))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; a machine that has none skips what is tested in it."""
+    from playwright.sync_api import sync_playwright
+
+    from docs import make_demo
+
+    with sync_playwright() as p:
+        if make_demo.chromium() is None and not Path(p.chromium.executable_path).exists():
+            pytest.skip("no browser here: install Chromium (apt-get install chromium) or run 'playwright install chromium'")
+        with make_demo.browsing(p) as found:
+            yield found

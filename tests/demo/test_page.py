@@ -44,15 +44,6 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as p:
-        if make_demo.chromium() is None and not Path(p.chromium.executable_path).exists():
-            pytest.skip("no browser here: install Chromium (apt-get install chromium) or run 'playwright install chromium'")
-        with make_demo.browsing(p) as found:
-            yield found
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The page with three small models, on a machine whose proxy answers nobody."""
     folder = tmp_path_factory.mktemp("demo")

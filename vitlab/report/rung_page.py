@@ -271,7 +271,7 @@ def _confused(rung: Rung, most: int = 5) -> Table | None:
     pairs = [(int(total[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and total[i, j]]
     columns = (
         Column("Pair", {"true": lambda pair: names[pair[1]], "predicted": lambda pair: names[pair[2]]}, _arrow, left=True),
-        Column("Images", {"images": lambda pair: pair[0] / len(rung.runs)}, _one),
+        Column("Images", {"images": lambda pair: pair[0] / len(rung.runs)}, _one if len(rung.runs) > 1 else "{:.0f}".format),
         Column("Share (%)", {"share": lambda pair: 100 * pair[0] / total[pair[1]].sum()}, _one),
     )
     what = "Most confused pairs, true → predicted: images per seed, and their share of the true class, all seeds together"
@@ -292,7 +292,7 @@ def _every_run(rung: Rung) -> Table:
         Column("Fingerprint", {"fingerprint": lambda r: r.fingerprint}, left=True),
         Column("Commit", {"commit": lambda r: words.commit(r, 10)}, left=True),
         Column("Finished (UTC)", {"finished": lambda r: r.finished[:16].replace("T", " ")}, left=True),
-        Column("Device", {"device": lambda r: r.device, "threads": lambda r: r.threads}, lambda device, n: f"{device}, {n} threads", left=True),
+        Column("Device", {"device": lambda r: r.device, "threads": lambda r: r.threads}, lambda device, n: f"{device}, {n} thread{'s'[: n != 1]}", left=True),
         Column("Test top-1 (%)", {"test_top1": lambda r: r.metrics["test_top1"]}, words.two),
         Column("Validation top-1 (%)", {"validation_top1": lambda r: r.metrics["validation_top1"]}, words.two),
         Column("Training time", {"train_seconds": lambda r: r.train_seconds}, words.duration),
