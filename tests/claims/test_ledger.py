@@ -415,8 +415,8 @@ def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn:
     rows = dict(query(tmp_path, "SELECT key, value FROM metrics"))
     assert len(rows) == len(query(tmp_path, "SELECT * FROM metrics")) == 4
     gain = result(tmp_path / "results" / "overnight-cifar10", GAIN)
-    assert (rows["claim/gain/effect"], rows["claim/gain/effect_low"], rows["claim/gain/effect_high"]) == (gain.effect, gain.low, gain.high)
-    assert rows["claim/smaller/effect"] < 0
+    assert (rows["claim/effect/gain"], rows["claim/effect_low/gain"], rows["claim/effect_high/gain"]) == (gain.effect, gain.low, gain.high)
+    assert rows["claim/effect/smaller"] < 0
     shipped = Path(unquote(urlparse(uri).path)) / "claims.json"
     assert shipped.read_bytes() == (tmp_path / "results" / "overnight-cifar10" / "claims.json").read_bytes()
     assert real(tmp_path) == []  # it is no finished run
@@ -426,8 +426,8 @@ def test_one_run_a_ledger_however_often_it_is_published(tmp_path: Path, undrawn:
     assert query(tmp_path, "SELECT run_uuid FROM runs") == [(run_id,)]
     assert {key for (key,) in query(tmp_path, "SELECT key FROM tags") if key.startswith("claim.")} == {"claim.renamed", "claim.smaller"}
     latest = {key: math.nan if nan else value for key, value, nan in query(tmp_path, "SELECT key, value, is_nan FROM latest_metrics")}
-    assert math.isnan(latest["claim/gain/effect"])
-    assert latest["claim/renamed/effect"] == gain.effect
+    assert math.isnan(latest["claim/effect/gain"])
+    assert latest["claim/effect/renamed"] == gain.effect
 
 
 def test_a_report_stands_where_mlflow_cannot_be_reached(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ def _ship_ledger(store: Store, path: Path) -> None:
     earlier = store.client.get_run(run_id).data
     if earlier.tags.get("vitlab.ledger") == version:
         return
-    names = {"effect": "effect", "low": "effect_low", "high": "effect_high"}
-    values = {f"claim/{r['id']}/{name}": r[key] for r in book["results"] for key, name in names.items() if r[key] is not None}
+    names = {"effect": "effect", "low": "effect_low", "high": "effect_high"}  # each a section of MLflow's charts, with all claims in it
+    values = {f"claim/{name}/{r['id']}": r[key] for r in book["results"] for key, name in names.items() if r[key] is not None}
     values |= dict.fromkeys(earlier.metrics.keys() - values.keys(), math.nan)  # what is not measured any more: MLflow forgets no metric
     verdicts = {f"claim.{r['id']}": r["verdict"] for r in book["results"]}
     store.log_metrics(run_id, [(key, value, now, 0) for key, value in values.items()])
