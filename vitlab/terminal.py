@@ -229,7 +229,7 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
         )  # fmt: skip
     console.print(table, soft_wrap=False)  # statements wrap within their column
     seeds = " or ".join(f"{stage.seeds}" for stage in declared.stages)
-    console.print(f"{ledger.opening(book)}\n{ledger.said(book)}")
+    console.print("\n".join(filter(None, (ledger.opening(book), ledger.so_far(book), ledger.said(book)))))
     console.print(
         f"intervals over seeds, {declared.confidence:.0%}; planned: {seeds} seeds from {declared.first_seed} on; Holm over {book.tested} claims; "
         f"declared in {short(path.resolve())}"

@@ -212,15 +212,21 @@ def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> No
 def test_pages_say_how_it_was_planned_and_what_of_it_is_still_to_come(
     tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    declare(monkeypatch, GAIN, SMALLER, HEADLINE, seeds=(3, 5))
+    declare(monkeypatch, GAIN.model_copy(update={"at_least": 1.5}), SMALLER, HEADLINE, seeds=(3, 5))
     runs = [run(REGULARISED, s, t) for s, t in enumerate((50.0, 52.0, 54.0))] + [run(BASELINE, s, 50.0) for s in range(3)]
-    for found, expected in ((runs, "undecided after 3 seeds; 5 are planned"), ([r for r in runs if r.seed < 2], "interim")):
+    for found, expected, effect in (
+        (runs, "undecided after 3 seeds; 5 are planned", "+2.00"),
+        ([r for r in runs if r.seed < 2], "interim", "+1.00"),
+    ):
         publishing.build(found, tmp_path / expected[:7], {})
         assert Page(tmp_path / expected[:7] / "report.html").table("What the reports claim")[-1][-1] == expected
         for name in ("README.md", "report.html"):
             text = (tmp_path / expected[:7] / name).read_text(encoding="utf-8")
             assert "from 0 on: 3 (2.5 % of the chance of a false verdict), then 5 (2.5 % of the chance of a false verdict)" in text
             assert "no claim is decided yet." in text
+            assert f"Not decided by the seeds that are there: regularisation gives {effect} points (wanted ≥ 1.5)." in text
+        block = publishing.fill(f"<!-- findings: {expected[:7]} -->\n<!-- end -->", tmp_path)
+        assert f"- Not decided by the seeds that are there: regularisation gives {effect} points (wanted ≥ 1.5).\n" in block
 
 
 def test_the_spread_of_each_family_stands_on_the_page(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:

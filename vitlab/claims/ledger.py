@@ -151,6 +151,16 @@ def opening(book: Book) -> str:
     return f"{where} {', '.join(told)}." if told else f"{where} no claim is decided yet."
 
 
+def so_far(book: Book) -> str:
+    """Return the sentence that tells what was measured of the claims without a verdict that have a brief name; "" where there are none."""
+    told = []
+    for result in book.measured:
+        if result.verdict in ("interim", "undecided") and result.brief and result.seeds:
+            wanted = "" if (result.low_bound, result.high_bound) == (0, None) else f" (wanted {verdicts.rule(result)})".replace("-", "−")
+            told.append(f"{result.brief} {number(result.effect, result)} {result.unit}{wanted}")
+    return f"Not decided by the seeds that are there: {', '.join(told)}." if told else ""
+
+
 def said(book: Book) -> str:
     """Return the sentence that counts the verdicts."""
     primary = [result for result in book.results if result.primary]

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitlab.claims import verdicts
 from vitlab.claims.evidence import FamilySpread
-from vitlab.claims.ledger import Book, number, opening, said, sign, used
+from vitlab.claims.ledger import Book, number, opening, said, sign, so_far, used
 from vitlab.claims.verdicts import Past, Result
 from vitlab.records import RunRecord
 from vitlab.report import tables, words
@@ -19,6 +19,7 @@ def section(book: Book, runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Return the texts and tables of the pages' section on claims. Escaping is left to the templates."""
     return {
         "opening": opening(book),
+        "so_far": so_far(book),
         "said": said(book),
         "scale": _scale(book),
         "design": _design(book),
