@@ -106,13 +106,14 @@ def test_a_changed_record_is_found_on_every_page_that_shows_it(copy: Path, capsy
     change(record, r'"test_top1": (\d+\.\d)')
     code, out = verify(capsys)
     assert code == 1
-    index = {"results/README.md"} if SET == TOP else set()
-    assert {said.partition(":")[0] for said in wrong(out)} == index | {
+    pages = {said.partition(":")[0] for said in wrong(out)}
+    assert pages - {"results/README.md"} == {
         "README.md",
         f"results/{SET}/README.md",
         f"results/{SET}/summary.csv",
         f"results/{SET}/claims.json",
     }
+    assert "results/README.md" in pages or SET != TOP  # another set's is there where a claim measured in both has this run
 
 
 @pytest.mark.parametrize("kind", ["bf16", "float32"])
