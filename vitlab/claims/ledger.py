@@ -144,11 +144,15 @@ def opening(book: Book) -> str:
     told = []
     for result in book.measured:
         if result.verdict in ("supported", "refuted") and result.brief and result.seeds:
-            against = "" if result.verdict == "supported" else f" (wanted {verdicts.rule(result)})".replace("-", "−")
+            against = "" if result.verdict == "supported" else _wanted(result)
             told.append(
                 f"{result.brief} {number(result.effect, result)} [{number(result.low, result)}, {number(result.high, result)}] {result.unit}{against}"
             )
     return f"{where} {', '.join(told)}." if told else f"{where} no claim is decided yet."
+
+
+def _wanted(result: Result) -> str:
+    return f" (wanted {verdicts.rule(result)})".replace("-", "−")
 
 
 def so_far(book: Book) -> str:
@@ -156,7 +160,7 @@ def so_far(book: Book) -> str:
     told = []
     for result in book.measured:
         if result.verdict in ("interim", "undecided") and result.brief and result.seeds:
-            wanted = "" if (result.low_bound, result.high_bound) == (0, None) else f" (wanted {verdicts.rule(result)})".replace("-", "−")
+            wanted = "" if (result.low_bound, result.high_bound) == (0, None) else _wanted(result)
             told.append(f"{result.brief} {number(result.effect, result)} {result.unit}{wanted}")
     return f"Not decided by the seeds that are there: {', '.join(told)}." if told else ""
 
