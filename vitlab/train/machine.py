@@ -134,7 +134,8 @@ def matrix_product_rate(where: torch.device, dtype: torch.dtype) -> float:
     On a CPU a product's time is its threads' processor time where that is less than the clock's: what other processes take does not count.
     """
     n = 8192 if where.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=where, dtype=dtype) for _ in range(2))
+    own = torch.Generator(where)  # not torch's, or the first run on a machine would have other dropout than its repetition
+    a, b = (torch.randn(n, n, device=where, dtype=dtype, generator=own) for _ in range(2))
     out = torch.empty_like(a)
     best, until = float("inf"), time.perf_counter() + 1
     while True:
