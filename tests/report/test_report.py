@@ -96,6 +96,9 @@ def test_left_out_runs_are_told(tmp_path: Path, undrawn: None) -> None:
     before = files(tmp_path)
     publishing.rebuild(tmp_path)  # what was left out is remembered
     assert files(tmp_path) == before
+    noted = [{"experiment": old.experiment, "variant": "", "fingerprint": old.fingerprint, "seed": 0}]
+    publishing.build(fake_set(2, THREE), tmp_path, {}, earlier=noted)  # from another store, which does not know the run
+    assert "1 earlier run is left out" in (tmp_path / "README.md").read_text(encoding="utf-8")
     publishing.build(fake_set(2, THREE), tmp_path, {})
     assert "left out" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 

@@ -56,6 +56,7 @@ def build(
     predictions: ledger.Predictions = _nowhere,
     written: Mapping[tuple[str, ...], Path] = MappingProxyType({}),
     champions: Container[tuple[str, ...]] = (),
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> ledger.Book | None:
     """Write a set's records, claims.json, charts, summary.csv, README.md and report.html into `out_dir`; return the claims as judged.
 
@@ -63,7 +64,8 @@ def build(
     `(experiment, seed)`, the pictures that it left, which are copied: those that show images cannot be made from the record, and of the others those
     are drawn anew that were drawn from another record or by other code. `predictions` gives the path of a run's predictions.npz, if it is
     available; `written` the record that a run left, which is copied: writing it anew takes five times as long; `champions` which are marked.
-    Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out.
+    Of several configurations of one experiment the one finished last is taken, and the report says how many runs were left out, those among
+    them that an `earlier` build left out, as it noted them.
 
     Returns None where no run measures a claim; an earlier claims.json is then left as it is. Raises UserError for no runs, for runs of more
     than one profile or data set, and for damaged claims.
@@ -87,13 +89,14 @@ def build(
 
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(keep, names.items()))
-    entries = [{"experiment": r.experiment, "variant": r.variant, "fingerprint": r.fingerprint, "seed": r.seed} for r in left_out]
+    entries = [_noted(run) for run in left_out]
+    entries += [entry for entry in earlier if entry not in entries and entry not in map(_noted, kept)]
     (out_dir / LEFT_OUT).unlink(missing_ok=True)
     if entries:
         files.write(out_dir / LEFT_OUT, json.dumps(entries, indent=1) + "\n")
-    for shown in (rung.runs[0] for rung in ladder(kept)):
-        for picture in pictures.get((shown.experiment, shown.seed), ()):
-            target = out_dir / "figures" / picture_folder(shown)
+    for run in (rung.runs[0] for rung in ladder(kept)):
+        for picture in pictures.get((run.experiment, run.seed), ()):
+            target = out_dir / "figures" / picture_folder(run)
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target / picture.name)
     return rebuild(out_dir, predictions, champions)
@@ -133,6 +136,11 @@ def rebuild(out_dir: Path, predictions: ledger.Predictions = _nowhere, champions
     held["drawing"] = lambda name: inline.chart(drawn / f"{name}-light.svg", drawn / f"{name}-dark.svg")
     _write(out_dir / "report.html", _html().get_template("report.html.j2").render(page | held))
     return book
+
+
+def _noted(run: RunRecord) -> dict[str, Any]:
+    """Return how a run that is left out is noted."""
+    return {"experiment": run.experiment, "variant": run.variant, "fingerprint": run.fingerprint, "seed": run.seed}
 
 
 def _read_left_out(path: Path) -> list[dict[str, Any]]:
@@ -237,7 +245,9 @@ def _compile(
                     for trouble in _publish_weights(list(runs.values()), out_dir, at_hand, Path(tmp)):
                         say(f"{name}: weights that are not published ({trouble}); the report is whole without them")
                 written = {identity: paths[(name, *identity)] for identity in at_hand}
-                book = _build(list(runs.values()), out_dir, at_hand, written, Path(tmp), champions)
+                # what is published may come from several stores, and each knows only what was trained beside it
+                earlier = _read_left_out(out_dir / LEFT_OUT) if publishing else []
+                book = _build(list(runs.values()), out_dir, at_hand, written, Path(tmp), champions, earlier)
                 pages += [out_dir / "README.md", out_dir / "report.html"]
                 if book is None and (out_dir / ledger.FILE).is_file():
                     say(f"{name}: no run measures a claim any more; {ledger.FILE} is left as it is")
@@ -277,6 +287,7 @@ def _build(
     written: Mapping[tuple[str, ...], Path],
     tmp: Path,
     champions: Container[tuple[str, ...]],
+    earlier: Sequence[dict[str, Any]],
 ) -> ledger.Book | None:
     """Call `build` with the pictures and predictions that the MLflow store holds of the runs."""
     shown = [rung.runs[0] for rung in ladder(newest(runs)[0])]  # whose pictures are wanted
@@ -287,7 +298,8 @@ def _build(
         with contextlib.suppress(UserError):  # without them a comparison image by image is left out, and nothing else
             return at and at.fetch("predictions.npz", tmp / at.run_id)
 
-    return build(runs, out_dir, {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}, predictions, written, champions)
+    pictures = {run: _pictures(at, tmp / at.run_id) for run, at in found.items()}
+    return build(runs, out_dir, pictures, predictions, written, champions, earlier)
 
 
 def _pictures(at: read.FinishedRun, tmp: Path) -> list[Path]:
