@@ -16,7 +16,7 @@ from vitlab.paths import REPOSITORY
 PACKAGE = Path(vitlab.__file__).parent
 ROOMS = (  # each imports only from those before it; files beside the packages are rooms of their own
     "paths", "code", "files", "errors", "config", "stats", "ranking", "records", "figures", "data", "models", "train", "track", "run",
-    "claims", "report", "export", "demo", "terminal", "claiming", "exporting", "demoing", "completion", "study", "doctor", "cli", "__main__",
+    "claims", "report", "export", "demo", "terminal", "claiming", "exporting", "demoing", "listing", "completion", "study", "doctor", "cli", "__main__",
     "__init__",  # which offers load() to who imports vitlab
 )  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))

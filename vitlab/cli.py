@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from vitlab import claiming, completion, demoing, doctor, errors, exporting, study, terminal
+from vitlab import claiming, completion, demoing, doctor, errors, exporting, listing, study, terminal
 from vitlab.errors import Lost, UserError
 from vitlab.files import DiskFull, printable, writing
 from vitlab.paths import CHECKOUT, EXPERIMENTS, REPORTS, RESULTS, ROOT, RUNS
@@ -173,8 +173,19 @@ def _profile(asked: str) -> str:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Carry out the command line of `vitlab` and exit with its code."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_as_setting(args, unknown)}")
     _guard(lambda: args.run(args))
+
+
+def _as_setting(args: argparse.Namespace, unknown: list[str]) -> str:
+    """Return how to change the setting that somebody named as a flag: `--epochs 3` is `--set train.epochs=3`. "" if there is none such."""
+    from vitlab import config
+
+    name = unknown[0].partition("=")[0].removeprefix("--").replace("-", "_")
+    found = config.settings_called(name) if "set" in args else []
+    return f"; settings are changed by --set, for example --set {found[0]}=..." if found else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     training = command("run", _run, "run experiments: a teacher before its students, finished runs skipped, unfinished ones resumed")
@@ -197,12 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--force", action="store_true", help="train the named experiments anew, finished or not")
     report = command("report", _report, "compile reports/ (tables, pictures, HTML) from the finished runs in MLflow")
     report.add_argument("--publish", action="store_true", help="add them to results/ and to the blocks of README.md and docs/")
-    runs = command(
-        "runs", _list_runs, "list the runs of this checkout, finished or not, with the size of the logits stored beside teachers"
-    )
-    runs.add_argument(
-        "--clear-logits", action="store_true", help="delete these logits instead; the next student has its teacher compute them anew"
-    )
+    listing.add(command)
     predict = command("predict", _predict, "classify images with the best CIFAR-10 model, trained here or published")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     model = predict.add_mutually_exclusive_group()
@@ -283,32 +289,6 @@ def _report(args: argparse.Namespace) -> int:
     if not args.publish:
         publish = f"; 'vitlab report --publish' adds it to {terminal.short(RESULTS)} and README.md" if CHECKOUT else ""
         print(f"the report is in {terminal.short(REPORTS)}{publish}")
-    return 0
-
-
-def _list_runs(args: argparse.Namespace) -> int:
-    from vitlab import records
-    from vitlab.report.tables import Column, table
-    from vitlab.train import logits_store
-
-    if args.clear_logits:
-        print(f"deleted {logits_store.clear(RUNS) / 1e6:.1f} MB of teachers' logits")
-        return 0
-    folders = sorted(p for p in RUNS.glob("*/*/*") if p.is_dir())
-    if not folders:
-        print("no runs yet: start with 'vitlab run experiments', all of them, or 'vitlab run 01_baseline_vit'")
-        return 0
-    found = [(f, records.outcome(f / "record.json") if (f / "record.json").exists() else None) for f in folders]
-    columns = (
-        Column("Set", {"set": lambda run: run[0].parent.parent.name}, left=True),
-        Column("Experiment", {"experiment": lambda run: run[0].parent.name}, left=True),
-        Column("Run", {"run": lambda run: run[0].name}, left=True),
-        Column("State", {"state": lambda run: "finished" if run[1] else "unfinished"}, left=True),
-        Column("Test top-1 (%)", {"test_top1": lambda run: run[1] and run[1].metrics["test_top1"]}, "{:.2f}".format),
-        Column("Finished (UTC)", {"finished": lambda run: run[1] and run[1].finished}, left=True),
-        Column("Logits (MB)", {"logits_mb": lambda run: logits_store.megabytes(run[0]) or None}, "{:.1f}".format),
-    )
-    terminal.print_table(terminal.console(), table("", columns, found))
     return 0
 
 

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vitlab.paths import EXPERIMENTS
-
 Command = Callable[
     [str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser
 ]  # registers one: its name, what it does, its help
@@ -26,10 +24,11 @@ def add(command: Command, parser: argparse.ArgumentParser) -> None:
 
 
 def _print(parser: argparse.ArgumentParser, shell: str) -> int:
-    import shtab  # late: only this command needs it
+    import shtab  # late: only this command needs them
 
-    files = [path for pattern in ("*.yaml", "teachers/*.yaml") for path in sorted(EXPERIMENTS.glob(pattern)) if path.name != "claims.yaml"]
-    names = " ".join(path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in files)
+    from vitlab import config
+
+    names = " ".join(config.own_names())
     experiments = {"bash": "_vitlab_experiments", "zsh": "_vitlab_experiments"}
     for action in _actions(parser):
         if action.type is Path:

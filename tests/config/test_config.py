@@ -277,6 +277,7 @@ def test_scalars(text: str, value: object, tmp_path: Path) -> None:
 
 MISTAKES = {
     "unknown key": (MINIMAL.replace("epochs: 3", "epochs: 3\n  epoch: 4"), "x.yaml:8: train.epoch: unknown key, did you mean 'epochs'?"),
+    "without its section": (MINIMAL + "lr: 1\n", "x.yaml:8: lr: unknown key, did you mean 'optim.lr'?"),
     "unknown section": (MINIMAL + "modell: {}\n", "x.yaml:8: modell: unknown key, did you mean 'model'?"),
     "unknown in a union": (MINIMAL.replace("dim: 32", "dims: 32"), "x.yaml:2: model.dims: unknown key, did you mean 'dim'?"),
     "wrong type": (MINIMAL.replace("epochs: 3", "epochs: three"), 'x.yaml:7: train.epochs: expected a valid integer, got "three"'),
@@ -327,6 +328,12 @@ def test_mistakes_name_file_line_and_remedy(case: str, tmp_path: Path, monkeypat
     with pytest.raises(UserError) as e:
         config.load(write(tmp_path, text))
     assert expected in str(e.value)
+
+
+def test_claims_are_no_experiment() -> None:
+    """As a shell hands them over where somebody types experiments/*.yaml."""
+    with pytest.raises(UserError, match=r"claims\.yaml: expected an experiment, but this file declares claims; name .*folder"):
+        config.load(EXPERIMENTS / "claims.yaml", "quick")
 
 
 def test_circular_extends(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import torch
 
 from tests.support.experiments import LADDER
 from vitlab import config
+from vitlab.claims import declarations
 from vitlab.data import dataset
 from vitlab.data.dataset import Dataset
 from vitlab.data.sources import CIFAR10_CLASSES, Source, resolve
+from vitlab.errors import UserError
 from vitlab.models import registry
 from vitlab.run import plan
 from vitlab.track.journal import Journal
@@ -105,6 +107,19 @@ def test_another_teacher_makes_another_student(tmp_path: Path) -> None:
         (tmp_path / "s.yaml").write_text(student.replace("TEACHER", name), encoding="utf-8")
         prints.append(plan.make([tmp_path / "s.yaml"], "quick", source, [0], (), tmp_path)[-1].fingerprint)
     assert prints[0] != prints[1]
+
+
+def test_a_teacher_has_its_students_images(tmp_path: Path) -> None:
+    """Or it has learned what validates the student, and is compared with it on other images."""
+    source, sets = resolve("digits", tmp_path, "quick"), ("optim.lr=1e-4", "data={validation: 0.1}", "data.test_limit=50")
+    teacher, student = plan.make([Path("05_kd_r18")], "full", source, [0], sets, tmp_path)
+    assert (teacher.resolved.id, student.resolved.id) == ("resnet18", "05_kd_r18")
+    assert teacher.resolved.config.data == student.resolved.config.data == config.Data(validation=0.1, test_limit=50)
+    assert teacher.resolved.variant == "data.test_limit=50 data={validation:0.1}"
+    assert declarations.fingerprint(student.resolved, source.digest) == student.fingerprint
+    (tmp_path / "few.yaml").write_text("title: S\nextends: 05_kd_r18\ndata: {test_limit: 50}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"few\.yaml: data\.test_limit: expected null, as in its teacher's file .*resnet18\.yaml, got 50;"):
+        plan.make([tmp_path / "few.yaml"], "full", source, [0], (), tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "limit", "expected"), [("cifar10", None, 47_500), ("digits", None, 1_366), ("digits", 100, 95)])

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10
 
-from vitlab import claiming, cli, config, exporting, records
+from vitlab import claiming, cli, config, exporting, listing, records
 from vitlab.data import dataset, sources
 from vitlab.models import registry
 from vitlab.records import ClassFacts, DatasetFacts, RunRecord
@@ -170,6 +170,7 @@ def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World
         if name != "ROOT":
             patch.setattr(claiming, name, value)
     patch.setattr(exporting, "ROOT", root)
+    patch.setattr(listing, "RUNS", root / "runs")
     patch.setattr(execute, "ROOT", root)
     patch.setattr(execute, "Shipper", NoShipper)
     patch.setattr("vitlab.track.store.prepare_store", lambda root: "")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.world import NoShipper, Silent
-from vitlab import cli, config
+from vitlab import cli, config, listing
 from vitlab.data import dataset, sources
 from vitlab.data.dataset import Dataset
 from vitlab.models import registry
@@ -355,7 +355,7 @@ def test_a_second_arm_costs_no_forward_and_says_so(
 ) -> None:
     """From the plan to the records, the listing and the archive."""
     monkeypatch.setattr(machine, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(cli, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(listing, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(execute, "Shipper", NoShipper)
     monkeypatch.setattr("vitlab.figures.run.run_figures", lambda *_: None)
     (teacher, one), (_, two), (_, tail) = planned(), planned("distill.weight=0.9"), planned("phases.1.augment.erase=0.5")

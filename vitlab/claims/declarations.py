@@ -285,9 +285,8 @@ def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> st
     """
     if students > MAX_DEPTH:
         raise UserError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
-    distill = resolved.config.distill
-    teacher = fingerprint(load_arm(Path(distill.teacher), resolved.profile), digest, students + 1) if distill else None
-    return config.fingerprint(resolved.config, digest, teacher)
+    teacher = resolved.teacher(load_arm)
+    return config.fingerprint(resolved.config, digest, fingerprint(teacher, digest, students + 1) if teacher else None)
 
 
 class NotRecorded(UserError):

@@ -1,6 +1,6 @@
 """An experiment's configuration: `load(path, profile, sets)` reads, extends, scales, overrides and validates it."""
 
-from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, file_of, load
+from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, file_of, load, own_names, settings_called
 from vitlab.config.schema import (
     EMA,
     IMAGE_SIZE,
@@ -66,6 +66,8 @@ __all__ = [
     "flatten",
     "json_schema",
     "load",
+    "own_names",
     "plain",
+    "settings_called",
     "to_yaml",
 ]

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ from vitlab.paths import EXPERIMENTS
 
 PROFILES = ("quick", "ledger", "overnight", "full")  # the smaller one first
 PROFILE_DIR = EXPERIMENTS / "profiles"
+SECTIONS: dict[str, tuple[type[Schema], ...]] = {  # of an experiment, but for lists of them and what speaks of it alone
+    "data": (Data,), "model": tuple(MODELS.values()), "optim": tuple(OPTIMS.values()), "train": (Train,), "ema": (EMA,), "distill": (Distill,),
+}  # fmt: skip
 
 
 # -------------------------------------------------------------------------------- extends, profile, --set
@@ -71,6 +74,17 @@ def file_of(name: str | Path, folder: Path) -> Path:
     """
     path, own = folder / name, EXPERIMENTS / f"{name}.yaml"
     return own if os.path.isfile(own) and not os.path.isfile(path) else path
+
+
+def own_names() -> list[str]:
+    """Return the names of vitlab's own experiments, as `file_of` takes them: 01_baseline_vit, ..., teachers/resnet18, ..."""
+    files = (path for pattern in ("*.yaml", "teachers/*.yaml") for path in sorted(EXPERIMENTS.glob(pattern)) if path.name != "claims.yaml")
+    return [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in files]
+
+
+def settings_called(key: str) -> list[str]:
+    """Return the settings whose last part is `key`, each with its section, as --set takes them: `optim.lr` for `lr`."""
+    return [f"{section}.{key}" for section, kinds in SECTIONS.items() if any(key in kind.model_fields for kind in kinds)]
 
 
 def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, Any], dict[Keys, Place], tuple[str, ...]]:
@@ -209,13 +223,37 @@ class Resolved:
     id: str  # the file's name without .yaml
     path: Path
     profile: str
-    variant: str  # the --set overrides, sorted and joined by a space; "" for the experiment as it stands
+    sets: tuple[str, ...]  # the --set overrides
     config: Experiment
+
+    @property
+    def variant(self) -> str:
+        """Return the --set overrides, sorted and joined by a space; "" for the experiment as it stands."""
+        return " ".join(sorted(s.replace(" ", "") for s in self.sets))
 
     @property
     def label(self) -> str:
         """Return the experiment's id, with its --set overrides in brackets where there are any."""
         return f"{self.id} [{self.variant}]" if self.variant else self.id
+
+    def teacher(self, read: Callable[[Path, str, tuple[str, ...]], Resolved]) -> Resolved | None:
+        """Return the experiment of the teacher, None where there is none. `read` is `load`, or does the same.
+
+        Student and teacher have the same images, so that no teacher has learned what validates its student: overrides of `data` hold for
+        both. Raises UserError as `load` does, and where the two files disagree.
+        """
+        if self.config.distill is None:
+            return None
+        shared = tuple(s for s in self.sets if re.split("[.=]", s)[0].strip() == "data")
+        teacher = read(Path(self.config.distill.teacher), self.profile, shared)
+        for key, ours in self.config.data:
+            theirs = getattr(teacher.config.data, key)
+            if ours != theirs:
+                raise UserError(
+                    f"{shown(self.path)}: data.{key}: expected {json.dumps(theirs)}, as in its teacher's file {shown(teacher.path)}, "
+                    f"got {json.dumps(ours)}; a student and its teacher need the same images"
+                )
+        return teacher
 
 
 def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) -> Resolved:
@@ -227,6 +265,9 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
     if profile not in PROFILES:
         raise UserError(f"profile '{profile}': expected one of {', '.join(PROFILES)}")
     values, places, names = _read_extended(path)
+    if "claims" in values and "model" not in values:
+        remedy = "name the experiments alone, or their folder, of which only claims.yaml is left out"
+        raise UserError(f"{shown(path)}: expected an experiment, but this file declares claims; {remedy}")
     _overlay(values, places, profile, names)
     for assignment in sets:
         _set(values, places, assignment)
@@ -249,7 +290,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         teacher = cut(shown(Path(config.distill.teacher)))
         near = "the experiment" if str(place).startswith("--set") else "the file that names it"
         raise UserError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
-    return Resolved(path.stem, path.resolve(), profile, " ".join(sorted(s.replace(" ", "") for s in sets)), config)
+    return Resolved(path.stem, path.resolve(), profile, sets, config)
 
 
 def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str:
@@ -269,7 +310,8 @@ def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str
     place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), Place(file))
     if err["type"] == "extra_forbidden":
         known = _known_keys(loc)
-        close = difflib.get_close_matches(str(key[-1]), known, n=1)
+        close = settings_called(str(key[0])) if len(key) == 1 else []
+        close = close or difflib.get_close_matches(str(key[-1]), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
         return f"{place}: {dotted(key)}: unknown key, {hint}"
     if err["type"] == "missing":

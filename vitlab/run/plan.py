@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -133,30 +134,39 @@ def expand(paths: list[Path]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise UserError(f"{path}: no such file; experiments are in experiments/, for example experiments/01_baseline_vit.yaml")
+            raise UserError(f"{path}: no such file; {_meant(path)}")
     return files
+
+
+def _meant(path: Path) -> str:
+    """Return a question for the experiments whose names begin as that of `path`, or are like it; where experiments are if there is none."""
+    names = {name.rpartition("/")[2]: name for name in config.own_names()}
+    near = [name for name in names if path.stem and name.startswith(path.stem)] or difflib.get_close_matches(path.stem, names, n=1)
+    if not near:
+        return "experiments are in experiments/, for example experiments/01_baseline_vit.yaml"
+    return f"did you mean {' or '.join(names[name] for name in near)}?"
 
 
 def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets: tuple[str, ...], runs_dir: Path) -> list[Run]:
     """Return every run that `paths` x `seeds` needs, in the order they run: seed by seed, a teacher before its students, each once.
 
-    A student with seed s learns from the teacher trained with seed s, so that a spread over seeds includes the teacher's. Raises UserError
-    for a damaged experiment and for teachers in a circle.
+    A student with seed s learns from the teacher trained with seed s, so that a spread over seeds includes the teacher's. Both have the same
+    images to train, validate and test on: `sets` that change `data` change the teacher's too. Raises UserError for a damaged experiment,
+    for teachers in a circle, and for a student whose file has other settings of `data` than its teacher's.
     """
     ordered: dict[Path, Run] = {}
     root = runs_dir / f"{profile}-{source.name}"
 
-    def add(path: Path, seed: int, overrides: tuple[str, ...], students: tuple[Path, ...] = ()) -> Run:
-        resolved = config.load(path, profile, overrides)
+    def add(resolved: config.Resolved, seed: int, students: tuple[Path, ...] = ()) -> Run:
         if resolved.path in students:
             names = " -> ".join(p.name for p in (*students, resolved.path))
-            raise UserError(f"{shown(path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
+            raise UserError(f"{shown(resolved.path)}: circular 'distill.teacher': {names}; let one of them learn from no teacher")
         if len(students) == MAX_DEPTH:
             raise UserError(
                 f"{shown(students[0])}: more than {MAX_DEPTH} teachers, one of the other; let one of them learn from no teacher"
             )
-        distill = resolved.config.distill
-        teacher = add(Path(distill.teacher), seed, (), (*students, resolved.path)) if distill else None
+        taught_by = resolved.teacher(config.load)
+        teacher = add(taught_by, seed, (*students, resolved.path)) if taught_by else None
         digest = config.fingerprint(resolved.config, source.digest, teacher.fingerprint if teacher else None)
         folder = root / resolved.id / f"{digest}-s{seed}"
         return ordered.setdefault(folder, Run(resolved, seed, source, digest, folder, teacher))
@@ -164,7 +174,7 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
     files = expand(paths)
     for seed in seeds:
         for path in files:
-            add(path, seed, sets)
+            add(config.load(path, profile, sets), seed)
     return list(ordered.values())
 
 

@@ -85,6 +85,9 @@ FILES: dict[str, tuple[Callable[[World], Path], str]] = {
     "that is a link to nothing": (lambda w: link(w, "gone.yaml", "nowhere"), "gone.yaml: no such file"),
     "that is a pipe": (lambda w: pipe(w, "pipe.yaml"), "pipe.yaml: no such file"),
     "that is not there": (lambda w: w.root / "nothing.yaml", "nothing.yaml: no such file; experiments are in experiments/"),
+    "of which a part is named": (lambda w: Path("05"), "05: no such file; did you mean 05_kd_r18?"),
+    "with another ending": (lambda w: w.root / "05_kd_r18.yml", "05_kd_r18.yml: no such file; did you mean 05_kd_r18?"),
+    "with two letters changed": (lambda w: Path("resnte18"), "resnte18: no such file; did you mean teachers/resnet18?"),
     "in an empty folder": (lambda w: w.write("empty/README", "").parent, "empty: no experiments (*.yaml) in this folder"),
     "in a folder beside a bad one": (
         lambda w: w.write("many/b.yaml", "title: x\nmodel: 5\n").parent,
@@ -160,7 +163,8 @@ FLAGS: dict[str, tuple[tuple[str, ...], str]] = {
     "a negative seed": (("--seeds=-1",), "'-1': seeds are between 0 and 2^32 - 1"),
     "a seed too large": (("--seeds", "4294967296"), "seeds are between 0 and 2^32 - 1"),
     "an unknown profile": (("--profile", "huge"), "invalid choice: 'huge' (choose from 'auto', 'quick', 'ledger', 'overnight', 'full')"),
-    "an unknown flag": (("--epochs", "3"), "unrecognized arguments: --epochs 3"),
+    "an unknown flag": (("--device", "cuda"), "unrecognized arguments: --device cuda\n"),
+    "a setting as a flag": (("--batch-size=3",), "settings are changed by --set, for example --set train.batch_size=...\n"),
     "no such data": (
         ("--data", "/nowhere"),
         "--data /nowhere: no such folder; expected auto, cifar10, cifar100, digits, or a folder of images",
