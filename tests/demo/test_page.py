@@ -205,21 +205,14 @@ def test_sliders_move_the_picture_and_the_answer(page: playwright.Page) -> None:
 
 def test_all_works_by_keyboard(page: playwright.Page, tmp_path: Path) -> None:
     mine = photo(tmp_path / "mine.png", (40, 40))
-    opened: list[playwright.FileChooser] = []
-    page.on("filechooser", lambda chooser: opened.append(chooser))  # it takes no built-in function
-    page.keyboard.press("Tab")
+    # Listening from the start: what waits for a chooser begins to listen without waiting for the browser, and a slow one opens it unseen.
+    page.on("filechooser", lambda chooser: chooser.set_files(mine))
+    for role, name in (("button", "Click to upload or drop files"), ("slider", "Brightness")):  # shown a moment after the answers
+        page.get_by_role(role, name=name).wait_for()
     focused = "document.activeElement.getAttribute('aria-label')"
-    for _ in range(5):
-        if page.evaluate(focused) == "Click to upload or drop files":
-            break
-        page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
     assert page.evaluate(focused) == "Click to upload or drop files"
-    for _ in range(10):  # Playwright does not wait until the browser listens for choosers: a slow one opens the first of them unseen
-        page.keyboard.press("Enter")
-        page.wait_for_timeout(2000)
-        if opened:
-            break
-    opened[0].set_files(mine)
+    page.keyboard.press("Enter")
     seen(page, "mine.png")
     page.locator(".sample[tabindex='0']").focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
