@@ -107,7 +107,7 @@ def world(template_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Runs, results and the MLflow store below a temporary folder; the quick profile on a hundred images for an epoch or two."""
-    from vitlab import claiming, cli, listing  # late, as above
+    from vitlab import claiming, cli, exporting, listing  # late, as above
     from vitlab.claims import declarations
     from vitlab.run import execute
 
@@ -117,6 +117,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         if name != "ROOT":
             monkeypatch.setattr(claiming, name, value)
     monkeypatch.setattr(listing, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(exporting, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(execute, "ROOT", tmp_path)
     profiles = tmp_path / "profiles"
     profiles.mkdir()

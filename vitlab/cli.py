@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_profile_flag(planned, "ledger")
     _add_data_flags(planned, "cifar10")
     planned.add_argument("--jobs", type=flags.whole, metavar="N", help="runs side by side, for the hours (default: what is soonest done)")
-    _add_data_dir(exporting.add_commands(command), "where the test split lies on which ONNX is compared with PyTorch")
+    exporting.add_commands(command, _add_data_dir)
     demoing.add(command)
     command("verify", _verify, "check that the published pages follow from the published records")
     study.add(command)

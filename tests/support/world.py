@@ -170,6 +170,7 @@ def enter(root: Path, template_folder: Path, patch: pytest.MonkeyPatch) -> World
         if name != "ROOT":
             patch.setattr(claiming, name, value)
     patch.setattr(exporting, "ROOT", root)
+    patch.setattr(exporting, "RUNS", root / "runs")
     patch.setattr(listing, "RUNS", root / "runs")
     patch.setattr(execute, "ROOT", root)
     patch.setattr(execute, "Shipper", NoShipper)
