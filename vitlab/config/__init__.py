@@ -1,6 +1,6 @@
 """An experiment's configuration: `load(path, profile, sets)` reads, extends, scales, overrides and validates it."""
 
-from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, file_of, load, own_names, settings_called
+from vitlab.config.resolve import PROFILE_DIR, PROFILES, Resolved, file_of, files_in, load, own_names, settings_called
 from vitlab.config.schema import (
     EMA,
     IMAGE_SIZE,
@@ -62,6 +62,7 @@ __all__ = [
     "Train",
     "ViT",
     "file_of",
+    "files_in",
     "fingerprint",
     "flatten",
     "json_schema",

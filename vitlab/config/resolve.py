@@ -76,9 +76,14 @@ def file_of(name: str | Path, folder: Path) -> Path:
     return own if os.path.isfile(own) and not os.path.isfile(path) else path
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of the experiments in `folder`, by name: all YAMLs but claims.yaml."""
+    return sorted(path for path in folder.glob("*.yaml") if path.name != "claims.yaml")
+
+
 def own_names() -> list[str]:
     """Return the names of vitlab's own experiments, as `file_of` takes them: 01_baseline_vit, ..., teachers/resnet18, ..."""
-    files = (path for pattern in ("*.yaml", "teachers/*.yaml") for path in sorted(EXPERIMENTS.glob(pattern)) if path.name != "claims.yaml")
+    files = [*files_in(EXPERIMENTS), *files_in(EXPERIMENTS / "teachers")]
     return [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in files]
 
 

@@ -140,11 +140,16 @@ def _reliability(record: RunRecord) -> Figure:
     return fig
 
 
-LOSS_NAMES = {
-    "train/loss": "train, total",
-    "train/ce": "train, cross-entropy",
-    "train/kd": "train, distillation",
-    "validation/loss": "validation",
+LOSSES = {  # name, colour and line of each curve: training is solid, and the same weights have the same colour in both charts
+    "train/loss": ("train, total", LIGHT.series[0], "-"),
+    "train/ce": ("train, cross-entropy", LIGHT.series[1], "-"),
+    "train/kd": ("train, distillation", LIGHT.series[2], "-"),
+    "validation/loss": ("validation, raw weights", LIGHT.series[3], "--"),
+}
+TOP1 = {
+    "train/top1": ("train", LIGHT.series[0], "-"),
+    "validation/top1": ("validation, raw weights", LIGHT.series[3], "--"),
+    "validation/ema_top1": ("validation, EMA weights", LIGHT.series[4], "-."),
 }
 
 
@@ -152,16 +157,13 @@ def _curves(record: RunRecord) -> Figure:
     fig = style.figure(9.4, 3.7)
     loss, top1, lr = fig.subplots(1, 3, width_ratios=(1.15, 1.15, 0.8))
     keys = sorted({k for entry in record.history for k in entry})
-    losses = [
-        k for k in LOSS_NAMES if k in keys and not (k == "train/ce" and "train/kd" not in keys)
-    ]  # without distillation it is the total
-    losses += [k for k in keys if k.startswith("train/") and k not in (*LOSS_NAMES, "train/top1", "train/grad_norm")]
-    for i, key in enumerate(losses):
-        line = "--" if key.startswith("validation/") else "-"
-        _history(loss, record, key, LOSS_NAMES.get(key, style.short(key, 24)), LIGHT.series[i % len(LIGHT.series)], line)
-    top1_names = {"train/top1": "train", "validation/top1": "validation, raw weights", "validation/ema_top1": "validation, EMA weights"}
-    for color, (key, name) in zip((LIGHT.neutral[1], LIGHT.series[0], LIGHT.series[3]), top1_names.items(), strict=True):
-        _history(top1, record, key, name, color, "-" if key.startswith("train") else "--" if "ema" in key else "-.")
+    named = {k: curve for k, curve in LOSSES.items() if k != "train/ce" or "train/kd" in keys}  # without distillation it is the total
+    others = [k for k in keys if k.startswith("train/") and k not in (*LOSSES, *TOP1, "train/grad_norm")]
+    for i, key in enumerate(others):
+        named[key] = style.short(key, 24), LIGHT.series[(len(LOSSES) + i) % len(LIGHT.series)], "-"
+    for ax, curves in ((loss, named), (top1, TOP1)):
+        for key, (name, color, line) in curves.items():
+            _history(ax, record, key, name, color, line)
     _history(lr, record, "lr", "lr", LIGHT.accent, "-")
     for ax, title in ((loss, "loss"), (top1, "top-1 (%)"), (lr, "learning rate")):
         ax.set_title(title)

@@ -127,7 +127,7 @@ def expand(paths: list[Path]) -> list[Path]:
         path = given if os.path.exists(given) or given.parts[:1] != ("experiments",) else EXPERIMENTS.joinpath(*given.parts[1:])
         path = path if path.is_dir() else config.file_of(path, Path())
         if path.is_dir():
-            found = sorted(p for p in path.glob("*.yaml") if p.name != "claims.yaml")
+            found = config.files_in(path)
             if not found:
                 raise UserError(f"{path}: no experiments (*.yaml) in this folder")
             files += found
