@@ -142,14 +142,16 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         terminal.print_plan(console, runs, options, plan.measured_speed(RUNS))
         return 0
-    return _train(console, runs, named if args.force else set(), source, deadline, options)
+    return _train(console, runs, named if args.force else set(), source, deadline, options, in_order=math.isfinite(args.budget))
 
 
-def _train(console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, options: flags.Options) -> int:
+def _train(
+    console: Console, runs: list[Run], forced: set[Path], source: Source, deadline: float, options: flags.Options, in_order: bool
+) -> int:
     from vitlab.run import queue
 
     show = functools.partial(terminal.print_result, console)
-    code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, options)
+    code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, options, in_order)
     if code == 0 and all(run.finished for run in runs):
         terminal.print_summary(console, done, ROOT, REPORTS)
     return code
@@ -235,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     claims = command(
         "claims",
-        lambda args: claiming.claims(args, _train),
+        lambda args: claiming.claims(args, functools.partial(_train, in_order=True)),
         "print what was measured of each declared claim; with --run, first train what they need",
     )
     _add_declarations(claims)

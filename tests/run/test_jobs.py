@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -13,10 +14,10 @@ import torch
 from tests.support.cli import run
 from tests.support.processes import FILES, LONG, finish, results, start, training, until, write_experiments
 from tests.support.world import World
-from vitlab import config, records, terminal
+from vitlab import cli, config, records, terminal
 from vitlab.data import sources
 from vitlab.paths import REPOSITORY
-from vitlab.run import jobs, plan
+from vitlab.run import drive, jobs, plan
 from vitlab.train import checkpoint
 
 # ------------------------------------------------------------------------------------------------------ order and number
@@ -118,6 +119,45 @@ def test_small_runs_go_side_by_side_and_large_ones_do_not() -> None:
     big = [replace(run, source=replace(run.source, train=50_000)) for run in plan.make([ladder], "full", source, [0], (), Path("runs"))]
     assert jobs.best(big, 2) == 1
     assert jobs.best([], 2) == 1
+
+
+CLAIM = """\
+confidence: 0.95
+first_seed: 10
+stages: [{seeds: 2, alpha: 0.05}]
+claims:
+  - id: taught-is-better
+    statement: Taught is better than other.
+    source: a test
+    brief: teaching gives
+    primary: true
+    expected: 2
+    sd: 1
+    arms: [{experiment: other}, {experiment: taught}]
+    metric: test_top1
+    at_least: 0
+"""
+
+
+def test_where_time_may_not_suffice_runs_begin_in_the_plans_order(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or the first hours of a claim's runs go to teachers. `other` is more work than `taught`; tiny, its teacher, has both to come."""
+    begun: list[str] = []
+    world.patch.setattr(
+        drive, "by_engine", lambda tasks, *_: begun.extend(task.run.label.replace(" · seed ", "") for task in tasks) or iter(())
+    )
+    shutil.rmtree(world.root / "runs")
+
+    def order(*words: object) -> str:
+        begun.clear()
+        code, _, err = run(capsys, *words, "--profile", "full", "--data", "digits", "--jobs", "2", main=cli.main)
+        assert code == 0, err
+        return " ".join(begun)
+
+    experiments = world.root / "other.yaml", world.root / "taught.yaml"
+    assert order("run", *experiments) == "tiny0 other0 taught0"
+    assert order("run", *experiments, "--budget", "9m") == "tiny0 taught0 other0"
+    claims = world.write("claims.yaml", CLAIM)
+    assert order("claims", claims, "--run") == "other10 tiny10 taught10 other11 tiny11 taught11"
 
 
 # ---------------------------------------------------------------------------------------------------------- real processes

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from vitlab import config
 from vitlab.data.dataset import Dataset
-from vitlab.run import jobs
 from vitlab.run.engines.engine import Engine, Event
 from vitlab.run.progress import Display, RunBar
 from vitlab.run.signals import on_signals, stop_after_step
@@ -42,7 +41,7 @@ def in_turn(tasks: list[Task], loaded: dict[config.Data, Dataset], display: Disp
 
 
 def by_engine(tasks: list[Task], engine: Engine, display: Display, stop: Stop) -> Iterator[Finished]:
-    """Have `engine` train the runs, those first that most work waits for, and give each as it is finished.
+    """Have `engine` train the runs, in this order, each after its teacher, and give each as it is finished.
 
     Where one fails, or `stop` asks to stop, the others are saved after their current step. Raises Stopped, and what the first run that failed
     has raised.
@@ -54,8 +53,8 @@ def by_engine(tasks: list[Task], engine: Engine, display: Display, stop: Stop) -
     with on_signals(stop_after_step(stop, aloud=not display.console.is_terminal)), engine, contextlib.closing(_Bars(display)) as bars:
         if engine.about:
             display.console.print(engine.about)
-        for run in jobs.by_path([task.run for task in tasks]):
-            engine.submit(left[run.folder])
+        for task in tasks:
+            engine.submit(task)
         while engine.busy:
             for event in engine.events(POLL):
                 bars.show(event)

@@ -38,8 +38,11 @@ def train(
     root: Path,
     show: Callable[[str, RunRecord], None],
     options: Options,
+    in_order: bool,
 ) -> tuple[int, list[RunRecord]]:
     """Train those of `runs` that are not finished, or whose experiment's file is in `forced`, by the engine of `options`.
+
+    Where several train side by side they begin `in_order`, as time may not suffice for all, or else so that the last is finished soonest.
 
     Stops at a signal, and at `deadline`, on the clock of time.monotonic(). `show(label, record)` is called for each finished run. Returns
     the exit code and the finished runs' records. Raises UserError for damaged records and data, and for an engine that cannot be had, before
@@ -79,7 +82,7 @@ def train(
                 finished = drive.in_turn(tasks, loaded, display, stop)
             else:
                 loaded.clear()  # each process loads its own
-                finished = drive.by_engine(tasks, engine, display, stop)
+                finished = drive.by_engine(tasks if in_order else _by_path(tasks), engine, display, stop)
             for task, record, here in finished:
                 done.append(record)
                 display.end(task.run.folder)
@@ -132,6 +135,11 @@ def _set_ray_up(address: str | None) -> None:
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _by_path(tasks: list[Task]) -> list[Task]:
+    task_of = {task.run.folder: task for task in tasks}
+    return [task_of[run.folder] for run in order.by_path([task.run for task in tasks])]
 
 
 def _side_by_side(tasks: list[Task], jobs: int | None, deadline: float, where: torch.device) -> Engine | None:
