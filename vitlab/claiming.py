@@ -71,7 +71,7 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
         console.print("all planned seeds of these claims are there: nothing to train")
         return 0
-    planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS)
+    planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS, book)
     terminal.announce(console, profile, source, list(seeds), planned.runs, args.budget)
     if args.dry_run:
         terminal.print_plan(console, planned.runs, options, plan.measured_speed(RUNS), planned.settles)

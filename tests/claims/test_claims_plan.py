@@ -46,9 +46,14 @@ SMALL = arm("01_baseline_vit", "train.epochs=1")
 @pytest.fixture
 def planned(tmp_path: Path) -> Callable[..., needed.Plan]:
     def make(
-        declared: declarations.Ledger, *only: str, profile: str = "ledger", source: Source = CIFAR10, seeds: tuple[int, ...] = (0, 1)
+        declared: declarations.Ledger,
+        *only: str,
+        profile: str = "ledger",
+        source: Source = CIFAR10,
+        seeds: tuple[int, ...] = (0, 1),
+        **more: object,
     ) -> needed.Plan:
-        return needed.make(declared, only, profile, source, seeds, tmp_path / "runs", tmp_path / "results")
+        return needed.make(declared, only, profile, source, seeds, tmp_path / "runs", tmp_path / "results", **more)
 
     return make
 
@@ -93,6 +98,28 @@ def test_the_claim_with_the_least_left_comes_next_and_what_was_planned_for_other
     assert names(found) == [
         ("01_baseline_vit", 0), ("01_baseline_vit [train.epochs=1]", 0), ("02_regularized_vit", 0), ("resnet18", 0), ("05_kd_r18", 0),
     ]  # fmt: skip
+
+
+def test_a_tested_claim_needs_the_runs_that_its_spread_is_pooled_over(planned: Callable[..., needed.Plan]) -> None:
+    """Of its family those that are tested by the same metric, until a stage has decided the claims that they are of."""
+    families = {"plain": declarations.Family(experiments=("01_baseline_vit", "02_regularized_vit", "05_kd_r18"), sd=0.5)}
+    declared = ledger(
+        {"id": "c", "arms": [BASE, PLAIN]},
+        {"id": "d", "arms": [PLAIN, TAUGHT]},
+        {"id": "e", "arms": [SMALL, PLAIN], "metric": "test_top5"},
+        {"id": "f", "arms": [SMALL, PLAIN], "primary": False},
+    ).model_copy(update={"families": families})
+    found = planned(declared, "c", seeds=(0,))
+    assert names(found) == [("01_baseline_vit", 0), ("02_regularized_vit", 0), ("resnet18", 0), ("05_kd_r18", 0)]
+    assert settled(found) == [[], [], [], ["c"]]
+    assert names(planned(declared, "f", seeds=(0,))) == [("01_baseline_vit [train.epochs=1]", 0), ("02_regularized_vit", 0)]
+    found = planned(declared, seeds=(0,))
+    assert [claim for ids in settled(found) for claim in ids] == ["e", "c", "d"]
+    book = judge_book(declared, [*three(A_ARM, 60.0, 61.0), *three(B_ARM, 50.0, 50.5)], lambda claim, runs: None, {})
+    decided = [result.model_copy(update={"verdict": "refuted", "stage": 1}) if result.id == "d" else result for result in book.results]
+    book = book.model_copy(update={"results": decided})
+    assert len(planned(declared, "c", seeds=(0, 1), book=book).runs) == 8, "the stage that decides d, too"
+    assert {r.resolved.id for r in planned(declared, "c", seeds=(0, 1, 2), book=book).runs} == {"01_baseline_vit", "02_regularized_vit"}
 
 
 def test_finished_runs_cost_nothing(planned: Callable[..., needed.Plan]) -> None:
@@ -277,10 +304,10 @@ def test_a_claim_about_full_size_alone_does_not_hold_up_the_second_stage() -> No
     assert needed.due(declared, (), "quick", ("cat", "dog"), book) == (["d"], (0, 1, 2))
 
 
-def test_what_waits_for_the_first_stage_of_its_family_needs_no_seeds_of_the_second() -> None:
+def test_what_waits_for_the_first_stage_of_its_family_needs_its_runs_and_no_seeds_of_the_second() -> None:
     families = {"plain": declarations.Family(experiments=(A_ARM.experiment, B_ARM.experiment, C_ARM.experiment), sd=0.5)}
     declared = made_up(claim(id="c"), claim(id="d", arms=(B_ARM, C_ARM)), seeds=(2, 3), families=families)
     book = judge_book(declared, [*three(A_ARM, 60.0, 61.0), *three(B_ARM, 50.0, 50.5)], lambda claim, runs: None, {})
     assert [result.verdict for result in book.results] == ["interim", "not measured"]
-    assert needed.due(declared, ("c",), "quick", ("cat", "dog"), book) == ([], (0, 1, 2))
+    assert needed.due(declared, ("c",), "quick", ("cat", "dog"), book) == (["c"], (0, 1))
     assert needed.due(declared, (), "quick", ("cat", "dog"), book) == (["c", "d"], (0, 1))

@@ -215,18 +215,19 @@ def test_pages_say_how_it_was_planned_and_what_of_it_is_still_to_come(
     declare(monkeypatch, GAIN.model_copy(update={"at_least": 1.5}), SMALLER, HEADLINE, seeds=(3, 5))
     runs = [run(REGULARISED, s, t) for s, t in enumerate((50.0, 52.0, 54.0))] + [run(BASELINE, s, 50.0) for s in range(3)]
     for found, expected, effect in (
-        (runs, "undecided after 3 seeds; 5 are planned", "+2.00"),
-        ([r for r in runs if r.seed < 2], "interim", "+1.00"),
+        (runs, "undecided after 3 seeds; 5 are planned", "+2.00 [−2.97, +6.97]"),  # by hand: 2 ± 4.3027 · 2 / √3
+        ([r for r in runs if r.seed < 2], "interim", "+1.00 [−11.71, +13.71]"),  # 1 ± 12.706 · √2 / √2
     ):
         publishing.build(found, tmp_path / expected[:7], {})
         assert Page(tmp_path / expected[:7] / "report.html").table("What the reports claim")[-1][-1] == expected
-        for name in ("README.md", "report.html"):
+        sentence = f"Not decided by the seeds that are there: regularisation gives {effect} points (wanted ≥ 1.5)."
+        for name, said in (("README.md", publishing.md(sentence)), ("report.html", sentence)):
             text = (tmp_path / expected[:7] / name).read_text(encoding="utf-8")
             assert "from 0 on: 3 (2.5 % of the chance of a false verdict), then 5 (2.5 % of the chance of a false verdict)" in text
             assert "no claim is decided yet." in text
-            assert f"Not decided by the seeds that are there: regularisation gives {effect} points (wanted ≥ 1.5)." in text
+            assert said in text
         block = publishing.fill(f"<!-- findings: {expected[:7]} -->\n<!-- end -->", tmp_path)
-        assert f"- Not decided by the seeds that are there: regularisation gives {effect} points (wanted ≥ 1.5).\n" in block
+        assert f"- {publishing.md(sentence)}\n" in block
 
 
 def test_the_spread_of_each_family_stands_on_the_page(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,10 +145,14 @@ def opening(book: Book) -> str:
     for result in book.measured:
         if result.verdict in ("supported", "refuted") and result.brief and result.seeds:
             against = "" if result.verdict == "supported" else _wanted(result)
-            told.append(
-                f"{result.brief} {number(result.effect, result)} [{number(result.low, result)}, {number(result.high, result)}] {result.unit}{against}"
-            )
+            told.append(f"{_effect(result)}{against}")
     return f"{where} {', '.join(told)}." if told else f"{where} no claim is decided yet."
+
+
+def _effect(result: Result) -> str:
+    """Return the claim's brief name with its effect, and the interval over seeds where there are several: `regularisation gives −0.67 [−1.25, −0.09] points`."""
+    interval = "" if result.low is None else f" [{number(result.low, result)}, {number(result.high, result)}]"
+    return f"{result.brief} {number(result.effect, result)}{interval} {result.unit}"
 
 
 def _wanted(result: Result) -> str:
@@ -161,7 +165,7 @@ def so_far(book: Book) -> str:
     for result in book.measured:
         if result.verdict in ("interim", "undecided") and result.brief and result.seeds:
             wanted = "" if (result.low_bound, result.high_bound) == (0, None) else _wanted(result)
-            told.append(f"{result.brief} {number(result.effect, result)} {result.unit}{wanted}")
+            told.append(f"{_effect(result)}{wanted}")
     return f"Not decided by the seeds that are there: {', '.join(told)}." if told else ""
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitlab import records
-from vitlab.claims import declarations, images
-from vitlab.claims.declarations import Claim, Ledger
+from vitlab.claims import declarations, evidence, images
+from vitlab.claims.declarations import Arm, Claim, Ledger
 from vitlab.claims.ledger import Book, judge
 from vitlab.claims.verdicts import Result
 from vitlab.data.sources import Source
@@ -63,7 +64,7 @@ def due(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str
     wanted = [claim.id for claim in _needing_runs(ledger, only, profile, classes)]
     known = {result.id: result for result in book.results} if book else {}
     first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
-    if any(name not in known or not set(first) <= set(known[name].seeds) for name in wanted):
+    if any(name not in known or known[name].verdict == "interim" or not set(first) <= set(known[name].seeds) for name in wanted):
         return wanted, first
     return [name for name in wanted if known[name].verdict == "undecided" and len(known[name].seeds) < len(last)], last
 
@@ -87,25 +88,34 @@ class Plan:
     """The runs to train, and which claims each of them settles."""
 
     runs: list[Run]  # in the order they are trained, a teacher before its students
-    settles: Mapping[Path, list[str]]  # a run's folder -> the claims that have all their runs with it
+    settles: Mapping[Path, list[str]]  # a run's folder -> the claims that can be judged once it is finished, and not before
 
 
 def make(
-    ledger: Ledger, only: Sequence[str], profile: str, source: Source, seeds: Sequence[int], runs_dir: Path, results_dir: Path
+    ledger: Ledger,
+    only: Sequence[str],
+    profile: str,
+    source: Source,
+    seeds: Sequence[int],
+    runs_dir: Path,
+    results_dir: Path,
+    book: Book | None = None,
 ) -> Plan:
     """Return the runs that the claims need (those in `only`; all primary ones if it is empty), so ordered that claims are settled soonest.
 
-    A run whose record is published is needed only as the teacher of a run whose record is not. Next is always the claim with the least work
-    left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared. Raises UserError for an unknown claim, and
-    where no claim needs a run.
+    A claim needs the runs of its arms, and one that is tested also those that its families' spread is pooled over; `book`, the claims as judged
+    so far, tells which of these are decided already. A run whose record is published is needed only as the teacher of a run whose record is
+    not. Next is always the claim with the least work left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared.
+    Raises UserError for an unknown claim, and where no claim needs a run.
     """
     wanted = _needing_runs(ledger, only, profile, source.classes)
+    tested = _open(about(ledger, source.classes), profile, seeds, book)
     known: dict[Key, Run] = {}
     arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # kept, because many claims share an arm
     needs: dict[str, dict[Key, Run]] = {}
     for claim in wanted:
         runs = []
-        for arm in claim.arms:
+        for arm in _judged_by(ledger, claim, tested):
             if (arm.experiment, arm.set) not in arms:
                 made = plan.make([arm.path], profile, source, list(seeds), arm.set, runs_dir)
                 arms[arm.experiment, arm.set] = [_the_same(run, known) for run in made]
@@ -126,6 +136,19 @@ def make(
         last = [run for k, run in ordered.items() if k in needs[claim.id]][-1]
         settles.setdefault(last.folder, []).append(claim.id)
     return Plan(list(ordered.values()), settles)
+
+
+def _open(ledger: Ledger, profile: str, seeds: Sequence[int], book: Book | None) -> list[Claim]:
+    """Return the tested claims that no stage has decided before the one that these seeds are of."""
+    stages = {result.id: result.stage for result in book.results if result.verdict in ("supported", "refuted")} if book else {}
+    earlier = {name for name, stage in stages.items() if stage and not set(seeds) <= set(ledger.seeds(stage))}
+    return [claim for claim in ledger.tested(profile) if claim.id not in earlier]
+
+
+def _judged_by(ledger: Ledger, claim: Claim, tested: Sequence[Claim]) -> list[Arm]:
+    """Return the arms whose runs the claim is judged by."""
+    pools = evidence.pools(ledger, claim, tested) if claim in tested else {}
+    return list({arm.key: arm for arm in (*claim.arms, *itertools.chain(*pools.values()))}.values())
 
 
 def _needing_runs(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str]) -> list[Claim]:
