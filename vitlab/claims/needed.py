@@ -64,6 +64,7 @@ def due(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str
     wanted = [claim.id for claim in _needing_runs(ledger, only, profile, classes)]
     known = {result.id: result for result in book.results} if book else {}
     first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
+    # interim: its own seeds may be there, and those of its family not
     if any(name not in known or known[name].verdict == "interim" or not set(first) <= set(known[name].seeds) for name in wanted):
         return wanted, first
     return [name for name in wanted if known[name].verdict == "undecided" and len(known[name].seeds) < len(last)], last
