@@ -28,7 +28,7 @@ def _print(parser: argparse.ArgumentParser, shell: str) -> int:
 
     from vitlab import config
 
-    names = " ".join(config.own_names())
+    names = " ".join(config.own_names().values())
     experiments = {"bash": "_vitlab_experiments", "zsh": "_vitlab_experiments"}
     for action in _actions(parser):
         if action.type is Path:

@@ -84,7 +84,7 @@ def test_what_cannot_be_restored_is_refused(
     assert "of another recipe than experiments/teachers/resnet18.yaml has now" in refused(weights).replace("\n", "")
     profile.write_text(recipe, encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr("vitlab.config.own_names", lambda: ["01_baseline_vit"])
+        patch.setattr("vitlab.config.own_names", lambda: {"01_baseline_vit": "01_baseline_vit"})
         assert "'resnet18', which is not among vitlab's own experiments" in refused(weights)
     assert not list(runs.rglob("*.*"))
 

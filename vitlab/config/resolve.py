@@ -81,10 +81,10 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.yaml") if path.name != "claims.yaml")
 
 
-def own_names() -> list[str]:
-    """Return the names of vitlab's own experiments, as `file_of` takes them: 01_baseline_vit, ..., teachers/resnet18, ..."""
+def own_names() -> dict[str, str]:
+    """Return the names of vitlab's own experiments as `file_of` takes them, by the id that their records have: resnet18 -> teachers/resnet18."""
     files = [*files_in(EXPERIMENTS), *files_in(EXPERIMENTS / "teachers")]
-    return [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in files]
+    return {path.stem: path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in files}
 
 
 def settings_called(key: str) -> list[str]:

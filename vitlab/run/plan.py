@@ -140,7 +140,7 @@ def expand(paths: list[Path]) -> list[Path]:
 
 def _meant(path: Path) -> str:
     """Return a question for the experiments whose names begin as that of `path`, or are like it; where experiments are if there is none."""
-    names = {name.rpartition("/")[2]: name for name in config.own_names()}
+    names = config.own_names()
     near = [name for name in names if path.stem and name.startswith(path.stem)] or difflib.get_close_matches(path.stem, names, n=1)
     if not near:
         return "experiments are in experiments/, for example experiments/01_baseline_vit.yaml"

@@ -50,7 +50,7 @@ def restore(weights: Path, runs_dir: Path, data_dir: Path) -> tuple[Run, float]:
 
 def _planned(record: RunRecord, weights: Path, runs_dir: Path, data_dir: Path) -> Run:
     """Return the record's run as a plan has it today. Raises UserError where a plan has it no more."""
-    names = {name.rpartition("/")[2]: name for name in config.own_names()}
+    names = config.own_names()
     if record.experiment not in names:
         raise UserError(f"{weights}: of '{record.experiment}', which is not among vitlab's own experiments: nothing would learn from it")
     source = sources.resolve(record.dataset.name, data_dir, record.profile)
