@@ -204,9 +204,12 @@ def test_undecided_says_how_many_more_seeds(tmp_path: Path, undrawn: None) -> No
     found = result(tmp_path, GAIN)
     assert found.verdict == "undecided"
     assert found.more_seeds is not None
-    row = Page(tmp_path / "report.html").table("What the reports claim")[-1]
+    page = Page(tmp_path / "report.html")
     few, many = found.more_seeds
-    assert (few < many, row[-1]) == (True, f"undecided, {few} to {many} more seeds")
+    assert (few < many, page.table("What the reports claim")[-1][-1]) == (True, f"undecided, {few} to {many} more seeds")
+    assert "more seeds: the range" in page.text
+    publishing.build(arms(), tmp_path / "decided", {})
+    assert "more seeds: the range" not in Page(tmp_path / "decided" / "report.html").text
 
 
 def test_pages_say_how_it_was_planned_and_what_of_it_is_still_to_come(

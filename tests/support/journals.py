@@ -45,7 +45,7 @@ def finish(run_dir: Path, top1: float = 72.0, teacher: bool = False) -> None:
         dataset=data,
         config={}, metrics={"test_top1": top1, "test_top5": 99.0, "validation_top1": 71.5},
         per_class=(ClassFacts(name="a", precision=1, recall=1, f1=1, accuracy=1, support=5),), confusion=((5, 0), (0, 0)),
-        history=({"epoch": 1.0},), params=10, flops=20, train_seconds=12.5, img_s=345.0, device="a CPU", precision="fp32", threads=1,
+        history=({"epoch": 1.0},), params=10, flops=20, train_seconds=12.54, img_s=345.0, device="a CPU", precision="fp32", threads=1,
         versions={}, git={}, started="2026-01-01T00:00:00+00:00", finished="2026-01-01T00:01:00+00:00",
         teacher=taught if teacher else None,
     )  # fmt: skip

@@ -67,8 +67,10 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
     )
     what = (
         "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
-        "nearest bound of what is wanted, of all stages and after Holm; more seeds: the range that it would take, by how well the spread is known"
+        "nearest bound of what is wanted, of all stages and after Holm"
     )
+    if any(result.more_seeds for result in book.measured):
+        what += "; more seeds: the range that it would take, by how well the spread is known"
     return table(_caption(what, book, used(book.results, runs)), columns, book.measured)
 
 

@@ -95,7 +95,7 @@ def _panel(ax: Axes, results: Sequence[Result], theme: Theme) -> None:
     unit = results[0].unit
     of = f", {results[0].family}" if results[0].family else ", each with its own spread"
     ax.set_xlabel(f"difference ({unit}){of}" if unit == "points" else f"{style.short(results[0].metric, 60)} ({unit})", fontsize=7.5)
-    ax.xaxis.set_major_locator(MaxNLocator(7))
+    ax.xaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
     ax.grid(axis="x")
 
 

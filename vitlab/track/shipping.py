@@ -268,7 +268,8 @@ def _ship_results(store: Store, run_id: str, run_dir: Path, entries: list[tuple[
     for picture in sorted((run_dir / "figures").glob("*.png")):
         store.client.log_artifact(run_id, str(picture), "figures")
     values = record.metrics | {"params": record.params, "flops": record.flops}
-    values |= {"train_seconds": record.train_seconds, "img_s": record.img_s} | {f"perf_{k}": v for k, v in record.perf.items()}
+    seconds = round(record.train_seconds, 1)  # MLflow's table shows every digit
+    values |= {"train_seconds": seconds, "img_s": record.img_s} | {f"perf_{k}": v for k, v in record.perf.items()}
     if record.teacher is not None:
         values |= {"teacher_agreement": record.teacher.agreement, "gain_over_teacher": record.teacher.gain}
     # At step 0: MLflow then draws bars, which compare runs, and at another step a line of one point.
