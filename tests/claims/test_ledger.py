@@ -329,6 +329,16 @@ def test_what_was_said_before_stays_in_the_ledger_and_on_the_page(tmp_path: Path
         assert publishing.md(said) in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_what_one_seed_or_a_formula_said_before(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, GAIN, SMALLER, first_seed=1, seeds=(2,))
+    publishing.build(arms((0,)), tmp_path, {})
+    declare(monkeypatch, GAIN, SMALLER.model_copy(update={"at_most": -9}), first_seed=1, seeds=(2,))
+    publishing.build(arms((1, 2)), tmp_path, {})
+    text = Page(tmp_path / "report.html").text
+    assert "interim: +3.00 points with seed 0 alone" in text
+    assert re.search(r"supported: −0.008 M parameters, by formula, as declaration \w{12}", text)
+
+
 def test_a_withdrawn_claim_stays_in_the_ledger(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
     publishing.build(arms(), tmp_path, {})
     measured = result(tmp_path, GAIN)

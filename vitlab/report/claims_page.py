@@ -69,7 +69,7 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
         "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
         "nearest bound of what is wanted, of all stages and after Holm"
     )
-    if any(result.more_seeds for result in book.measured):
+    if any("more seed" in _verdict(result, book) for result in book.measured):
         what += "; more seeds: the range that it would take, by how well the spread is known"
     return table(_caption(what, book, used(book.results, runs)), columns, book.measured)
 
@@ -148,7 +148,8 @@ def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str,
 def _said_before(past: Past, result: Result) -> str:
     interval = "" if past.low is None or past.high is None else f" [{number(past.low, result)}, {number(past.high, result)}]"
     anew = "" if past.declaration == result.declaration else f", as declaration {past.declaration}"
-    return f"{past.verdict}: {number(past.effect, result)}{interval} {result.unit} with {len(past.seeds)} seeds{anew}"
+    seeds = "" if not past.seeds else f" with seed {past.seeds[0]} alone" if len(past.seeds) == 1 else f" with {len(past.seeds)} seeds"
+    return f"{past.verdict}: {number(past.effect, result)}{interval} {result.unit}{seeds or ', by formula'}{anew}"
 
 
 def _said_of_pair(pair: Pair, book: Book) -> str:
