@@ -69,7 +69,7 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
         "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
         "nearest bound of what is wanted, of all stages and after Holm"
     )
-    if any("more seed" in _verdict(result, book) for result in book.measured):
+    if any(result.more_seeds and not _stage_to_come(result, book) for result in book.measured):
         what += "; more seeds: the range that it would take, by how well the spread is known"
     return table(_caption(what, book, used(book.results, runs)), columns, book.measured)
 
@@ -79,11 +79,13 @@ def _wanted(result: Result) -> str:
     return f"{verdicts.rule(result)} {result.unit}{claimed}".replace("-", "−")
 
 
-def _effect(result: Result) -> str:
-    shown = number(result.effect, result)
-    if result.low is not None and result.high is not None:
-        shown += f" [{number(result.low, result)}, {number(result.high, result)}]"
-    return f"{shown} {result.unit}" + ("" if result.seeds else ", by formula")
+def _effect(result: Result, past: Past | None = None) -> str:
+    """Return the result's effect; with `past` the one that was measured then."""
+    measured = past or result
+    shown = number(measured.effect, result)
+    if measured.low is not None and measured.high is not None:
+        shown += f" [{number(measured.low, result)}, {number(measured.high, result)}]"
+    return f"{shown} {result.unit}" + ("" if measured.seeds else ", by formula")
 
 
 def _seeds(result: Result) -> str:
@@ -97,12 +99,16 @@ def _p(p: float) -> str:
 
 def _verdict(result: Result, book: Book) -> str:
     shown: str = result.verdict
-    if result.verdict == "undecided" and result.stage is not None and result.stage < len(book.stages):
+    if _stage_to_come(result, book):
         shown += f" after {len(result.seeds)} seeds; {book.stages[-1].seeds} are planned"
     elif result.more_seeds is not None:
         few, many = result.more_seeds
         shown += f", {few} to {many} more seeds" if few < many else f", {few} more {'seed' if few == 1 else 'seeds'}"
     return shown + _changed(result)
+
+
+def _stage_to_come(result: Result, book: Book) -> bool:
+    return result.verdict == "undecided" and result.stage is not None and result.stage < len(book.stages)
 
 
 def _changed(result: Result) -> str:
@@ -146,10 +152,9 @@ def _details(result: Result, book: Book, runs: Sequence[RunRecord]) -> dict[str,
 
 
 def _said_before(past: Past, result: Result) -> str:
-    interval = "" if past.low is None or past.high is None else f" [{number(past.low, result)}, {number(past.high, result)}]"
+    seeds = f" with {len(past.seeds)} seeds" if len(past.seeds) > 1 else "".join(f" with seed {seed} alone" for seed in past.seeds)
     anew = "" if past.declaration == result.declaration else f", as declaration {past.declaration}"
-    seeds = "" if not past.seeds else f" with seed {past.seeds[0]} alone" if len(past.seeds) == 1 else f" with {len(past.seeds)} seeds"
-    return f"{past.verdict}: {number(past.effect, result)}{interval} {result.unit}{seeds or ', by formula'}{anew}"
+    return f"{past.verdict}: {_effect(result, past)}{seeds}{anew}"
 
 
 def _said_of_pair(pair: Pair, book: Book) -> str:
