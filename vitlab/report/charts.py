@@ -170,9 +170,9 @@ def accuracy_cost(rungs: Sequence[Rung], theme: Theme) -> Figure:
     """Return the chart of accuracy against parameters and training time, the best at each cost joined. Expects to be called within style.style(theme)."""
     fig = style.figure(9.4, 3.9)
     axes = fig.subplots(1, 2, sharey=True)
-    longest = max(r.seconds for r in rungs)
+    longest = max(r.timed.train_seconds for r in rungs)
     unit, per = ("h", 3600) if longest > 7200 else ("min", 60) if longest > 120 else ("s", 1)
-    costs = ([r.runs[0].params / 1e6 for r in rungs], [r.seconds / per for r in rungs])
+    costs = ([r.runs[0].params / 1e6 for r in rungs], [r.timed.train_seconds / per for r in rungs])
     for ax, cost, label in zip(axes, costs, ("parameters (millions)", f"training time ({unit})"), strict=True):
         for rung, x, (color, _, marker) in zip(rungs, cost, looks_of(rungs, theme), strict=True):
             ax.errorbar(x, rung.mean, yerr=rung.half, fmt=marker, color=color, markersize=7, elinewidth=1.2, capsize=3)

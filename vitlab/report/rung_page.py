@@ -112,7 +112,7 @@ def _numbers(rung: Rung) -> list[tuple[str, str]]:
         ("Calibration error", _calibration(rung)),
         ("Parameters", f"{run.params:,}"),
         ("Forward cost", f"{words.sig(run.flops / 1e9)} GFLOPs per image"),
-        ("Training", f"{words.duration(rung.seconds)}, {np.mean([r.img_s for r in rung.runs]):,.0f} images/s"),
+        ("Training", f"{words.duration(rung.timed.train_seconds)}, {rung.timed.img_s:,.0f} images/s"),
         ("Speed", speed(rung)),
         ("Device", f"{words.devices(rung.runs)}, {', '.join(sorted({r.precision for r in rung.runs}))}"),
     ]
@@ -132,19 +132,18 @@ def _calibration(rung: Rung) -> str:
 
 
 def speed(rung: Rung) -> str:
-    """Return the speed beside that of the machine's own large matrix product, mean over the runs that measured it, and where the time went;
-    of students also how many of their steps cost no forward pass of the teacher, since an earlier run had stored its logits.
+    """Return the speed of the run that is timed, beside that of the machine's own large matrix product, and where the time went; of a student
+    also how many of its steps cost no forward pass of the teacher, since an earlier run had stored its logits.
     """
-    perfs = [r.perf for r in rung.runs if r.perf]
-    if not perfs:
+    perf = rung.timed.perf
+    if not perf:
         return words.NONE
-    tflops, mfu = (float(np.mean([p[key] for p in perfs])) for key in ("tflops", "mfu"))
-    spent = {key.removeprefix("seconds_"): sum(p.get(key, 0.0) for p in perfs) for p in perfs for key in p if key.startswith("seconds_")}
+    spent = {key.removeprefix("seconds_"): value for key, value in perf.items() if key.startswith("seconds_")}
     shares = sorted(((seconds / sum(spent.values()), phase.replace("_", " and ")) for phase, seconds in spent.items()), reverse=True)
-    read = float(np.mean([p.get("teacher_logits_read", 0.0) for p in perfs]))
+    read = perf.get("teacher_logits_read", 0.0)
     spared = f"; {read:.0f} % of the steps read the teacher's stored logits" if read else ""
     return (
-        f"{words.sig(tflops)} TFLOP/s, {mfu:.0f} % of the machine's peak; "
+        f"{words.sig(perf['tflops'])} TFLOP/s, {perf['mfu']:.0f} % of the machine's peak; "
         + ", ".join(f"{phase} {share:.1%}" for share, phase in shares)
         + spared
     )
@@ -173,7 +172,7 @@ def _reported(rung: Rung) -> Table | None:
         rows.append(_Said("Parameters (M)", f"{claim.params:g}", words.sig(runs[0].params / 1e6)))
     if claim.train_minutes is not None:
         reported = ", ".join(filter(None, [f"{claim.train_minutes:g} min", claim.device]))
-        rows.append(_Said("Training time", reported, f"{words.duration(rung.seconds)}, {words.devices(runs)}"))
+        rows.append(_Said("Training time", reported, f"{words.duration(rung.timed.train_seconds)}, {words.devices(runs)}"))
     if claim.per_class and runs[0].per_class:
         claimed = {name: of.accuracy for name, of in claim.per_class.items()}
         own = {same[0].name: float(np.mean([c.accuracy for c in same])) for same in zip(*(r.per_class for r in runs), strict=True)}

@@ -43,9 +43,14 @@ class Rung:
         return None if self.claimed is None else self.mean - sum(self.claimed) / 2
 
     @property
-    def seconds(self) -> float:
-        """Return the mean training time in seconds."""
-        return float(np.mean([r.train_seconds for r in self.runs]))
+    def timed(self) -> RunRecord:
+        """Return the run that times and speeds are quoted of."""
+        return median_run(self.runs)
+
+
+def median_run(runs: Sequence[RunRecord]) -> RunRecord:
+    """Return the run of median training time, the quicker of the two middle ones. A mean would quote the one run that something else slowed down."""
+    return sorted(runs, key=lambda r: (r.train_seconds, r.seed))[(len(runs) - 1) // 2]
 
 
 def newest(runs: Iterable[RunRecord]) -> tuple[list[RunRecord], list[RunRecord]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitlab.records import RunRecord, TeacherFacts
 from vitlab.report import rung_page, words
-from vitlab.report.rungs import Rung, claimed_text, ladder, mean_of, variants
+from vitlab.report.rungs import Rung, claimed_text, ladder, mean_of, median_run, variants
 from vitlab.report.tables import RULE, Column, Link, Table, caption, table
 from vitlab.run import published
 from vitlab.stats import mean_and_half
@@ -31,8 +31,8 @@ SUMMARY = (
     Column("Difference to claimed", {"difference": lambda r: r.difference}, words.signed),
     Column("Parameters (M)", {"params": lambda r: r.runs[0].params}, words.millions),
     Column("GFLOPs", {"gflops": lambda r: r.runs[0].flops / 1e9}, words.sig),
-    Column("Training time", {"train_seconds": lambda r: r.seconds}, words.duration),
-    Column("Images/s", {"images_per_second": lambda r: np.mean([run.img_s for run in r.runs])}, lambda rate: f"{rate:,.0f}"),
+    Column("Training time", {"train_seconds": lambda r: r.timed.train_seconds}, words.duration),
+    Column("Images/s", {"images_per_second": lambda r: r.timed.img_s}, lambda rate: f"{rate:,.0f}"),
     Column("Device", {"device": lambda r: words.devices(r.runs)}, left=True),
 )  # fmt: skip
 
@@ -184,7 +184,8 @@ def summary(rungs: Sequence[Rung]) -> Table | None:
     if not rungs:
         return None
     what = (
-        "Test top-1, mean ± 95 % CI (Student's t) over seeds; difference in points, to a claimed range's middle; GFLOPs: forward, per image"
+        "Test top-1, mean ± 95 % CI (Student's t) over seeds; difference in points, to a claimed range's middle; GFLOPs: forward, per image; "
+        "training time and speed: the run of median time"
     )
     outside = next((i for i, r in enumerate(rungs) if not r.number.isdigit()), None)
     return table(caption(what, _runs(rungs)), SUMMARY, rungs, outside or None)
@@ -195,7 +196,7 @@ def opening(rungs: Sequence[Rung]) -> Table:
     columns = _of_summary(
         "Experiment", "Claimed top-1 (%)", "Measured top-1 (%)", "Seeds", "Parameters (M)", "GFLOPs", "Training time"
     )  # fmt: skip
-    what = "Test top-1, mean ± 95 % CI (Student's t) over seeds; GFLOPs: forward, per image"
+    what = "Test top-1, mean ± 95 % CI (Student's t) over seeds; GFLOPs: forward, per image; training time: the median run's"
     return table(caption(what, _runs(rungs)), columns, rungs)
 
 
@@ -236,8 +237,8 @@ def _teachers(rungs: Sequence[Rung], by_name: Mapping[str, Rung]) -> Table | Non
                {"params": lambda x: x.student.runs[0].params, "teacher_params": lambda x: x.teacher[0].params if x.teacher else None},
                both(words.millions)),
         Column("Training time, student / teacher",
-               {"train_seconds": lambda x: x.student.seconds,
-                "teacher_train_seconds": lambda x: np.mean([r.train_seconds for r in x.teacher]) if x.teacher else None},
+               {"train_seconds": lambda x: x.student.timed.train_seconds,
+                "teacher_train_seconds": lambda x: median_run(x.teacher).train_seconds if x.teacher else None},
                both(words.duration)),
     )  # fmt: skip
     what = "Test top-1; gain: student minus teacher; agreement: share of the test images that both give the same class"
