@@ -157,10 +157,11 @@ def test_what_has_a_name_can_be_made() -> None:
 @pytest.mark.slow
 def test_experiment(tree: Tree) -> None:
     printed = tree.follow("experiment")
-    assert "08_mixup_only" in printed
+    assert "08_no_drop_path" in printed
     record = tree.record
-    assert (record["experiment"], record["title"]) == ("08_mixup_only", "Regularised ViT, Mixup only")
-    assert (record["config"]["phases"][0]["mix"]["cutmix"], record["config"]["model"]["name"]) == (0, "vit")
+    assert (record["experiment"], record["title"]) == ("08_no_drop_path", "Regularised ViT without DropPath")
+    parent = config.load(tree.path / "experiments" / "02_regularized_vit.yaml", "quick", ["model.drop_path=0"])
+    assert record["fingerprint"] == parent.fingerprint, "the file and --set train the same"
 
 
 @pytest.mark.slow

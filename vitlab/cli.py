@@ -224,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="FOLDER", help="a run, or a folder of runs (default: all)")
     pack.add_argument("--to", type=Path, default=Path("packed"), metavar="DIR", help="where the archive goes (default: %(default)s)")
     data = command("data", _data, "make CIFAR-10 available under --data-dir and check it")
-    _add_data_flags(data)
+    _add_data_dir(data, "where CIFAR-10 is, or is downloaded to")
     sync = command("sync", _sync, "ship to MLflow what has not reached it yet")
     sync.add_argument("folder", nargs="?", type=Path, default=RUNS, metavar="RUNS")
     ui = command("ui", _ui, f"print where MLflow's UI shows the runs of each set; '{'make ui' if CHECKOUT else 'mlflow server'}' starts it")

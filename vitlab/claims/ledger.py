@@ -144,7 +144,7 @@ def opening(book: Book) -> str:
     told = []
     for result in book.measured:
         if result.verdict in ("supported", "refuted") and result.brief and result.seeds:
-            against = "" if result.verdict == "supported" else _wanted(result)
+            against = "" if result.verdict == "supported" else f" ({_wanted(result)})"
             told.append(f"{_effect(result)}{against}")
     return f"{where} {', '.join(told)}." if told else f"{where} no claim is decided yet."
 
@@ -156,7 +156,7 @@ def _effect(result: Result) -> str:
 
 
 def _wanted(result: Result) -> str:
-    return f" (wanted {verdicts.rule(result)})".replace("-", "−")
+    return f"wanted {verdicts.rule(result)}".replace("-", "−")
 
 
 def so_far(book: Book) -> str:
@@ -165,7 +165,9 @@ def so_far(book: Book) -> str:
     for result in book.measured:
         if result.verdict in ("interim", "undecided") and result.brief and result.seeds:
             wanted = "" if (result.low_bound, result.high_bound) == (0, None) else _wanted(result)
-            told.append(f"{_effect(result)}{wanted}")
+            seed = f"seed {result.seeds[0]} alone" if len(result.seeds) == 1 else ""
+            notes = ", ".join(filter(None, (seed, wanted)))
+            told.append(_effect(result) + (f" ({notes})" if notes else ""))
     return f"Not decided by the seeds that are there: {', '.join(told)}." if told else ""
 
 
@@ -176,9 +178,11 @@ def said(book: Book) -> str:
     counted = [f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}" for verdict in ORDER if counts[verdict]]
     listed = " and ".join(filter(None, [", ".join(counted[:-1]), counted[-1]]))
     changed = sum(result.changed for result in primary)
+    later = sum(result.note == verdicts.FULL_SIZE for result in primary)  # these come last: they are not measured
     formula = sum(result.effect is not None and not result.seeds for result in primary)
     return (
         f"Of {len(primary)} primary {'claim' if len(primary) == 1 else 'claims'}, {listed}"
+        + (f" ({later} {'is' if later == 1 else 'are'} about full size only)" if later else "")
         + (f"; {formula} of them judged by formula, without a run." if formula else ".")
         + (f" Declared otherwise when first measured: {changed}." if changed else "")
     )

@@ -19,6 +19,7 @@ from vitlab.stats import Estimate, Pair
 
 # interim: the planned seeds are not complete. undecided: they are, and do not tell. exploratory: not a primary claim, so never judged.
 Verdict = Literal["supported", "refuted", "undecided", "interim", "not measured", "exploratory"]
+FULL_SIZE = "about full size only"  # the note of a claim that this profile says nothing about
 JUDGED = ("supported", "refuted", "undecided")
 
 
@@ -226,7 +227,7 @@ def _result(ledger: Ledger, claim: Claim, runs: _Runs, decision: Decision | None
     }  # fmt: skip
     resolved = [arm.resolve(runs.profile) for arm in claim.arms]
     if claim.full_size_only and runs.profile != "full":
-        return Result(**facts, arms=_unmeasured(resolved), verdict=_without(claim), note="about full size only")
+        return Result(**facts, arms=_unmeasured(resolved), verdict=_without(claim), note=FULL_SIZE)
     if claim.exact:
         effect = round(evidence.effect(claim, [exact(r, m, runs.classes) for r, m in zip(resolved, metrics, strict=True)]), 9)
         inside = claim.region[0] <= effect <= claim.region[1]

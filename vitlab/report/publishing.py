@@ -181,7 +181,7 @@ def index(results_dir: Path) -> None:
 def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
     """Return what a page says of the set in `folder` without showing all of it."""
     book = ledger.read(folder / ledger.FILE) if (folder / ledger.FILE).is_file() else None
-    claims = [] if book is None else [sentence for sentence in (ledger.said(book), ledger.so_far(book)) if sentence]
+    claims = [] if book is None else [sentence for sentence in (ledger.opening(book), ledger.said(book), ledger.so_far(book)) if sentence]
     return set_page.page(ladder(runs), variants(runs), [], folder) | {"claims": claims}
 
 

@@ -107,6 +107,12 @@ def _epochs(runs: Sequence[RunRecord]) -> list[float]:
     return [e for e in epochs if e is not None]
 
 
+def _mixed(runs: Sequence[RunRecord]) -> list[float]:
+    """Return the share of batches that are mixed, of each phase that mixes any."""
+    mixes = [phase.get("mix") or {} for r in runs for phase in r.config.get("phases") or ()]
+    return [mix["prob"] for mix in mixes if mix.get("mixup") or mix.get("cutmix")]
+
+
 def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
     """Return what a reader must know, one sentence each."""
     top = max(rungs, key=lambda r: r.mean)
@@ -149,10 +155,12 @@ def _scale(runs: Sequence[RunRecord]) -> list[str]:
         train = words.span([r.dataset.train for r in runs])
         epochs = words.span(_epochs(runs))
         sizes = [r.params / 1e6 for r in runs]
+        mixed = words.span([round(100 * share, 2) for share in _mixed(runs)])
         sizes = words.sig(min(sizes)) if len(set(sizes)) == 1 else f"{words.sig(min(sizes))} to {words.sig(max(sizes))}"
         notes.append(
-            f"This is not the original reports' scale. Profile {first.profile}: {train} training images, {epochs or 'few'} epochs, models of "
-            f"{sizes} million parameters; the reports: 50,000 images, up to 300 epochs, 10.6 million parameters (the best student). The "
+            f"This is not the original reports' scale. Profile {first.profile}: {train} training images, {epochs or 'few'} epochs, "
+            + (f"weakened regularisation (Mixup or CutMix in {mixed} % of the batches), " if mixed else "")
+            + f"models of {sizes} million parameters; the reports: 50,000 images, up to 300 epochs, 10.6 million parameters (the best student). The "
             f"numbers show that the whole path works and how the experiments compare at this size. They neither confirm nor refute what the "
             f"reports claim for theirs."
         )

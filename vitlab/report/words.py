@@ -66,8 +66,13 @@ def seeds(runs: Iterable[RunRecord]) -> str:
 
 
 def devices(runs: Iterable[RunRecord]) -> str:
-    """Return the devices that the runs were trained on."""
-    return " and ".join(sorted({r.device for r in runs}))
+    """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many of them a run had."""
+    return " and ".join(sorted({f"{r.device}, {threads(r)} per run" if "core" in r.device else r.device for r in runs}))
+
+
+def threads(run: RunRecord) -> str:
+    """Return how many threads the run had."""
+    return "1 thread" if run.threads == 1 else f"{run.threads} threads"
 
 
 def commit(run: RunRecord, digits: int) -> str:
