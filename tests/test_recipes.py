@@ -160,8 +160,11 @@ def test_experiment(tree: Tree) -> None:
     assert "08_no_drop_path" in printed
     record = tree.record
     assert (record["experiment"], record["title"]) == ("08_no_drop_path", "Regularised ViT without DropPath")
-    parent = config.load(tree.path / "experiments" / "02_regularized_vit.yaml", "quick", ["model.drop_path=0"])
-    assert record["fingerprint"] == parent.fingerprint, "the file and --set train the same"
+    assert record["config"]["model"]["drop_path"] == 0
+    tree.run("python runner.py experiments/02_regularized_vit.yaml --set model.drop_path=0 --profile quick --data digits")
+    (with_set,) = (tree.path / "runs").glob("*/02_regularized_vit/*/record.json")
+    by_set = json.loads(with_set.read_text(encoding="utf-8"))
+    assert record["fingerprint"] == by_set["fingerprint"], "the file and --set are one configuration"
 
 
 @pytest.mark.slow
