@@ -12,6 +12,7 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = (
+    "CITATION.cff",
     "experiments/**/*.yaml",
     "experiments/*.json",
     "results/*/weights/*.safetensors",

@@ -127,6 +127,13 @@ def test_published_weights_classify(vitlab: Vitlab, tmp_path: Path) -> None:
     assert guess.startswith("cat.png: ")
 
 
+def test_published_weights_are_exported(vitlab: Vitlab, tmp_path: Path) -> None:
+    weights = REPOSITORY / "results" / "ledger-cifar10" / "weights" / "01_baseline_vit.safetensors"
+    vitlab("export", weights, "--to", "safetensors")
+    (card,) = tmp_path.rglob("README.md")
+    assert "@software{vitlab" in card.read_text(encoding="utf-8")
+
+
 def test_the_page_shows_the_published_models(installed: Path, tmp_path: Path) -> None:
     with make_demo.serving(env={"PYTHONPATH": str(installed)}, cwd=tmp_path) as (process, address):
         page = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address).read().decode()

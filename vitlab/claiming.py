@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -31,6 +32,7 @@ def claims(args: argparse.Namespace, train: Train) -> int:
     """Carry out `vitlab claims` and return its exit code. `train` trains runs and returns another."""
     from vitlab.claims import declarations
     from vitlab.config import PROFILES
+    from vitlab.data import sources
 
     declared = declarations.load(args.declarations)
     if args.train:
@@ -43,16 +45,19 @@ def claims(args: argparse.Namespace, train: Train) -> int:
     }
     if given := [*(flag for flag, value in idle.items() if value), *flags.given(args)]:
         raise UserError(f"{', '.join(given)}: about training; add --run")
-    with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{args.data}").is_dir() for top in (RUNS, RESULTS))]
+    data = (
+        sources.resolve(args.data, args.data_dir, args.profile, download=False).name if args.data == "auto" else sources.name_of(args.data)
+    )
+    with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{data}").is_dir() for top in (RUNS, RESULTS))]
     book, profile = None, args.profile
     for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
-        book = _judge(args.declarations, declared, profile, args.data)
+        book = _judge(args.declarations, declared, profile, data)
         if book is not None:
             break
     if args.json:
         print(json.dumps([] if book is None else book.model_dump(mode="json")["results"], indent=1))
     else:
-        terminal.print_ledger(terminal.console(), declared, args.declarations, f"{profile} · {args.data}", book)
+        terminal.print_ledger(terminal.console(), declared, args.declarations, f"{profile} · {data}", book)
     return 0
 
 
@@ -91,7 +96,8 @@ def _judge(path: Path, declared: Ledger, profile: str, data: str) -> Book | None
 
     name = f"{profile}-{data}"
     own = path.resolve() == declarations.FILE.resolve()
-    kept = (RESULTS if own else REPORTS) / name / (ledger.FILE if own else f"claims-{path.stem}.json")
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two studies' claims.yaml are two ledgers
+    kept = (RESULTS if own else REPORTS) / name / (ledger.FILE if own else f"claims-{path.stem}-{place}.json")
     book = needed.judged(declared, profile, data, RUNS, RESULTS, ledger.judged_before(kept))
     if book is not None and not own:
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,6 @@ def test_own_declarations_keep_their_history_in_reports(small_world: Path, tmp_p
     assert (code, "no claim is measured; '--run' trains what they need" in out) == (0, True), err
     assert not claiming.REPORTS.exists()
 
-    kept = claiming.REPORTS / "quick-digits" / "claims-mine.json"
     folders = finish(declarations.load(path).claims[0], (53.0, 54.2, 55.1), (50.0, 51.0, 52.0))
     code, out, err = run(capsys, "claims", path, *ON, main=cli.main)
     assert code == 0, err
@@ -132,6 +131,7 @@ def test_own_declarations_keep_their_history_in_reports(small_world: Path, tmp_p
     assert "At the size of profile quick, on digits, a second epoch gives +3.10 [" in said
     assert "Of 2 primary claims, 2 are supported; 1 of them judged by formula, without a run." in said
     assert "planned: 3 or 5 seeds from 0 on; Holm over 1 claims; declared in " in said
+    (kept,) = (claiming.REPORTS / "quick-digits").glob("claims-mine-*.json")
     (first, _) = books.read(kept).results
     assert (first.verdict, first.seeds, first.history) == ("supported", (0, 1, 2), ())
 
@@ -146,6 +146,12 @@ def test_own_declarations_keep_their_history_in_reports(small_world: Path, tmp_p
     out = run(capsys, "claims", path, *ON, main=cli.main)[1]
     assert "interim, declared anew" in " ".join(out.split())
     assert not claiming.RESULTS.exists(), "nothing is published"
+
+    other = tmp_path / "another study" / "mine.yaml"  # of the same name, with a claim of the same name
+    other.parent.mkdir()
+    other.write_text(OWN, encoding="utf-8")
+    assert json.loads(run(capsys, "claims", other, "--json", *ON, main=cli.main)[1])[0]["history"] == []
+    assert len(list(kept.parent.glob("claims-mine-*.json"))) == 2
 
 
 def test_what_claims_can_find_out_is_said_before_anything_is_trained(

@@ -213,6 +213,17 @@ def test_set_overrides_win_and_name_the_variant(tmp_path: Path) -> None:
     assert got.variant == "ema={start:0.5,end:0.6} optim.lr=1e-2 optim.warmup.percent=5 phases.0.augment.crop=2"
 
 
+def test_setting_what_is_so_anyway_is_no_variation(tmp_path: Path) -> None:
+    """In a sweep over learning rates the experiment's own one must not take its run out of the ladder."""
+    path = EXPERIMENTS / "05_kd_r18.yaml"
+    for same in ("optim.lr=6e-4", "optim.lr=0.0006", "distill.teacher=teachers/resnet18.yaml"):
+        assert config.load(path, "full", (same,)) == config.load(path, "full")
+    assert config.load(path, "full", ("optim.lr=6e-4", "model.depth=3")).variant == "model.depth=3 optim.lr=6e-4"
+    assert config.load(path, "ledger", ("optim.lr=6e-4",)).variant == "optim.lr=6e-4"  # which has another
+    unfinished = write(tmp_path, MINIMAL.replace("heads: 2", "heads: 0"))
+    assert config.load(unfinished, "full", ("model.heads=2",)).variant == "model.heads=2"
+
+
 def test_an_ema_that_does_not_rise_is_recorded_and_stays_so_in_every_profile(tmp_path: Path) -> None:
     rising = config.load(write(tmp_path, MINIMAL + "ema: {start: 0.9, end: 0.99}\n")).config
     flat = write(tmp_path, MINIMAL + "ema: {end: 0.99}\n", "flat.yaml")

@@ -321,6 +321,20 @@ def test_folder_without_halves(tmp_path: Path) -> None:
     assert loaded.test_labels.tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("n", [3, 4, 5, 7])
+def test_a_plan_knows_how_many_images_a_small_folder_trains_on(n: int, tmp_path: Path) -> None:
+    """At least one image of each class is for testing, however few there are."""
+    for label in range(10):
+        for i in range(n):
+            path = tmp_path / "set" / f"class {label}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (label, i, 0)).save(path)
+    source = sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full")
+    loaded = dataset.load(source, config.Data(), "cpu")
+    assert source.train == len(loaded.train_labels) + len(loaded.validation_labels) == 10 * n - len(loaded.test_labels)
+    assert set(loaded.test_labels.tolist()) == set(range(10))
+
+
 def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "set")
     source = sources.resolve(str(tmp_path / "set"), tmp_path / "data", "full")

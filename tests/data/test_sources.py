@@ -11,9 +11,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torchvision
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -101,6 +104,29 @@ def test_import_is_light() -> None:
     code = "import sys, vitlab.data.sources; print([m for m in ('torch', 'torchvision', 'sklearn', 'numpy', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "[]"
+
+
+def test_two_commands_fetch_it_once(name: str, tiny: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one finds files that are not whole yet: it waits, and does not call them damaged."""
+    begun, fetched = threading.Event(), []
+
+    def fetch(data_dir: Path, train: bool, download: bool) -> None:
+        fetched.append(data_dir)
+        folder = cifars.place(name, {file: content[:-1] for file, content in tiny.items()}, data_dir)
+        begun.set()
+        time.sleep(0.7)
+        for file, content in tiny.items():
+            (folder / file).write_bytes(content)
+
+    monkeypatch.setattr(torchvision.datasets, sources.CIFARS[name].torchvision, fetch)
+    monkeypatch.setattr(fetch, "url", "", raising=False)
+    monkeypatch.setattr(sources, "unreachable", lambda url: "")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(sources.resolve, name, tmp_path, "full")
+        begun.wait()
+        assert sources.resolve(name, tmp_path, "full") == first.result()
+    assert fetched == [tmp_path]
+    assert [path.name for path in tmp_path.iterdir()] == [sources.CIFARS[name].folder], "and no lock is left"
 
 
 def test_in_place(name: str, tiny: dict[str, bytes], tmp_path: Path) -> None:

@@ -223,6 +223,7 @@ def execute_(run, *args):
     return real(run, *args)
 execute.execute = execute_
 """
+STOPPED = KILLED.replace("SIGKILL", "SIGTERM")
 DIVERGED = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise execute.loop.Diverged('the loss is no longer finite')")
 MISTAKEN = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise execute.UserError('here: this; do that')")
 BROKEN = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise ZeroDivisionError")
@@ -233,11 +234,12 @@ BROKEN = KILLED.replace("os.kill(os.getpid(), signal.SIGKILL)", "raise ZeroDivis
     ("patch", "code", "expected", "traceback"),
     [
         (KILLED, 1, "failed other · seed 0: its process was killed by SIGKILL; if memory ran out, try fewer --jobs", False),
+        (STOPPED, 1, "failed other · seed 0: its process alone was asked to stop, by a signal. The same command goes on", False),
         (DIVERGED, 1, "failed other · seed 0: the loss is no longer finite", False),
         (MISTAKEN, 2, "error: here: this; do that", False),
         (BROKEN, 1, "In the process of", True),
     ],
-    ids=["killed", "diverged", "a mistake", "a bug"],
+    ids=["killed", "stopped", "diverged", "a mistake", "a bug"],
 )
 def test_one_that_fails_stops_the_others_and_a_killed_ones_command_goes_on(
     patch: str, code: int, expected: str, traceback: bool, tmp_path: Path, experiments: Path
@@ -246,7 +248,7 @@ def test_one_that_fails_stops_the_others_and_a_killed_ones_command_goes_on(
     assert ended == code, out
     assert expected in out
     assert ("Traceback" in out) == traceback
-    if patch == KILLED:  # which leaves the most behind; going on is the same for all
+    if patch in (KILLED, STOPPED):  # which leave the most behind; going on is the same for all
         code, out = finish(start(tmp_path / "world", experiments, "--jobs", "3"))
         assert code == 0, out
         assert len(results(tmp_path / "world")) == 6

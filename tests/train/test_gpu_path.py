@@ -349,6 +349,28 @@ def test_augmentation_and_forward_stay_on_a_gpu(name: str, tiny_data: Dataset) -
         assert (augmented.shape, heads.shape[1:]) == ((4, 3, 32, 32), (4, 10))
 
 
+@pytest.mark.parametrize("name", ["02_regularized_vit", "07_conv_stem_kd"])
+def test_a_run_begun_on_a_processor_goes_on_on_a_gpu(name: str) -> None:
+    """torch would restore that the optimizer was not capturable, and capturing its step then fails."""
+    cfg = config.load(EXPERIMENTS / f"{name}.yaml", "quick").config
+    here = registry.build(cfg.model, 10)
+    saved = optim.build(cfg.optim, here)
+    for p in here.parameters():
+        p.grad = torch.ones_like(p)
+    saved.step()
+    assert not any(group["capturable"] for group in saved.param_groups)
+    mode = FakeTensorMode()
+    there = optim.build(cfg.optim, fake_on_a_gpu(registry.build(cfg.model, 10), mode))
+    with mode:
+        there.load_state_dict(tree_map_only(Tensor, mode.from_tensor, saved.state_dict()))
+    assert all(group["capturable"] for group in there.param_groups)
+    state = getattr(there, "adamw", there).state
+    assert {kept.device for of in state.values() for kept in of.values()} == {GPU}
+    back = optim.build(cfg.optim, registry.build(cfg.model, 10))
+    back.load_state_dict(saved.state_dict())
+    assert not any(group["capturable"] for group in back.param_groups)
+
+
 # ------------------------------------------------------------------------------------------------------------ teachers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import tarfile
 from collections.abc import Callable
@@ -232,6 +233,24 @@ def test_what_is_damaged_while_it_is_open_is_not_used(lesson: Lesson) -> None:
         assert one.get(b"a" * DIGEST) is None
         other.put(b"b" * DIGEST, b"z" * SIZE)
         assert one.get(b"a" * DIGEST) is None
+
+
+def test_what_is_appended_while_a_store_is_opened_is_kept(lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lesson.store() as one, lesson.store() as other:
+        assert one.get(b"a" * DIGEST) is None
+        one.put(b"a" * DIGEST, b"x" * SIZE)
+        pread = os.pread
+
+        def append_at_the_end(*args: Any) -> bytes:
+            if not (row := pread(*args)):  # all rows are read, and the file is not judged yet
+                monkeypatch.undo()
+                one.put(b"b" * DIGEST, b"y" * SIZE)
+            return row
+
+        monkeypatch.setattr(os, "pread", append_at_the_end)
+        assert other.get(b"a" * DIGEST) == b"x" * SIZE
+        assert other.get(b"b" * DIGEST) == one.get(b"b" * DIGEST) == b"y" * SIZE
+    assert lesson.said == []
 
 
 def test_two_processes_may_write_one_store(lesson: Lesson) -> None:

@@ -274,6 +274,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         remedy = "name the experiments alone, or their folder, of which only claims.yaml is left out"
         raise UserError(f"{shown(path)}: expected an experiment, but this file declares claims; {remedy}")
     _overlay(values, places, profile, names)
+    before = json.dumps(values)
     for assignment in sets:
         _set(values, places, assignment)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):
@@ -295,7 +296,17 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         teacher = cut(shown(Path(config.distill.teacher)))
         near = "the experiment" if str(place).startswith("--set") else "the file that names it"
         raise UserError(f"{place}: distill.teacher: {teacher}: no such file; name it relative to {near}")
+    if sets and _says(before, config):
+        sets = ()  # the experiment has these values anyway: it is no variation
     return Resolved(path.stem, path.resolve(), profile, sets, config)
+
+
+def _says(values: str, config: Experiment) -> bool:
+    """Return whether the JSON `values` are an experiment, and this one."""
+    try:
+        return Experiment.model_validate_json(values, strict=True) == config
+    except ValidationError:
+        return False
 
 
 def _explain(err: Any, values: Any, places: dict[Keys, Place], file: str) -> str:

@@ -24,7 +24,6 @@ from vitlab.errors import UserError
 
 MAX_PIXELS = 50_000_000  # of one image file; more is taken for a decompression bomb
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not EPS, which Pillow hands to Ghostscript
-TEST_SHARE = 0.2  # of the images, where a data set has no test split of its own
 SPLIT_SEED = 0  # splits are the same whatever the run's seed
 
 T = TypeVar("T")
@@ -130,7 +129,7 @@ def _limit(images: Images, limit: int | None, key: str) -> Images:
 def _split_test(images: Images) -> tuple[Images, Images]:
     """Return `(train, test)` for a data set without a test split of its own."""
     pixels, labels = images
-    take = min(max(len(labels.unique()), round(TEST_SHARE * len(labels))), len(labels) - len(labels.unique()))
+    take = sources.test_size(len(labels), len(labels.unique()))
     test, train = stratified_split(labels, take, "test")
     return (pixels[train], labels[train]), (pixels[test], labels[test])
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import importlib.util
 import os
 import re
 import socket
+import sys
 import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from vitlab.config.places import read_yaml
 from vitlab.errors import UserError
-from vitlab.files import printable
+from vitlab.files import held, printable
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_CLASSES = (  # of the fine labels, in torchvision's order
@@ -33,6 +35,7 @@ CIFAR100_CLASSES = (  # of the fine labels, in torchvision's order
 )  # fmt: skip
 DIGITS_DIGEST = "0fbe54eb00f1b730f06afc8d66f9aa71"  # of scikit-learn's digits; dataset.py compares
 REACH_SECONDS = 10  # for the first answer of the data set's site, name look-up included
+TEST_SHARE = 0.2  # of the images, where a data set has no test split of its own
 STALL_SECONDS = 60  # a download in which nothing arrives for so long has failed
 
 
@@ -152,16 +155,26 @@ def _cifar(name: str, data_dir: Path, download: bool) -> Source:
     archive, size, digest = cifar.archive
     folder = data_dir / cifar.folder
     note = ""
-    if not _complete(cifar, folder):
-        if download:
-            _fetch(cifar, data_dir)
-        elif not _has_size(data_dir / archive, size):
+    if not download:
+        if not _complete(cifar, folder) and not _has_size(data_dir / archive, size):
             note = f"{cifar.title} is not in {data_dir}: a run would first download it."
+    elif not _whole(cifar, folder):
+        say = cache(lambda holder: print(f"{cifar.title} is being fetched by {printable(holder)}; waiting", file=sys.stderr))
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # where nothing can be written nobody else fetches it, and _fetch says so
+                stack.enter_context(held(data_dir / f".{cifar.folder}.lock", say))
+            if not _complete(cifar, folder):
+                _fetch(cifar, data_dir)
     return Source(name, name, folder, digest, cifar.classes, mirror=True, train=50_000, note=note)
 
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
+
+
+def _whole(cifar: Cifar, folder: Path) -> bool:
+    """Return whether every file is present with its right size. It need not be: another command may be unpacking them."""
+    return all((folder / name).is_file() if size is None else _has_size(folder / name, size) for name, (size, _) in cifar.files.items())
 
 
 def _complete(cifar: Cifar, folder: Path) -> bool:
@@ -291,14 +304,13 @@ def scan(folder: Path) -> Scan:
         if differ := sorted(set(train_classes) ^ set(test_classes)):
             only = "; ".join(f"'{c}' only in {'train' if c in train_classes else 'test'}" for c in differ[:5])
             raise UserError(f"{folder}: train and test must have the same class folders: {only}")
-        classes = tuple(train_classes)
-        return Scan(classes, _labelled(train_classes), _labelled(test_classes))
+        return Scan(tuple(train_classes), _labelled(train_classes), _labelled(test_classes))
     for half, other in ((train, "test"), (test, "train")):
         if half.is_dir() and any(p.is_dir() for p in _entries(half)):
             raise UserError(f"{folder}: has {half.name}/ but no {other}/; add it, or put the class folders directly into {folder}")
     by_class = _class_folders(folder)
-    for name, files in by_class.items():
-        if len(files) < 2:
+    for name, images in by_class.items():
+        if len(images) < 2:
             raise UserError(f"{folder / name}: has one image; add some: train and test each need one of every class")
     return Scan(tuple(by_class), _labelled(by_class), None)
 
@@ -359,8 +371,13 @@ def _folder(folder: Path, data_dir: Path) -> Source:
     folder = folder.resolve()
     found, mirror = scan(folder), _mirror(folder / "dataset.yaml")
     digest = folder_digest(folder, found, mirror)
-    train = len(found.train) if found.test is not None else round(0.8 * len(found.train))
+    train = len(found.train) if found.test is not None else len(found.train) - test_size(len(found.train), len(found.classes))
     return Source("folder", name_of(folder), folder, digest, found.classes, mirror, train, cache=data_dir / ".cache" / f"{digest}.pixels")
+
+
+def test_size(images: int, classes: int) -> int:
+    """Return how many of a data set's images become its test split where it has none: a fifth, and at least one of each class to test and to train."""
+    return min(max(classes, round(TEST_SHARE * images)), images - classes)
 
 
 def _mirror(path: Path) -> bool:

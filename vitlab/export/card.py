@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from vitlab.paths import REPOSITORY
+from vitlab.paths import CHECKOUT, REPOSITORY, SHIPPED
 from vitlab.records import RunRecord
 from vitlab.report import words
 from vitlab.report.words import md
@@ -195,7 +195,7 @@ def _limits(record: RunRecord, seeds: Sequence[RunRecord]) -> list[str]:
 
 def _citation() -> str:
     """Return CITATION.cff as BibTeX."""
-    cff = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    cff = yaml.safe_load(((REPOSITORY if CHECKOUT else SHIPPED) / "CITATION.cff").read_text(encoding="utf-8"))
     authors = " and ".join(a.get("name") or f"{a['family-names']}, {a['given-names']}" for a in cff["authors"])
     return f"@software{{vitlab,\n  author = {{{{{authors}}}}},\n  title = {{{cff['title']}}},\n  version = {{{cff['version']}}}\n}}\n"
 

@@ -36,7 +36,7 @@ def seed_count(n: int) -> str:
 
 def sig(value: float) -> str:
     """Return the number with three significant digits, or without decimals from a thousand on."""
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:,.0f}"
 
 
 def millions(value: float) -> str:

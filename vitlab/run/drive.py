@@ -62,6 +62,9 @@ def by_engine(tasks: list[Task], engine: Engine, display: Display, stop: Stop) -
                 if event.kind == "finished":
                     del left[task.run.folder]
                     yield task, *event.values
+                elif event.kind == "interrupted" and asked is None and stop.asked() is None:
+                    why = "its process alone was asked to stop, by a signal. The same command goes on from the last checkpoint"
+                    failure = failure or Died(f"{task.run.label}: {why}")
                 elif event.kind == "interrupted" or (event.kind == "died" and stop.asked() is not None):
                     interrupted.append(task.run.folder)
                 elif event.kind in ("failed", "died") and failure is None:

@@ -94,12 +94,14 @@ def train(
         state = f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished"
         if folders:
             state = f"all that is done is saved, the last of it in {', '.join(map(os.path.relpath, folders))}"
-        return _stopped(console, number, state), done
+        return _stopped(console, number, f"{state}; {_again(forced)}"), done
     except (loop.Diverged, Died) as e:
         console.print(f"failed {e}", style="red")
+        if forced:
+            console.print(_again(forced))
         return 1, done
     if stop.signal is not None:
-        return _stopped(console, stop.signal, "all runs are finished"), done
+        return _stopped(console, stop.signal, f"all runs are finished; {_again(set())}"), done
     _ship_outstanding(console, runs, root)
     return 0, done
 
@@ -157,8 +159,14 @@ def print_device(console: Console, device: str, uri: str) -> None:
 def _stopped(console: Console, number: int, state: str) -> int:
     """Say why the runs stopped, and return the exit code: 0 for a spent budget, which is no failure, else 128 + the signal."""
     spent = number == signal.SIGALRM
-    console.print(f"{'the budget is spent' if spent else 'stopped'}: {state}; the same command goes on from there")
+    console.print(f"{'the budget is spent' if spent else 'stopped'}: {state}")
     return 0 if spent else 128 + number
+
+
+def _again(forced: set[Path]) -> str:
+    return (
+        "the same command without --force goes on from there; with it, it begins anew" if forced else "the same command goes on from there"
+    )
 
 
 def _ship_outstanding(console: Console, runs: list[Run], root: Path) -> None:

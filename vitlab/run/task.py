@@ -15,6 +15,7 @@ import torch
 from vitlab import files
 from vitlab.data import dataset
 from vitlab.data.dataset import Dataset
+from vitlab.errors import UserError
 from vitlab.files import printable
 from vitlab.records import RunRecord
 from vitlab.run import execute
@@ -54,7 +55,7 @@ def train_task(
     """Train one run in this process, unless another process finishes it meanwhile; return its record, and whether it was trained here.
 
     `make_bar(images_per_epoch)`, `say(text)` and `shipping` as for execute.execute. Raises loop.Interrupted where `stop` asks to stop, loop.Diverged
-    with the run's label, DiskFull and UserError.
+    with the run's label, DiskFull, and UserError, also where the GPU's memory does not suffice.
     """
     run = task.run
     with files.held(run.lock, waiting(say, stop)):
@@ -66,6 +67,8 @@ def train_task(
             return execute.execute(run, data, make_bar, stop, say, shipping), True
         except loop.Diverged as e:
             raise loop.Diverged(f"{run.label}: {e}") from None
+        except torch.OutOfMemoryError as e:
+            raise UserError(f"{run.label}: {str(e).splitlines()[0]} Try fewer --jobs or a smaller train.batch_size") from e
 
 
 def waiting(say: Callable[[str], None], stop: Stop) -> Callable[[str], None]:

@@ -107,8 +107,9 @@ class LogitsStore:
         try:
             for path in sorted({self.path, *self.path.parent.glob(f"*-{self.answers}{SUFFIX}")}):
                 file = self.files.enter_context(path.open("a+b", buffering=0))
+                size = os.fstat(file.fileno()).st_size  # before: another process may append a row at any time
                 end = self._index(file, 0)
-                if end < os.fstat(file.fileno()).st_size:
+                if end < size:
                     os.ftruncate(file.fileno(), end)
                     self.say(f"{path}: damaged, cut to its first {end // self.length:,} rows; the teacher computes the others anew")
                 if path == self.path:

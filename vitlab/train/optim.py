@@ -36,7 +36,7 @@ class Muon:
         self.muon = torch.optim.Muon(
             self.matrices, lr=1.0, weight_decay=cfg.weight_decay, momentum=cfg.momentum, adjust_lr_fn="match_rms_adamw"
         )
-        self.adamw = _adamw([decayed, plain], cfg)
+        self.adamw = AdamW([decayed, plain], cfg)
 
     @property
     def param_groups(self) -> list[dict]:
@@ -65,14 +65,22 @@ class Muon:
         self.adamw.load_state_dict(state["adamw"])
 
 
-def adamw(cfg: config.AdamW, model: nn.Module) -> torch.optim.AdamW:
-    """Return torch's AdamW over `parameter_groups`."""
-    return _adamw(parameter_groups(model, cfg.weight_decay), cfg)
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, fused, on a GPU as a CUDA graph can hold it; what was saved on another kind of device is taken up as on this one."""
+
+    def __init__(self, groups: list[dict], cfg: config.AdamW | config.Muon) -> None:
+        self.on_gpu = groups[0]["params"][0].is_cuda  # capturable: its step count is on the GPU too, for a CUDA graph
+        super().__init__(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=self.on_gpu)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore a state. Its groups say whether it was saved on a GPU, and torch would keep that."""
+        groups = [group | {"capturable": self.on_gpu} for group in state["param_groups"]]
+        super().load_state_dict(state | {"param_groups": groups})
 
 
-def _adamw(groups: list[dict], cfg: config.AdamW | config.Muon) -> torch.optim.AdamW:
-    on_gpu = groups[0]["params"][0].is_cuda  # capturable: its step count is on the GPU too, for a CUDA graph
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True, capturable=on_gpu)
+def adamw(cfg: config.AdamW, model: nn.Module) -> AdamW:
+    """Return AdamW over `parameter_groups`."""
+    return AdamW(parameter_groups(model, cfg.weight_decay), cfg)
 
 
 def sgd(cfg: config.SGD, model: nn.Module) -> torch.optim.SGD:
