@@ -101,7 +101,7 @@ def vitlab(cfg: config.Experiment, data: Images, laps: Laps) -> None:
         loop.train(
             cfg, dataset, model, CrossEntropy(),
             seed=0, folder=folder, journal=Journal(folder / "journal.jsonl"), meter=Meter(where, 1.0, 1.0), bar=LapBar(laps), stop=loop.Stop(),
-            covered=lambda size: None,
+            part={}, covered=lambda size: None,
         )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def look(run: plan.Run, loaded: dataset.Dataset, epochs: int, folder: Path) -> d
     with contextlib.closing(Journal(folder / "journal.jsonl")) as journal, contextlib.suppress(loop.Interrupted):
         loop.train(
             shortened, loaded, model, objective,
-            seed=run.seed, folder=folder, journal=journal, meter=meter, bar=watch, stop=watch, covered=watch.covered,
+            seed=run.seed, folder=folder, journal=journal, meter=meter, bar=watch, stop=watch, part={}, covered=watch.covered,
         )  # fmt: skip
 
     whole = watch.history[:epochs]

@@ -21,6 +21,7 @@ from tests.support.cli import run
 from tests.support.disk import no_file_above
 from vitlab import cli, config, records
 from vitlab.paths import EXPERIMENTS, REPOSITORY
+from vitlab.report import words
 from vitlab.run import execute, progress, signals, task
 from vitlab.track import read, shipping
 from vitlab.train import checkpoint, evaluate, loop
@@ -233,6 +234,7 @@ def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_b
     with monkeypatch.context() as patch:
         patch.setattr(loop.Step, "__call__", counted)
         patch.setattr(loop.Stop, "asked", up_after_the_second)
+        patch.setattr(execute, "git_state", lambda: {"commit": "abc", "dirty": ""})
         code, out, _ = run(capsys, *ONE, "--budget", "1h")
     assert code == 0
     assert "budget 1:00:00" in out.splitlines()[0]
@@ -244,8 +246,13 @@ def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_b
     assert run(capsys, *ONE, "--budget", "1h")[0] == 0
     assert seed_runs(small_world) == [(run_id, "FINISHED")]
     resumed = (saved.parent / "predictions.npz").read_bytes()
+    record = records.read(saved.parent / "record.json")
+    assert [part.git["commit"] for part in record.parts] == ["abc", record.git["commit"]], "the code that began it is not forgotten"
+    assert words.commit(record, 7).startswith(f"abc, then {record.git['commit'][:7]}")
+    assert words.device(record) == f"{record.device}, {words.threads(record)}"
     assert run(capsys, *ONE, "--force")[0] == 0
     assert (saved.parent / "predictions.npz").read_bytes() == resumed
+    assert records.read(saved.parent / "record.json").parts == ()
 
 
 def test_a_budget_spent_before_a_run_leaves_it_alone(small_world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,6 +261,8 @@ def test_a_budget_spent_before_a_run_leaves_it_alone(small_world: Path, capsys: 
     assert not list((small_world / "runs").glob("*/*/*"))
     assert run(capsys, *ONE)[0] == 0
     assert "1 of 2 runs are finished" in run(capsys, *ONE, "--seeds", "1,0", "--budget", "0.001s")[1]  # whichever comes first
+    anew = run(capsys, *ONE, "--force", "--budget", "0.001s")[1].splitlines()[-1]
+    assert anew.endswith("the same command without --force goes on from there; with it, it begins anew")
 
 
 def test_a_signal_after_the_budget_stops_at_once_and_nobody_waits_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:

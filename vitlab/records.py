@@ -72,6 +72,14 @@ class ClassFacts(_Frozen):
     support: int
 
 
+class Part(_Frozen):
+    """A stretch of a run: where it was trained, and by what code."""
+
+    device: str
+    threads: int
+    git: dict[str, str]
+
+
 class RunRecord(_Frozen):
     """One finished run, as `record.json` has it."""
 
@@ -110,6 +118,9 @@ class RunRecord(_Frozen):
     threads: int
     versions: dict[str, str]
     git: dict[str, str]  # commit, dirty: hash of uncommitted changes or ""
+    parts: tuple[
+        Part, ...
+    ] = ()  # of a run that was stopped and went on elsewhere or with other code, the last one as said above; else empty
     started: str  # UTC, ISO 8601
     finished: str
     teacher: TeacherFacts | None = None

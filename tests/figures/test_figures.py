@@ -205,7 +205,7 @@ def test_points_stand_where_the_numbers_are() -> None:
     ladder = rungs.ladder(fake_set(3))
     with style.style(style.LIGHT):
         axes = charts.accuracy_cost(ladder, style.LIGHT).axes
-    for ax, cost in zip(axes, ([r.runs[0].params / 1e6 for r in ladder], [r.seconds / 60 for r in ladder])):
+    for ax, cost in zip(axes, ([r.runs[0].params / 1e6 for r in ladder], [r.timed.train_seconds / 60 for r in ladder])):
         drawn = [(c.lines[0].get_xdata()[0], c.lines[0].get_ydata()[0]) for c in ax.containers]
         assert np.allclose(drawn, [(x, r.mean) for x, r in zip(cost, ladder)])
         assert [t.get_text() for t in ax.texts] == ["01", "02", "03", "04", "05", "06", "resnet18", "resnet50"]

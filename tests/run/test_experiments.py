@@ -58,6 +58,7 @@ def test_two_steps(path: Path, digits: Dataset, tmp_path: Path) -> None:
         meter=Meter(torch.device("cpu"), 1e9, 1e12),
         bar=Silent(),
         stop=loop.Stop(),
+        part={},
         covered=lambda size: None,
     )
     assert len(digits.train_labels) // 16 == 2

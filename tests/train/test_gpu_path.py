@@ -216,7 +216,7 @@ def train(
         try:
             trained = loop.train(
                 cfg, data, model, Distillation(teacher(), 2.0, 0.5),
-                seed=7, folder=folder, journal=journal, meter=Meter(CPU, 1e9, 1e12), bar=Silent(), stop=After(steps), covered=lambda _: None,
+                seed=7, folder=folder, journal=journal, meter=Meter(CPU, 1e9, 1e12), bar=Silent(), stop=After(steps), part={}, covered=lambda _: None,
             )  # fmt: skip
         except loop.Interrupted:
             return None

@@ -79,7 +79,7 @@ class Lesson:
             try:
                 loop.train(
                     cfg, self.data, model, objective,
-                    seed=seed, folder=self.root / name, journal=journal, meter=meter, bar=Silent(), stop=stop, covered=lambda size: None,
+                    seed=seed, folder=self.root / name, journal=journal, meter=meter, bar=Silent(), stop=stop, part={}, covered=lambda size: None,
                 )  # fmt: skip
             except loop.Interrupted:
                 pass

@@ -17,7 +17,7 @@ from vitlab.data.dataset import Dataset
 from vitlab.data.rng import epoch_order
 from vitlab.models import registry
 from vitlab.track.journal import Journal, read_journal
-from vitlab.train import checkpoint, loop
+from vitlab.train import checkpoint, loop, optim
 from vitlab.train.meter import Meter
 from vitlab.train.objective import CrossEntropy, Distillation
 
@@ -58,6 +58,7 @@ def train(
             meter=Meter(torch.device("cpu"), 1e9, 1e12),
             bar=Silent(),
             stop=stop,
+            part={},
             covered=lambda size: None,
         )
     except loop.Interrupted:
@@ -231,16 +232,16 @@ def test_infinite_weights_are_never_saved_however_good_the_loss(
     tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last step, after which there is always a checkpoint, is too large: its loss and gradients, taken before it, are finite."""
-    step, calls = torch.optim.AdamW.step, 0
+    step, calls = optim.AdamW.step, 0
 
-    def too_far(self: torch.optim.AdamW, *args: object) -> None:
+    def too_far(self: optim.AdamW, *args: object) -> None:
         nonlocal calls
         calls += 1
         step(self, *args)
         if calls == 12:
             self.param_groups[0]["params"][0].data.fill_(float("inf"))
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", too_far)
+    monkeypatch.setattr(optim.AdamW, "step", too_far)
     with pytest.raises(loop.Diverged, match=r"weights are no longer finite.* between steps 9 and 11"):
         train(tiny, tiny_data, tmp_path / "run")
     assert checkpoint.load(tmp_path / "run", torch.device("cpu"))[0]["step"] == 3

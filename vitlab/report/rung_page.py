@@ -291,7 +291,7 @@ def _every_run(rung: Rung) -> Table:
         Column("Fingerprint", {"fingerprint": lambda r: r.fingerprint}, left=True),
         Column("Commit", {"commit": lambda r: words.commit(r, 10)}, left=True),
         Column("Finished (UTC)", {"finished": lambda r: r.finished[:16].replace("T", " ")}, left=True),
-        Column("Device", {"device": lambda r: f"{r.device}, {words.threads(r)}"}, left=True),
+        Column("Device", {"device": words.device}, left=True),
         Column("Test top-1 (%)", {"test_top1": lambda r: r.metrics["test_top1"]}, words.two),
         Column("Validation top-1 (%)", {"validation_top1": lambda r: r.metrics["validation_top1"]}, words.two),
         Column("Training time", {"train_seconds": lambda r: r.train_seconds}, words.duration),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vitlab.records import RunRecord
+from vitlab.records import Part, RunRecord
 
 NONE = "–"
 
@@ -67,18 +67,28 @@ def seeds(runs: Iterable[RunRecord]) -> str:
 
 def devices(runs: Iterable[RunRecord]) -> str:
     """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many of them a run had."""
-    return " and ".join(sorted({f"{r.device}, {threads(r)} per run" if "core" in r.device else r.device for r in runs}))
+    parts = [part for run in runs for part in run.parts or (run,)]
+    return " and ".join(sorted({f"{p.device}, {threads(p)} per run" if "core" in p.device else p.device for p in parts}))
 
 
-def threads(run: RunRecord) -> str:
+def device(run: RunRecord) -> str:
+    """Return where the run was trained, with how many threads: of a run that went on elsewhere all of that, in turn."""
+    return ", then ".join(dict.fromkeys(f"{part.device}, {threads(part)}" for part in run.parts or (run,)))
+
+
+def threads(part: RunRecord | Part) -> str:
     """Return how many threads the run had."""
-    return "1 thread" if run.threads == 1 else f"{run.threads} threads"
+    return "1 thread" if part.threads == 1 else f"{part.threads} threads"
 
 
 def commit(run: RunRecord, digits: int) -> str:
-    """Return the first digits of the code's commit, and what was changed since."""
-    dirty = f" + changes {run.git['dirty'][:8]}" if run.git.get("dirty") else ""
-    return (run.git.get("commit") or "unknown")[:digits] + dirty
+    """Return the first digits of the code's commit, and what was changed since: of a run that went on with other code both, in turn."""
+    return ", then ".join(dict.fromkeys(_commit(part.git, digits) for part in run.parts or (run,)))
+
+
+def _commit(git: dict[str, str], digits: int) -> str:
+    dirty = f" + changes {git['dirty'][:8]}" if git.get("dirty") else ""
+    return (git.get("commit") or "unknown")[:digits] + dirty
 
 
 def md(value: Any) -> str:

@@ -72,6 +72,6 @@ def _train(run: Run, stop: Stop) -> None:
     trained = loop.train(
         cfg, data, model, objective,
         seed=run.seed, folder=run.folder, journal=nothing, meter=Meter(where, run.step_flops, 1.0), bar=nothing, stop=stop,
-        covered=lambda size: None,
+        part={}, covered=lambda size: None,
     )  # fmt: skip
     execute.test_logits(model, trained.ema, data, cfg)

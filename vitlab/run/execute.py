@@ -112,6 +112,7 @@ def execute(
 
     files.write(run.folder / "config.yaml", config.to_yaml(cfg))
     git = git_state()
+    part = {"device": identity(run, where)["device"], "threads": torch.get_num_threads(), "git": git}
     run_info(run, data, git).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -134,7 +135,7 @@ def execute(
             with make_bar(len(data.train_labels)) as bar, store:
                 trained = loop.train(
                     cfg, data, model, objective,
-                    seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, covered=shipper.notify,
+                    seed=run.seed, folder=run.folder, journal=journal, meter=meter, bar=bar, stop=stop, part=part, covered=shipper.notify,
                 )  # fmt: skip
             clock = time.perf_counter()
             heads = test_logits(model, trained.ema, data, cfg)
@@ -262,6 +263,7 @@ def finish(
         threads=torch.get_num_threads(),
         versions={"python": platform.python_version(), "vitlab": vitlab.__version__} | {p: metadata.version(p) for p in ("torch", "torchvision")},
         git=git,
+        parts=tuple(trained.parts) if len(trained.parts) > 1 else (),
         started=started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teacher,

@@ -72,6 +72,7 @@ class Trained:
     ema: optim.EMA | None
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    parts: list[dict[str, Any]] = field(default_factory=list)  # where and with what code it was trained, one after the other
     after: dict[str, float] = field(default_factory=dict)  # seconds by phase since the last epoch's row
 
 
@@ -87,11 +88,13 @@ def train(
     meter: Meter,
     bar: Bar,
     stop: Stop,
+    part: dict[str, Any],
     covered: Callable[[int], None],
 ) -> Trained:
     """Train `model` in place, resuming from `folder` where it holds a checkpoint, and return what else the training left.
 
     `objective(images, heads, targets)` gives named loss terms, see objective.py. `seed` decides the order of images and their augmentation.
+    `part` says where and with what code this is done; where a resumed training began otherwise, the result has both.
 
     A checkpoint is written at the end of an epoch, unless the last one is so recent that saving would take more than SAVING_SHARE of the
     time. One is always written at the end and before stopping. After each, `covered(size)` is called with the journal's size in bytes that
@@ -128,10 +131,13 @@ def train(
             optimizer.load_state_dict(state["optimizer"])
             first, sums, counted = state["step"], state["sums"], state["counted"]
             out.history, out.seconds, journal_size = state["history"], state["seconds"], state["journal"]
+            out.parts = state.get("parts", [])  # earlier versions did not keep them
         journal.truncate(journal_size)
         journal.append("event", text=f"resumed at step {first} of {total}")
     for line in damaged:
         journal.append("event", text=line)
+    if part not in out.parts[-1:]:
+        out.parts.append(part)
     if len(set(distributed.every(first))) > 1:
         raise UserError(f"{folder}: not every process finds the same checkpoint; runs must be in a folder that all machines share")
     states = [] if state is None else [state["rng"], *state.get("rng_of_others", [])]
@@ -197,6 +203,7 @@ def train(
                 "counted": meter.read(),
                 "history": out.history,
                 "seconds": out.seconds,
+                "parts": out.parts,
                 "journal": journal.size(),
             }
             if distributed.rank() == 0:
