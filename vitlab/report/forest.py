@@ -55,7 +55,7 @@ def forest(book: Book, theme: Theme) -> Figure:
         ax = fig.add_axes((LEFT / WIDTH, below / height, 1 - (LEFT + RIGHT) / WIDTH, ROW * len(panel) / height))
         _panel(ax, panel, theme)
         below -= AXIS
-    fig.legend(handles=_key(book, fig.axes[0], theme), loc="lower center", ncols=5, columnspacing=1.8, handletextpad=0.5)
+    fig.legend(handles=_key(book, fig.axes[0], theme), loc="lower center", ncols=6, columnspacing=1.6, handletextpad=0.5)
     where = f"{style.short(book.dataset, 30)}  ·  profile {book.profile}"
     about = f"effect, mean over seeds, and its {100 * book.confidence:g} % interval; without one: a single seed, or by formula"
     style.headline(fig, "Claims, as measured", f"{where}  ·  {about}")
