@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pynvml
@@ -342,6 +344,31 @@ def seed_runs(root: Path) -> list[tuple[str, str]]:
     client = MlflowClient(tracking_uri=shipping.tracking_uri(root))
     experiment_id = client.get_experiment_by_name("vitlab").experiment_id
     return [(run.info.run_id, run.info.status) for run in client.search_runs([experiment_id], "tags.`vitlab.kind` = 'seed'")]
+
+
+BARE = """
+import sys
+class Missing:
+    def find_spec(self, name, *rest):
+        if name.partition(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+def test_what_full_size_needs_installed_suffices_for_a_run(tmp_path: Path) -> None:
+    """Of vitlab's dependencies those that docs/full-size.md does not name are missing, but for what comes with those that it does."""
+    page = (REPOSITORY / "docs" / "full-size.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"needs PyTorch \S+ with (.*?)\. Without MLflow", page, flags=re.DOTALL)
+    named = {"torch", *re.split(r", | and |,\s|\s", named.lower()), "jinja2", "pandas", "scipy"}  # of torch, seaborn, scikit-learn
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    missing = {re.split("[><=]", line)[0] for line in project["dependencies"]} - named
+    assert missing == {"mlflow", "shtab"}
+    process = start(tmp_path, BARE.format(missing=missing))
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    (path,) = tmp_path.glob("runs/*/*/*/record.json")
+    assert records.read(path).metrics["test_top1"] > 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
