@@ -363,11 +363,12 @@ command(f"plan-claims {claim_on}")
 # explains. *Undecided* does not mean that there is no effect. A refuted claim is a result too.
 
 # %% tags=["picture", "verdict"]
+from vitlab.claiming import kept
 from vitlab.claims import ledger
 from vitlab.report import forest
 
 command(f"claims {claim_on} --run")
-book = ledger.read(REPORTS / "quick-digits" / "claims-patches.json")
+book = ledger.read(kept(declared, "quick-digits"))
 forest.draw(book, REPORTS / "quick-digits" / "patches")
 display(SVG(REPORTS / "quick-digits" / "patches" / f"{forest.NAME}-light.svg"))
 print(f"Verdict: {book.results[0].verdict}")

@@ -91,18 +91,27 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
 
 
 def _judge(path: Path, declared: Ledger, profile: str, data: str) -> Book | None:
-    """Return the claims as judged now. Of the project's own declarations the history is published, of others it is kept in reports/."""
+    """Return the claims as judged now, and write them down if they are somebody's own; the project's own are written when they are published."""
     from vitlab.claims import declarations, ledger, needed
 
-    name = f"{profile}-{data}"
-    own = path.resolve() == declarations.FILE.resolve()
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]  # two studies' claims.yaml are two ledgers
-    kept = (RESULTS if own else REPORTS) / name / (ledger.FILE if own else f"claims-{path.stem}-{place}.json")
-    book = needed.judged(declared, profile, data, RUNS, RESULTS, ledger.judged_before(kept))
-    if book is not None and not own:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        ledger.write(book, kept)
+    file = kept(path, f"{profile}-{data}")
+    book = needed.judged(declared, profile, data, RUNS, RESULTS, ledger.judged_before(file))
+    if book is not None and path.resolve() != declarations.FILE.resolve():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        ledger.write(book, file)
     return book
+
+
+def kept(path: Path, name: str) -> Path:
+    """Return the file with what was found and said of the claims that are declared in `path`, in the set of runs `name`.
+
+    It lies in results/ for the project's own declarations, else in reports/ under a name that tells two studies' claims.yaml apart.
+    """
+    from vitlab.claims import declarations, ledger
+
+    if path.resolve() == declarations.FILE.resolve():
+        return RESULTS / name / ledger.FILE
+    return REPORTS / name / f"claims-{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}.json"
 
 
 def plan(args: argparse.Namespace) -> int:

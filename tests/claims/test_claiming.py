@@ -131,7 +131,7 @@ def test_own_declarations_keep_their_history_in_reports(small_world: Path, tmp_p
     assert "At the size of profile quick, on digits, a second epoch gives +3.10 [" in said
     assert "Of 2 primary claims, 2 are supported; 1 of them judged by formula, without a run." in said
     assert "planned: 3 or 5 seeds from 0 on; Holm over 1 claims; declared in " in said
-    (kept,) = (claiming.REPORTS / "quick-digits").glob("claims-mine-*.json")
+    kept = claiming.kept(path, "quick-digits")
     (first, _) = books.read(kept).results
     assert (first.verdict, first.seeds, first.history) == ("supported", (0, 1, 2), ())
 

@@ -137,7 +137,8 @@ def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
         )
     seeds = Counter(len(r.runs) for r in rungs)
     if seeds[1]:
-        some = "Every experiment has" if seeds[1] == len(rungs) else f"{seeds[1]} of {len(rungs)} experiments {'has' if seeds[1] == 1 else 'have'}"
+        has = "has" if seeds[1] == 1 else "have"
+        some = "Every experiment has" if seeds[1] == len(rungs) else f"{seeds[1]} of {len(rungs)} experiments {has}"
         sentences.append(f"{some} one seed only: no interval can be given, and small differences mean nothing.")
     return sentences
 
