@@ -88,8 +88,8 @@ class Watch(loop.Stop):
 def brought_forward(cfg: config.Experiment, epochs: int, per_epoch: int) -> config.Experiment:
     """Return `cfg` with its first phase cut to `epochs` epochs, so that a few steps of each later phase follow in the same run.
 
-    It must be the same run because the phases' memory adds up. The schedule stays as long as it was, and with it the learning rate, the EMA
-    decay and the choice to compile.
+    It must be the same run because what one phase leaves behind takes memory in the next. The schedule stays as long as it was, and with it
+    the learning rate, the EMA decay and the choice to compile.
     """
     if len(cfg.phases) == 1 or epochs == cfg.train.epochs:
         return cfg

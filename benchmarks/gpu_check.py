@@ -96,7 +96,7 @@ class Check:
         """Take `count` steps of the first phase on images that are a function of the step."""
         images = len(step.data.train_labels)
         for i in range(first, first + count):
-            rows = (torch.arange(len(step.rows)) * 7 + i).remainder(images).to(self.where)
+            rows = (torch.arange(len(step.rows), device=self.where) * 7 + i).remainder(images)
             step(rows, step.cfg.phases[0], i, 1e-4, 0.99)
 
     def seconds(self, what: Callable[[], object]) -> float:
@@ -279,6 +279,8 @@ def compiling(check: Check) -> dict[str, Any]:
     tail = step.cfg.phases[-1]
     for i in range(WARM_UP + 1):
         step(torch.arange(len(step.rows), device=check.where), tail, i, 1e-4, 0.99)
+    check.go(step, WARM_UP + 1)  # the first phase is captured anew
+    wait(check.where)
     check.compiled = step
     return {
         "seconds_until_it_replays": first,

@@ -129,6 +129,15 @@ def test_a_gpu_that_torch_cannot_use_is_wrong(tmp_path: Path, monkeypatch: pytes
     assert "NVIDIA's driver sees 2 GPUs, and torch none" in blamed(tmp_path)
 
 
+def test_a_gpu_that_torch_cannot_compile_for_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitlab.train.machine.device", lambda: torch.device("cuda:0"))
+    monkeypatch.setattr("vitlab.train.machine.device_name", lambda where: "a card")
+    monkeypatch.setattr("vitlab.train.machine.triton_trouble", lambda: "")
+    assert "Triton" not in blamed(tmp_path)
+    monkeypatch.setattr("vitlab.train.machine.triton_trouble", lambda: "RuntimeError: no compiler")
+    assert "since Triton cannot be used: RuntimeError: no compiler -> install a C compiler and Python's headers" in blamed(tmp_path)
+
+
 def test_a_package_that_is_too_old_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["psutil>=7", "psutil>=999", "surely-not-installed>=1", "extra-only>=1; extra == 'dev'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: needs)

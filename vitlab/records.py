@@ -114,7 +114,7 @@ class RunRecord(_Frozen):
     # and cost no forward of it: times compare only where it is the same
     perf: dict[str, float] = {}
     device: str
-    precision: str  # of training; predictions are computed in float32
+    precision: str  # of training; predictions are computed in float32, on a GPU with TF32 products
     threads: int
     versions: dict[str, str]
     git: dict[str, str]  # commit, dirty: hash of uncommitted changes or ""

@@ -138,7 +138,7 @@ def hours(runs: list[Run], jobs: int | None, speed: float | None) -> tuple[str, 
     threads = os.cpu_count() or 1
     left = sum(plan.flops_left(runs, stores=not plan.gpus()).values()) / (speed or ASSUMED * threads)
     unfinished = [run for run in runs if not run.finished]
-    jobs = jobs or order.best(unfinished, threads)
+    jobs = jobs or (1 if plan.gpus() else order.best(unfinished, threads))
     beside = f" with --jobs {jobs}" if jobs > 1 and unfinished else ""
     if beside:
         left *= order.makespan(unfinished, jobs, threads) / order.makespan(unfinished, 1, threads)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import signal
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -81,8 +83,11 @@ class Tape(TorchDispatchMode):
 class Graph:
     """Stands for torch.cuda.CUDAGraph."""
 
+    alive: ClassVar[weakref.WeakSet[Graph]] = weakref.WeakSet()
+
     def __init__(self) -> None:
         self.log.append("graph")
+        self.alive.add(self)
         self.generators: list[torch.Generator] = []
 
     def register_generator_state(self, generator: torch.Generator) -> None:
@@ -107,6 +112,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: None) -> list[str]:
     @contextlib.contextmanager
     def capture(graph: Graph) -> Iterator[None]:
         log.append("capture")
+        gc.collect()
+        assert len(Graph.alive) == 1, "the phase before keeps its memory"
         states = [generator.get_state() for generator in (*graph.generators, torch.default_generator)]
         with Tape() as graph.tape:
             yield
@@ -263,7 +270,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: None) -> list[str]:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(machine, "compiling_pays", lambda where, steps: True)
+    monkeypatch.setattr(machine, "compiles", lambda where, steps: True)
     return graphs
 
 

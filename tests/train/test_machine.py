@@ -7,14 +7,48 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-from vitlab.train import machine
+from tests.support.cli import run
+from tests.support.world import World
+from vitlab.train import distributed, machine
 from vitlab.train.meter import Meter, total
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+
+
+class NoCompiler:
+    """Triton's driver on a GPU machine without a C compiler: it fails when it is first used."""
+
+    @property
+    def active(self) -> object:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+
+def with_triton(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
+    runtime = ModuleType("triton.runtime")
+    runtime.driver = driver
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
+
+
+def test_long_trainings_on_a_gpu_are_compiled_where_triton_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "triton_trouble", machine.triton_trouble.__wrapped__)  # without its cache
+    with_triton(monkeypatch, SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0)))
+    long = machine.COMPILE_FROM
+    assert [machine.compiles(*case) for case in ((GPU, long), (GPU, long - 1), (CPU, long))] == [True, False, False]
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "size", lambda: 2)
+        assert not machine.compiles(GPU, long)
+    with_triton(monkeypatch, NoCompiler())
+    assert machine.compiling_pays(GPU, long)
+    assert not machine.compiles(GPU, long)
+    assert machine.triton_trouble() == "RuntimeError: Failed to find C compiler. Please specify via CC environment variable."
+    monkeypatch.setitem(sys.modules, "triton.runtime", None)
+    assert machine.triton_trouble().startswith("ModuleNotFoundError: ")
 
 
 def test_the_peak_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +173,13 @@ def test_autocast_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.Mon
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if has else torch.float32)
         with machine.autocast_for("fp32", CPU):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_run_says_that_it_cannot_be_compiled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.patch.setattr(machine, "compiling_pays", lambda where, steps: True)
+    world.patch.setattr(machine, "triton_trouble", lambda: "no compiler")
+    code, out, _ = run(capsys, *world.train("other"))
+    assert code == 0
+    assert "trains uncompiled, which is slower: Triton cannot be used here (no compiler); 'vitlab doctor' says what to do" in " ".join(
+        out.split()
+    )

@@ -117,6 +117,8 @@ def execute(
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     shipper = Shipper(ROOT, run.folder)
+    if machine.compiling_pays(where, run.steps) and (trouble := machine.triton_trouble()):
+        say(f"trains uncompiled, which is slower: Triton cannot be used here ({trouble}); 'vitlab doctor' says what to do")
 
     peak = distributed.size() * machine.measured_peak(where, machine.precision(cfg.train.precision, where))
     meter = Meter(where, run.step_flops, peak, run.teacher.flops if run.teacher else 0.0)

@@ -22,8 +22,9 @@ BINS = 15  # of confidence, for calibration
 def logits(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor, batch_size: int) -> Tensor:
     """Return the logits of uint8 images (N, 3, H, W): float32 (heads, N, C), on the images' device. Leaves the model in eval mode.
 
-    Computed in float32 whatever the precision of training: bf16 has 8 significant bits, so many logits would tie. Of several processes
-    that call this together each computes a part, and all return the whole.
+    Computed in float32 whatever the precision of training: bf16 has 8 significant bits, so many logits would tie. On a GPU its products
+    round their factors to TF32, 11 significant bits, and add in float32. Of several processes that call this together each computes a part,
+    and all return the whole.
     """
     model.eval()
     out = []

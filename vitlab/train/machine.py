@@ -20,6 +20,7 @@ import torch
 
 from vitlab import files
 from vitlab.paths import RUNS
+from vitlab.train import distributed
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 COMPILE_FROM = 5_000  # steps: a step of a smaller run takes milliseconds
@@ -45,9 +46,29 @@ def device() -> torch.device:
 def compiling_pays(where: torch.device, steps: int) -> bool:
     """Return whether a training of `steps` steps on the device `where` is worth the minute or two that compiling takes.
 
-    On two cores it gained 10 % at full size and nothing at a tenth of it: never on a CPU.
+    On two cores it gained 10 % at full size and nothing at a tenth of it: never on a CPU. Steps of several processes are not compiled.
     """
-    return where.type == "cuda" and steps >= COMPILE_FROM
+    return where.type == "cuda" and steps >= COMPILE_FROM and distributed.size() == 1
+
+
+def compiles(where: torch.device, steps: int) -> bool:
+    """Return whether a training of `steps` steps on the device `where` is compiled: where that pays and can be done."""
+    return compiling_pays(where, steps) and not triton_trouble()
+
+
+@functools.lru_cache(maxsize=1)
+def triton_trouble() -> str:
+    """Return why Triton, with which torch compiles for a GPU, cannot be used here; "" where it can. Tried once a process.
+
+    It builds a library of its own with a C compiler and Python's headers, which a machine that is there to run programs may lack.
+    """
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_device()  # builds the library, unless it is in Triton's cache
+    except Exception as e:  # of the import, of the build, or the driver's
+        return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
+    return ""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

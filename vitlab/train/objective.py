@@ -49,7 +49,7 @@ def prepare_teacher(teacher: nn.Module, precision: str, where: torch.device, ste
         for module in teacher.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
-    return machine.compiled(teacher) if machine.compiling_pays(where, steps) else teacher
+    return machine.compiled(teacher) if machine.compiles(where, steps) else teacher
 
 
 class CrossEntropy:

@@ -52,10 +52,11 @@ class Step:
         for group in optimizer.param_groups:
             group["lr"] = self.lr
         self.sums: dict[str, Tensor] = {}
-        self.graphs: dict[Phase, torch.cuda.CUDAGraph] = {}
-        self.warm: dict[Phase, int] = {}
+        self.phase: Phase | None = None
+        self.warm = 0  # steps of the phase before its capture
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.forward, self.apply = distributed.forward_of(model), augment.apply
-        if self.part is None and machine.compiling_pays(device, total):
+        if machine.compiles(device, total):
             torch.compiler.reset()
             self.forward, self.apply = machine.compiled(self.forward), machine.compiled(self.apply)
 
@@ -118,9 +119,12 @@ class Step:
 
     def _replay(self, phase: Phase) -> None:
         """Run the first WARM_UP steps of a phase on a stream of their own, as capturing demands; then replay one captured graph."""
-        if phase not in self.graphs:
-            self.warm[phase] = self.warm.get(phase, 0) + 1
-            if self.warm[phase] <= WARM_UP:
+        if phase != self.phase:  # a graph holds all memory of its step: kept on, the next phase would need as much beside it
+            machine.wait(self.rows.device)
+            self.phase, self.warm, self.graph = phase, 0, None
+        if self.graph is None:
+            if self.warm < WARM_UP:
+                self.warm += 1
                 side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side), warnings.catch_warnings():
@@ -130,10 +134,11 @@ class Step:
                 self.meter.lap("compile")
                 return
             graph = torch.cuda.CUDAGraph()
-            graph.register_generator_state(self.draws)
+            if hasattr(graph, "register_generator_state"):  # newer versions of torch find a capture's generators themselves
+                graph.register_generator_state(self.draws)
             with torch.cuda.graph(graph):
                 self.run(phase)
-            self.graphs[phase] = graph
+            self.graph = graph
             self.meter.lap("compile")
-        self.graphs[phase].replay()
+        self.graph.replay()
         self.meter.lap("step")
