@@ -398,7 +398,7 @@ display(mosaic(rows, "Where class attention looks", "the last block; each map's 
 # %% [markdown]
 # ## 8. What it says of my own picture
 #
-# Set `PICTURE` at the top to the path of a picture, and run this cell again. The model knows ten classes and nothing else: it has to choose one of
+# Set `PICTURE` at the top to the path of a picture, run that cell, then this one. The model knows ten classes and nothing else: it has to choose one of
 # them, whatever the picture shows. It sees 32x32 pixels, drawn here as they are.
 
 # %% tags=["picture"]
@@ -426,7 +426,7 @@ display(figure)
 # ## 9. All runs in MLflow
 #
 # Everything above went to MLflow as well: parameters, curves, pictures, models. This is its table of the runs on this data set;
-# `make ui` opens the same in a browser, where runs can be selected and compared.
+# in a checkout on your own machine `make ui` prints its address and starts MLflow's UI there, where runs can be selected and compared.
 
 # %% tags=["table"]
 import warnings
@@ -464,6 +464,6 @@ display(
 # %% [markdown]
 # ## And now
 #
-# - Change one thing: `command("run 01_baseline_vit --set model.patch_size=8 " + ON)`, and run parts 5 and 9 again.
+# - Change one thing: `command("run 01_baseline_vit --set model.patch_size=8 " + ON)`, and run part 9 again.
 # - `vitlab init my-study` makes a folder for an ablation of my own: an experiment, a claim, and a README with the commands.
 # - README.md leads to the rest: profiles, statistics, claims, models to take elsewhere.

@@ -24,9 +24,14 @@ def test_compose_needs_its_secrets_and_nothing_else() -> None:
     for name in required:
         with pytest.raises(KeyError, match=name):
             servers.compose({k: v for k, v in servers.SECRETS.items() if k != name})
-    assert servers.compose(servers.SECRETS)["services"]["server"]["command"][-2:] == [
-        "--workers=1", "--allowed-hosts=localhost:5000,127.0.0.1:5000"
-    ]  # fmt: skip
+    server = servers.compose(servers.SECRETS)["services"]["server"]
+    assert server["command"][-2:] == ["--workers=1", "--allowed-hosts=127.0.0.1:5000,localhost:5000"]
+
+
+def test_the_health_check_is_answered_whatever_the_servers_name() -> None:
+    server = servers.compose(servers.SECRETS | {"MLFLOW_HOSTS": "mlflow.lab.example"})["services"]["server"]
+    assert server["command"][-1] == "--allowed-hosts=127.0.0.1:5000,mlflow.lab.example"
+    assert '"http://127.0.0.1:5000/' in server["healthcheck"]["test"][-1]
 
 
 def test_services_volumes_and_ports_fit_together() -> None:

@@ -46,7 +46,7 @@ def space() -> None:
 
 def _serve(folder: Path | None, host: str, port: int | None, browser: bool) -> int:
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("vitlab demo: needs gradio; install with: pip install 'vitlab[demo]'")
+        raise UserError("vitlab demo: needs gradio; install with: pip install -c constraints.txt -e '.[demo]'")
     if port is not None:
         _be_free(port)
     from vitlab.demo import chosen, server  # late: they take seconds

@@ -52,7 +52,11 @@ def test_a_folder_without_models_is_a_mistake(tmp_path: Path) -> None:
 def test_without_gradio_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gradio" else found(name, *rest))
-    assert run(capsys, "demo", main=cli.main) == (2, "", "error: vitlab demo: needs gradio; install with: pip install 'vitlab[demo]'\n")
+    assert run(capsys, "demo", main=cli.main) == (
+        2,
+        "",
+        "error: vitlab demo: needs gradio; install with: pip install -c constraints.txt -e '.[demo]'\n",
+    )
 
 
 def test_a_mistake_in_the_folder_is_told_before_the_page_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
