@@ -549,6 +549,17 @@ def test_publish_builds_each_set_of_the_store(tmp_path: Path, undrawn: None, mon
     assert all(p.is_file() for p in pages)
     assert len(list((tmp_path / "results").glob("*/figures/*/predictions.png"))) == 6
 
+    # a repetition that finished earlier, in another store, does not take the last one's place
+    (tmp_path / "early").mkdir()
+    first = records.read(found[0].folder / "record.json")
+    records.write(
+        first.model_copy(update={"finished": "2001-01-01T00:00:00+00:00", "train_seconds": 1.0}), tmp_path / "early" / "record.json"
+    )
+    early = read.FinishedRun("early", "", {}, tmp_path, tmp_path / "early")
+    monkeypatch.setattr(read, "finished_runs", lambda root: [early])
+    publishing.publish(tmp_path, tmp_path / "results")
+    assert records.read(tmp_path / "results" / "full-cifar10" / "records" / records.file_name(first)) == first
+
     # what was published stays, and what is new joins it
     before = {p: p.read_bytes() for p in (tmp_path / "results").rglob("*.md")}
     other = fake_set(1, THREE)[0].model_copy(update={"seed": 7})
@@ -594,3 +605,33 @@ def test_speed_is_said_as_a_share_of_the_machines_peak() -> None:
     assert rung_page.speed(student).endswith("checkpoint 1.0%; 100 % of the steps read the teacher's stored logits")
     (old,) = rungs.ladder(fake_set(1, ("01_baseline_vit",)))
     assert rung_page.speed(old) == words.NONE
+
+
+def test_two_that_publish_at_once_lose_nothing(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one, with a store of its own, publishes when this one has asked its store and waits for the lock."""
+    stores = []
+    for run in fake_set(1, THREE)[:2]:
+        (tmp_path / run.experiment / "figures").mkdir(parents=True)
+        records.write(run, tmp_path / run.experiment / "record.json")
+        stores.append([read.FinishedRun(run.experiment, "", {}, tmp_path, tmp_path / run.experiment)])
+
+    def finished(root: Path) -> list[read.FinishedRun]:
+        own = stores.pop()
+        if stores:
+            publishing.publish(tmp_path, tmp_path / "results")
+        return own
+
+    monkeypatch.setattr(read, "finished_runs", finished)
+    publishing.publish(tmp_path, tmp_path / "results")
+    assert len(records.read_all(tmp_path / "results" / "full-cifar10")) == 2
+
+
+def test_whole_numbers_are_written_out_and_a_student_may_equal_its_teacher(tmp_path: Path, undrawn: None) -> None:
+    assert words.span([1_217_110]) == "1,217,110"
+    assert words.span([0.5, 1_000_000, 4]) == "0.5 to 1,000,000"
+    runs = fake_set(1)
+    taught = next(run for run in runs if run.teacher is not None)
+    same = [r.model_copy(update={"teacher": r.teacher.model_copy(update={"gain": 0.001})}) if r is taught else r for r in runs]
+    publishing.build(same, tmp_path, {})
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"“{taught.title}” equals its teacher ({taught.teacher.experiment}), and predicts" in page

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,3 +182,13 @@ def test_finding_that_nothing_has_changed_loads_nothing_heavy() -> None:
     heavy = "{'matplotlib', 'mlflow', 'numpy', 'pandas', 'pydantic', 'yaml'}"
     code = f"import sys, vitlab.cli, vitlab.report.stamp; print(*({heavy} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "\n"
+
+
+def test_a_server_that_stops_answering_costs_the_stamp_and_not_the_report(checkout: Checkout) -> None:
+    def fail(root: Path) -> list[Any]:
+        raise TimeoutError
+
+    checkout.patch.setattr(store, "ledgers", fail)
+    assert not checkout.holds()
+    assert checkout.compile() == []
+    assert not (checkout.reports / stamp.FILE).exists()

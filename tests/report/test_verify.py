@@ -166,3 +166,15 @@ def test_only_blocks_of_the_kind_are_made_anew() -> None:
     assert blocks.fill(page, "x", str.upper) == (
         "a\n<!-- x: one -->\n\nONE\n\n<!-- end -->\nb\n<!-- y: two -->\nold\n<!-- end -->\n<!-- x: three -->\n\nTHREE\n\n<!-- end -->\n"
     )
+
+
+def test_line_ends_of_another_system_change_no_number(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (copy / "README.md", copy / "results" / "README.md"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert verify(capsys)[0] == 0
+
+
+def test_a_page_that_is_not_utf_8_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "docs" / "notes.md").write_bytes("é".encode("latin-1"))
+    code, _, err = run(capsys, "verify", main=cli.main)
+    assert (code, "notes.md: byte 0 is not UTF-8" in err) == (2, True)

@@ -6,10 +6,20 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from vitlab.errors import UserError
+
 
 def pages(root: Path) -> list[Path]:
     """Return the pages of the repository `root` that may hold blocks: README.md and docs/*.md, those that are there."""
     return [path for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))) if path.is_file()]
+
+
+def read(page: Path) -> str:
+    """Return a page's text, with line ends as Python has them. Raises UserError for a file that is not UTF-8."""
+    try:
+        return page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{page}: byte {e.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def names(page: str, kind: str) -> list[str]:

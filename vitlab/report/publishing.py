@@ -191,7 +191,7 @@ def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text
     A ledger is shipped to MLflow with its runs; where that fails, `tell` is called with the reason, and the report stands. Where nothing had
     to be told, a stamp says from what the report was compiled (see stamp.py). Raises UserError for no runs.
     """
-    return _compile(root, reports_dir, {}, tell, publishing=False)
+    return _compile(root, reports_dir, tell, publishing=False)
 
 
 def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
@@ -200,19 +200,16 @@ def publish(root: Path, results_dir: Path, tell: Callable[[str], None] = lambda 
     What was published before comes from the records in `results_dir`, so results of several machines come together. Without any new run
     everything is rebuilt as it was. Returns the pages written; raises UserError where there is nothing to publish.
     """
-    before = {folder.parent.name: records.read_all(folder.parent) for folder in sorted(results_dir.glob("*/records"))}
-    pages = _compile(root, results_dir, before, tell, publishing=True)
-    for page in blocks.pages(root):
-        text = page.read_text(encoding="utf-8")
+    written = [(page, blocks.read(page)) for page in blocks.pages(root)]
+    pages = _compile(root, results_dir, tell, publishing=True)
+    for page, text in written:
         if (filled := fill(text, results_dir)) != text:
             files.write(page, filled)
             pages.append(page)
     return pages
 
 
-def _compile(
-    root: Path, results_dir: Path, before: dict[str, list[RunRecord]], tell: Callable[[str], None], publishing: bool
-) -> list[Path]:
+def _compile(root: Path, results_dir: Path, tell: Callable[[str], None], publishing: bool) -> list[Path]:
     busy = functools.cache(lambda holder: tell(f"{results_dir} is being written by {files.printable(holder)}; waiting"))  # told once
     pages, told = [], []
 
@@ -221,21 +218,26 @@ def _compile(
         tell(text)
 
     finished = read.finished_runs(root)
-    if not any(before.values()) and not finished:  # before anything is written
+    if not finished and not (publishing and any(results_dir.glob("*/records/*.json"))):  # before anything is written
         raise UserError("no finished runs to report; train some first, or ship them with 'vitlab sync'")
     with files.held(results_dir / ".lock", busy), tempfile.TemporaryDirectory() as tmp:
         files.remove_temporaries(results_dir)
         stamp.remove(results_dir)
         compiled_from = None if publishing else stamp.sources(root, finished)  # as of now: what changes meanwhile is seen next time
         champions = set() if publishing else registry.champions(root)  # what is published follows from the records alone
-        sets = {name: {_identity(r): r for r in runs} for name, runs in before.items()}  # set -> run -> record
+        # set -> run -> record; read only now, as another process may just have published
+        published_in = sorted(results_dir.glob("*/records")) if publishing else []
+        sets = {folder.parent.name: {_identity(r): r for r in records.read_all(folder.parent)} for folder in published_in}
         stored: dict[str, Stored] = {}
         paths: dict[tuple[str, ...], Path] = {}
         copies = results_dir.glob("*/records/*.json")
         found = read.fetch_records(finished, copies, Path(tmp))
         for run, record, path in zip(finished, records.read_many(found), found, strict=True):
             name, identity = f"{record.profile}-{record.dataset.name}", _identity(record)
-            sets.setdefault(name, {})[identity] = record
+            newer = sets.setdefault(name, {}).get(identity)
+            if newer is not None and newer.finished > record.finished:  # trained again elsewhere
+                continue
+            sets[name][identity] = record
             stored.setdefault(name, {})[identity] = run
             paths[(name, *identity)] = path
         for name, runs in sorted(sets.items()):

@@ -129,10 +129,11 @@ def _minute(rungs: list[Rung], runs: Sequence[RunRecord]) -> list[str]:
     for rung in taught:
         gain, half = mean_and_half([r.teacher.gain for r in rung.runs])
         agreement = np.mean([r.teacher.agreement for r in rung.runs])
-        verb = "is ahead of" if gain > 0 else "is behind" if gain < 0 else "equals"
+        verb = "equals" if abs(gain) < 0.005 else "is ahead of" if gain > 0 else "is behind"
+        points = "" if verb == "equals" and half is None else f" by {words.pm(abs(gain), half)} points"
         unsure = "; the interval includes no difference" if half is not None and abs(gain) <= half else ""
         sentences.append(
-            f"Student “{rung.runs[0].title}” {verb} its teacher ({rung.runs[0].teacher.experiment}) by {words.pm(abs(gain), half)} points{unsure}, "
+            f"Student “{rung.runs[0].title}” {verb} its teacher ({rung.runs[0].teacher.experiment}){points}{unsure}, "
             f"and predicts the same class on {agreement:.1f} % of the test images."
         )
     seeds = Counter(len(r.runs) for r in rungs)
@@ -159,7 +160,7 @@ def _scale(runs: Sequence[RunRecord]) -> list[str]:
         mixed = words.span([round(100 * share, 2) for share in _mixed(runs)])
         sizes = words.sig(min(sizes)) if len(set(sizes)) == 1 else f"{words.sig(min(sizes))} to {words.sig(max(sizes))}"
         notes.append(
-            f"This is not the original reports' scale. Profile {first.profile}: {train} training images, {epochs or 'few'} epochs, "
+            f"This is not the original reports' scale. Profile {first.profile}: {train} training images, {epochs or 'few'} epoch{'s' * (epochs != '1')}, "
             + (f"weakened regularisation (Mixup or CutMix in {mixed} % of the batches), " if mixed else "")
             + f"models of {sizes} million parameters; the reports: 50,000 images, up to 300 epochs, 10.6 million parameters (the best student). The "
             f"numbers show that the whole path works and how the experiments compare at this size. They neither confirm nor refute what the "

@@ -37,11 +37,14 @@ def sources(root: Path, runs: Sequence[read.FinishedRun]) -> str | None:
     return _digest([libraries, _code(CODE), _content(EXPERIMENTS), store.tracking_uri(root), states, sorted(registry.champions(root))])
 
 
-def products(root: Path, reports_dir: Path) -> str:
-    """Return a digest of what compiling leaves behind: the files in `reports_dir`, and the ledgers in MLflow."""
+def products(root: Path, reports_dir: Path) -> str | None:
+    """Return a digest of what compiling leaves behind: the files in `reports_dir`, and the ledgers in MLflow; None where MLflow does not answer."""
     ours = {reports_dir / FILE, reports_dir / ".lock"}
     found = [(str(path.relative_to(reports_dir)), _state(path)) for path in sorted(reports_dir.rglob("*")) if path not in ours]
-    return _digest([found, store.ledgers(root)])
+    try:
+        return _digest([found, store.ledgers(root)])
+    except Exception:  # whatever a server does, the report stands; it is compiled again next time
+        return None
 
 
 def holds(root: Path, reports_dir: Path) -> bool:
@@ -55,9 +58,9 @@ def holds(root: Path, reports_dir: Path) -> bool:
 
 
 def write(root: Path, reports_dir: Path, compiled_from: str | None) -> None:
-    """Write the stamp, unless `compiled_from`, what `sources` returned before the runs were read, is None."""
-    if compiled_from is not None:
-        files.write_json(reports_dir / FILE, {"sources": compiled_from, "products": products(root, reports_dir)})
+    """Write the stamp, unless MLflow does not answer, or `compiled_from`, what `sources` returned before the runs were read, is None."""
+    if compiled_from is not None and (made := products(root, reports_dir)) is not None:
+        files.write_json(reports_dir / FILE, {"sources": compiled_from, "products": made})
 
 
 def remove(reports_dir: Path) -> None:

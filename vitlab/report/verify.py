@@ -24,7 +24,7 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
     """
     if not (root / "README.md").is_file() or not results_dir.is_dir():
         raise UserError(f"{root}: nothing is published here; expected README.md and {shown(results_dir)}")
-    texts = {path: path.read_text(encoding="utf-8") for path in blocks.pages(root)}
+    texts = {path: blocks.read(path) for path in blocks.pages(root)}
     expected = expected_pages(results_dir)
     for path, text in texts.items():
         if any(blocks.names(text, kind) for kind in KINDS):
@@ -61,7 +61,7 @@ def difference(path: Path, expected: str | None) -> str | None:
         return f"{shown(path)}: follows from no record"
     if not path.is_file():
         return f"{shown(path)}: missing; publishing writes it"
-    lines = zip_longest(expected.split("\n"), path.read_bytes().decode().split("\n"), fillvalue="")
+    lines = zip_longest(expected.split("\n"), blocks.read(path).split("\n"), fillvalue="")
     for number, (should, does) in enumerate(lines, 1):
         if should != does:
             at = next((i for i, (a, b) in enumerate(zip(should, does)) if a != b), min(len(should), len(does)))

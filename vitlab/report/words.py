@@ -56,7 +56,8 @@ def span(values: Sequence[float]) -> str:
     if not values:
         return ""
     low, high = min(values), max(values)
-    return f"{low:,g}" if low == high else f"{low:,g} to {high:,g}"
+    low_text, high_text = (f"{v:,.0f}" if float(v).is_integer() else f"{v:,g}" for v in (low, high))
+    return low_text if low == high else f"{low_text} to {high_text}"
 
 
 def seeds(runs: Iterable[RunRecord]) -> str:
