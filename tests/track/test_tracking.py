@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from scipy import stats
 
 from tests.support.journals import finish, info, start
@@ -24,7 +25,7 @@ from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
 from vitlab.stats import interval
 from vitlab.track import model as mlflow_model
-from vitlab.track import read, shipping, store
+from vitlab.track import read, registry, shipping, store
 from vitlab.track.journal import Journal, read_journal
 from vitlab.track.shipper import Shipper
 
@@ -586,3 +587,21 @@ def test_a_run_that_another_process_ships_is_waited_for_and_then_left(root: Path
     with shipping.FileLock(tmp_path / "mlflow.lock"), pytest.raises(TimeoutError, match="another process is shipping it"):
         shipping.ship(tmp_path, root, None, final=False)
     shipping.ship(tmp_path, root, None, final=False)
+
+
+@pytest.mark.parametrize(
+    "e", [requests.HTTPError("413"), TimeoutError("busy"), ModuleNotFoundError("psycopg2"), ValueError("Invalid IPv6 URL")], ids=repr
+)
+def test_what_a_store_does_is_told_in_one_line(e: Exception, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(str(e))), registry.reaching(tmp_path):
+        raise e
+
+
+def test_an_own_database_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(root: Path) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(read, "own_runs", locked)
+    with pytest.raises(UserError, match="database is locked"):
+        read.finished_runs(tmp_path)

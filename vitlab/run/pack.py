@@ -7,8 +7,11 @@ give the same bytes. It is not compressed: nearly all of it is weights and pictu
 from __future__ import annotations
 
 import io
+import os
 import re
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +32,7 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
 
     A run's whole folder is packed, its weights in half precision, except for checkpoints, locks, a teacher's stored logits and files that
     a kill left half written. `tell` is called with a line for each run that is left out because it is not finished. Parts of an earlier
-    archive of that name are removed. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that
+    archive of that name are removed once the new one is whole. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that
     are damaged or beyond half precision.
     """
     folder, runs_dir = folder.resolve(), runs_dir.resolve()
@@ -44,22 +47,23 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
     if not finished:
         raise UserError(f"{folder}: no finished run to pack; expected one with a {RECORD}: train it to its end first")
     to.mkdir(parents=True, exist_ok=True)
-    for path in to.iterdir():  # those of a longer archive would be taken for the end of this one
-        if re.fullmatch(re.escape(folder.name) + r"\.tar\.\d+(\..*\.tmp)?", path.name):
-            path.unlink()
-    parts = _Parts(to / f"{folder.name}.tar")
-    try:
+    beginning = f".{folder.name}.tar-"
+    for left in to.glob(f"{beginning}*"):  # by a kill
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=beginning, dir=to) as tmp:
+        parts = _Parts(Path(tmp) / f"{folder.name}.tar")
         with tarfile.open(fileobj=parts, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for run, seconds in finished.items():
                 for path in _contents(run):
                     _add(tar, path, path.relative_to(runs_dir), seconds)
         if parts.rest:
             parts.cut()
-    except BaseException:
+        for path in to.iterdir():  # those of a longer archive would be taken for the end of this one
+            if re.fullmatch(re.escape(folder.name) + r"\.tar\.\d+", path.name):
+                path.unlink()
         for path in parts.paths:
-            path.unlink()
-        raise
-    return parts.paths
+            os.replace(path, to / path.name)
+    return [to / path.name for path in parts.paths]
 
 
 def _finished(record: Path) -> int:

@@ -106,9 +106,9 @@ def finished_runs(root: Path, experiment: str | None = None, profile: str | None
     """
     wanted = {"vitlab.experiment": experiment, "vitlab.profile": profile, "vitlab.dataset": dataset}
     tags = {"vitlab.kind": "seed", "vitlab.finished": "true"} | {k: v for k, v in wanted.items() if v is not None}
-    if tracking_uri(root) == own_uri(root):
-        return [_finished(root, run_id, uri, found) for run_id, uri, found in own_runs(root) if found.items() >= tags.items()]
     try:
+        if tracking_uri(root) == own_uri(root):
+            return [_finished(root, run_id, uri, found) for run_id, uri, found in own_runs(root) if found.items() >= tags.items()]
         return _indexed(root, connect(root), tags)
     except UserError:
         raise

@@ -42,12 +42,19 @@ def reaching(root: Path) -> Iterator[None]:
     import_mlflow()
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(tracking_uri(root))  # which also sets the variable
     try:
         yield
-    except MlflowException as e:
+    except (
+        MlflowException,
+        SQLAlchemyError,
+        OSError,
+        ImportError,
+        ValueError,
+    ) as e:  # requests' errors are OSErrors; a missing driver; no URI
         raise UserError(f"{shown_uri(root)}: MLflow cannot be reached, or refuses ({reason(e)})") from None
     finally:
         mlflow.set_tracking_uri(before or "")
