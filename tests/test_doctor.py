@@ -123,6 +123,10 @@ def test_a_folder_that_cannot_be_written_to_is_wrong(tmp_path: Path, monkeypatch
     assert f"{tmp_path}: cannot be written to" in blamed(tmp_path)
 
 
+def test_data_may_have_any_name(tmp_path: Path) -> None:
+    assert "part" in found(tmp_path, "part").facts["data"]
+
+
 def test_a_gpu_that_torch_cannot_use_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitlab.run.plan.gpus", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

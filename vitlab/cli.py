@@ -140,6 +140,8 @@ def _run(args: argparse.Namespace) -> int:
     named = {p.resolve() for p in plan.expand(args.experiments)}
     terminal.announce(console, profile, source, args.seeds, runs, args.budget)
     if args.dry_run:
+        if args.force:
+            runs = plan.anew(runs, named)
         terminal.print_plan(console, runs, options, plan.measured_speed(RUNS))
         return 0
     return _train(console, runs, named if args.force else set(), source, deadline, options, in_order=math.isfinite(args.budget))
@@ -152,7 +154,7 @@ def _train(
 
     show = functools.partial(terminal.print_result, console)
     code, done = queue.train(console, runs, forced, source, deadline, ROOT, show, options, in_order)
-    if code == 0 and all(run.finished for run in runs):
+    if code == 0 and len(done) == len(runs):
         terminal.print_summary(console, done, ROOT, REPORTS)
     return code
 

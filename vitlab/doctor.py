@@ -34,7 +34,7 @@ class Findings:
         self.facts: dict[str, dict[str, Any]] = {}
         self.wrong: list[dict[str, str]] = []
 
-    def note(self, part: str, **facts: object) -> None:
+    def note(self, part: str, /, **facts: object) -> None:
         """Add facts to a part of the findings."""
         self.facts.setdefault(part, {}).update(facts)
 
@@ -129,7 +129,7 @@ def _device(found: Findings) -> None:
     if where.type == "cpu" and (gpus := plan.gpus()):
         why = str(warned[0].message).splitlines()[0] if warned else f"torch {torch.__version__} was built for CUDA {torch.version.cuda}"
         found.blame(
-            f"NVIDIA's driver sees {gpus} GPUs, and torch none: {why}",
+            f"NVIDIA's driver sees {gpus} GPU{'s' * (gpus != 1)}, and torch none: {why}",
             "install a torch that is built for the driver's CUDA, as https://pytorch.org says; and look at CUDA_VISIBLE_DEVICES",
         )
     if where.type == "cuda" and (trouble := machine.triton_trouble()):

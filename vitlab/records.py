@@ -78,6 +78,7 @@ class Part(_Frozen):
     device: str
     threads: int
     git: dict[str, str]
+    teacher: str = ""  # hash of its weights
 
 
 class RunRecord(_Frozen):

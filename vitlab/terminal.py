@@ -55,7 +55,9 @@ def announce(console: Console, profile: str, source: Source, seeds: list[int], r
     limit = f" · budget {clock(budget)}" if math.isfinite(budget) else ""
     if not CHECKOUT:
         console.print(f"runs/, reports/ and mlflow.db are in {ROOT}")
-    console.print(f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} runs{limit}")
+    console.print(
+        f"profile {profile} · data {source.name} · seeds {', '.join(map(str, seeds))} · {len(runs)} run{'s' * (len(runs) != 1)}{limit}"
+    )
 
 
 def print_plan(
@@ -80,7 +82,7 @@ def print_plan(
     flops = plan.flops_left(runs, stores=not plan.gpus())
     for i, run in enumerate(runs, 1):
         cfg = run.resolved.config
-        state = "finished" if run.finished else "resumes" if (run.folder / "checkpoint.pt").exists() else "new"
+        state = "finished" if run.finished else "resumes" if not run.anew and (run.folder / "checkpoint.pt").exists() else "new"
         table.add_row(
             str(i), run.resolved.label, str(run.seed), run.teacher.resolved.id if run.teacher else "", state, str(cfg.train.epochs),
             f"{run.params / 1e6:.2f} M", f"{run.flops / 1e6:,.0f} M", "-" if run.finished else clock(flops[run.folder] / rate),
@@ -219,7 +221,7 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
     results = [*(r for r in book.results if r.primary), *(r for r in book.exploratory if r.effect is not None)]
     for i, r in enumerate(results):
         interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
-        more = f", {r.more_seeds[0]} to {r.more_seeds[1]} more seeds" if r.more_seeds else ""
+        more = f", {' to '.join(map(str, dict.fromkeys(r.more_seeds)))} more seed{'s' * (r.more_seeds != (1, 1))}" if r.more_seeds else ""
         more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
         more += f": {r.note}" if r.note and r.verdict == "interim" and len(r.seeds) > 1 else ""
         table.add_row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,14 @@ def test_set_overrides_win_and_name_the_variant(tmp_path: Path) -> None:
     assert got.config.phases[0].augment.crop == 2
     assert got.config.optim.warmup.percent == 5
     assert got.variant == "ema={start:0.5,end:0.6} optim.lr=1e-2 optim.warmup.percent=5 phases.0.augment.crop=2"
+
+
+@pytest.mark.parametrize("sets", [("optim.lr=1", "optim.lr=2"), ("ema.end=0.5", "ema={start: 0.5, end: 0.6}")])
+def test_an_override_that_discards_another_is_refused(sets: tuple[str, ...], tmp_path: Path) -> None:
+    """Sorted, as in a run's name, they do not say which came last."""
+    with pytest.raises(UserError, match=re.escape(f"--set {sets[1]}: sets anew what --set {sets[0]} has set")):
+        config.load(write(tmp_path, MINIMAL), "full", sets)
+    assert config.load(write(tmp_path, MINIMAL), "full", ("ema={start: 0.5, end: 0.6}", "ema.end=0.7")).config.ema.end == 0.7
 
 
 def test_setting_what_is_so_anyway_is_no_variation(tmp_path: Path) -> None:

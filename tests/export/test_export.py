@@ -300,3 +300,11 @@ def test_one_line_says_what_to_install(world: World, capsys: pytest.CaptureFixtu
     assert "onnx: needs onnx and onnxscript and onnxruntime; install with: pip install" in err
     monkeypatch.undo()
     assert all(importlib.util.find_spec(name) for _, packages in bundle.FORMATS.values() for name in packages)
+
+
+def test_the_folder_that_one_is_in_is_a_place_too(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, here = world.folder("tiny"), world.root / "model"
+    here.mkdir()
+    world.patch.chdir(here)
+    assert run(capsys, "export", folder, "--to", "safetensors", "--out", ".", main=cli.main)[0] == 0
+    assert any(path.suffix == ".safetensors" for path in here.iterdir())

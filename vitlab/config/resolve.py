@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import json
 import math
 import os
@@ -191,6 +192,14 @@ def _weaken(values: dict[str, Any], factor: float) -> None:
             scale(phase.get("mix"), "prob", Mix.model_fields["prob"].default)
 
 
+def _check_kept(sets: tuple[str, ...]) -> None:
+    """Raise UserError where one override discards an earlier one: a run's name has them sorted, and does not tell which came last."""
+    keys = [tuple(assignment.partition("=")[0].strip().split(".")) for assignment in sets]
+    for (i, earlier), (j, later) in itertools.combinations(enumerate(keys), 2):
+        if earlier[: len(later)] == later:
+            raise UserError(f"--set {cut(sets[j])}: sets anew what --set {cut(sets[i])} has set; leave one of them out")
+
+
 def _set(values: dict[str, Any], places: dict[Keys, Place], assignment: str) -> None:
     key, eq, text = assignment.partition("=")
     keys = key.strip().split(".")
@@ -275,6 +284,7 @@ def load(path: str | Path, profile: str = "full", sets: tuple[str, ...] = ()) ->
         raise UserError(f"{shown(path)}: expected an experiment, but this file declares claims; {remedy}")
     _overlay(values, places, profile, names)
     before = json.dumps(values)
+    _check_kept(sets)
     for assignment in sets:
         _set(values, places, assignment)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", path.stem):

@@ -43,7 +43,7 @@ def export(folder: Path, to: str, out: Path | None, halved: bool, data_dir: Path
     record = chosen.record
     out = out or Path("exported") / f"{Path(records.file_name(record)).stem}-{record.profile}-{record.dataset.name}-{to}{'-half' * halved}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with files.writing(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as tmp:
+    with files.writing(out), tempfile.TemporaryDirectory(prefix=".export-", dir=out.absolute().parent) as tmp:
         _fill(Path(tmp), chosen, seeds(folder, record), to, halved, data_dir, tell)
         made = sorted(Path(tmp).iterdir())
         if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - {path.name for path in made})):

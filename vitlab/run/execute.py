@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -81,6 +83,16 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@dataclass
+class Taught:
+    """A teacher's record, its class for each test image (N,), its weights' hash, and its validation top-1 in percent once measured."""
+
+    record: RunRecord
+    predicted: torch.Tensor
+    weights_sha256: str
+    validation_top1: float = math.nan
+
+
 def execute(
     run: Run,
     data: Dataset,
@@ -98,11 +110,10 @@ def execute(
     UserError for a damaged teacher or checkpoint.
     """
     cfg, where = run.resolved.config, data.train_images.device
-    teacher = teacher_validation = None
-    if run.teacher is not None:  # read all that is needed of it before anything is written and hours are spent
+    teacher = taught = None
+    if run.teacher is not None:  # read all that is needed of it before anything is written, as its folder may be trained anew meanwhile
         teacher = load_weights(run.teacher, where)
-        run.teacher.record()
-        predicted(run.teacher)
+        taught = Taught(run.teacher.record(), predicted(run.teacher), file_sha256(run.teacher.folder / published.WEIGHTS))
     distributed.told(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(run.folder)
@@ -113,6 +124,7 @@ def execute(
     files.write(run.folder / "config.yaml", config.to_yaml(cfg))
     git = git_state()
     part = {"device": identity(run, where)["device"], "threads": torch.get_num_threads(), "git": git}
+    part |= {"teacher": taught.weights_sha256} if taught else {}
     run_info(run, data, git).write(run.folder)
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -126,10 +138,10 @@ def execute(
     store: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     try:
         with distributed.noticing_loss():
-            if run.teacher is not None and teacher is not None:
+            if run.teacher is not None and teacher is not None and taught is not None:
                 scores = validation_logits(teacher, data, cfg)
-                teacher_validation = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
-                say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {teacher_validation:.2f} %")
+                taught.validation_top1 = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
+                say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {taught.validation_top1:.2f} %")
                 if where.type == "cpu" and distributed.size() == 1:
                     store = teacher_store(run, scores, journal)
                     teacher = RememberingTeacher(teacher, store, meter.answered)
@@ -142,7 +154,7 @@ def execute(
             clock = time.perf_counter()
             heads = test_logits(model, trained.ema, data, cfg)
             trained.after["test"] = time.perf_counter() - clock
-        record = finish(run, data, model, trained, heads, peak, teacher_validation, started, git)
+        record = finish(run, data, model, trained, heads, peak, taught, started, git)
         journal.append("event", text="finished")
     except (loop.Interrupted, files.DiskFull, Lost):
         shipper.close("KILLED", STOP_SECONDS)
@@ -200,13 +212,14 @@ def finish(
     trained: loop.Trained,
     heads: dict[str, torch.Tensor],
     peak: float,
-    teacher_validation: float | None,
+    taught: Taught | None,
     started: str,
     git: dict[str, str],
 ) -> RunRecord:
     """Write predictions, weights, pictures and, last, the record, and return it.
 
-    `heads`: what `test_logits` returned, the one reading of the test split. `peak` in FLOP/s; `teacher_validation` is the teacher's validation top-1 in percent, measured before it taught.
+    `heads`: what `test_logits` returned, the one reading of the test split. `peak` in FLOP/s. `taught`: the teacher
+    as it was before the training.
     """
     from vitlab.figures.run import run_figures  # 150 MB, which nothing needs while training
 
@@ -232,8 +245,8 @@ def finish(
             metrics[f"validation_top1_phase_{i}"] = by_epoch[epochs - 1]
 
     teacher = None
-    if run.teacher is not None and teacher_validation is not None:
-        teacher = teacher_facts(run.teacher, scores, metrics["test_top1"], teacher_validation)
+    if run.teacher is not None and taught is not None:
+        teacher = teacher_facts(run.teacher, taught, scores, metrics["test_top1"])
     img_s, tflops, mfu = (statistics.median(row[f"perf/{key}"] for row in trained.history) for key in ("img_s", "tflops", "mfu"))
     read = [row["perf/teacher_logits_read"] for row in trained.history if "perf/teacher_logits_read" in row]
     classes = evaluate.ranking(scores)[:, 0]
@@ -294,19 +307,19 @@ def draw_images(record: RunRecord, out_dir: Path, data: Dataset, model: nn.Modul
     image_figures(record, out_dir, shown(few), shown(mistakes), None if looks is None else (looks.mean(2).cpu().numpy(), model.head_names))
 
 
-def teacher_facts(teacher: Run, scores: torch.Tensor, top1: float, validation_top1: float) -> TeacherFacts:
-    """Return what a student's record says of its teacher.
+def teacher_facts(teacher: Run, taught: Taught, scores: torch.Tensor, top1: float) -> TeacherFacts:
+    """Return what a student's record says of its teacher, as which `taught` was read.
 
-    scores: (N, C), the student's test logits. top1, validation_top1: percent, the student's on the test split and the teacher's on the
-    validation split. The teacher's stored predictions are read, not computed again.
+    scores: (N, C), the student's test logits. top1: percent, the student's on the test split. The teacher's stored predictions are those
+    of its record, not computed again.
     """
-    record, theirs, ours = teacher.record(), predicted(teacher), evaluate.ranking(scores)[:, 0]
+    record, theirs, ours = taught.record, taught.predicted, evaluate.ranking(scores)[:, 0]
     return TeacherFacts(
         experiment=teacher.resolved.id,
         fingerprint=teacher.fingerprint,
         seed=teacher.seed,
-        weights_sha256=file_sha256(teacher.folder / published.WEIGHTS),
-        validation_top1=validation_top1,
+        weights_sha256=taught.weights_sha256,
+        validation_top1=taught.validation_top1,
         test_top1=record.metrics["test_top1"],
         agreement=evaluate.percent(theirs == ours),
         confusion=evaluate.confusion(ours, theirs, scores.shape[1]).tolist(),

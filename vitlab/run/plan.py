@@ -7,11 +7,11 @@ import difflib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitlab import config, records
-from vitlab.config.places import MAX_DEPTH, shown
+from vitlab.config.places import MAX_DEPTH, cut, shown
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
 from vitlab.models import cost
@@ -29,6 +29,7 @@ class Run:
     fingerprint: str
     folder: Path
     teacher: Run | None = None
+    anew: bool = False  # in a plan with --force: what is there of it does not count
 
     @property
     def label(self) -> str:
@@ -47,7 +48,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Return whether the run has a record."""
-        return (self.folder / "record.json").is_file()
+        return not self.anew and (self.folder / "record.json").is_file()
 
     def record(self) -> records.RunRecord:
         """Return the finished run's record. Raises UserError where it is damaged or another run's."""
@@ -156,6 +157,7 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
     """
     ordered: dict[Path, Run] = {}
     root = runs_dir / f"{profile}-{source.name}"
+    _check_classes(root, source)
 
     def add(resolved: config.Resolved, seed: int, students: tuple[Path, ...] = ()) -> Run:
         if resolved.path in students:
@@ -176,6 +178,27 @@ def make(paths: list[Path], profile: str, source: Source, seeds: list[int], sets
         for path in files:
             add(config.load(path, profile, sets), seed)
     return list(ordered.values())
+
+
+def _check_classes(root: Path, source: Source) -> None:
+    """Raise UserError where the finished runs in `root` are of a data set with the same name as `source` and other classes."""
+    found = next(iter(root.glob("*/*/record.json")), None)  # those of one folder all have the same classes
+    if found is None:
+        return
+    try:
+        known = records.read(found).dataset.classes
+    except UserError:  # it is told where the record is wanted
+        return
+    if known != source.classes:
+        raise UserError(
+            f"{source.path or source.name}: its classes ({cut(', '.join(source.classes))}) are not those that the runs in {shown(root)} have "
+            f"learned ({cut(', '.join(known))}); data sets are told apart by their folder's name, so rename the folder"
+        )
+
+
+def anew(runs: list[Run], forced: set[Path]) -> list[Run]:
+    """Return `runs` with those whose experiment's file is in `forced` as if nothing were there of them."""
+    return [replace(run, anew=run.resolved.path in forced) for run in runs]
 
 
 def students_first(runs: list[Run]) -> list[Run]:

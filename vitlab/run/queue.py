@@ -72,6 +72,7 @@ def train(
         checkpoint.remove(run.folder)  # of a process that was killed between the record and this
         done.append(before[run.folder])
         show(f"{label}  finished before, skipped:", done[-1])
+    ended: set[Path] = set()
     stop = Stop(deadline=deadline)
     engine = engine or _side_by_side(tasks, options.jobs, deadline, where)
     unfinished = [task.run for task in tasks]
@@ -85,23 +86,24 @@ def train(
                 finished = drive.by_engine(tasks if in_order else _by_path(tasks), engine, display, stop)
             for task, record, here in finished:
                 done.append(record)
+                ended.add(task.run.folder)
                 display.end(task.run.folder)
                 show(task.label if here else f"{task.label}  finished meanwhile, skipped:", record)
                 if not console.is_terminal and len(done) < len(runs):
                     console.print(display.outlook)
     except Stopped as e:
         number, folders = e.args
-        state = f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished"
+        state = f"{len(done)} of {len(runs)} runs are finished"
         if folders:
             state = f"all that is done is saved, the last of it in {', '.join(map(os.path.relpath, folders))}"
-        return _stopped(console, number, f"{state}; {_again(forced)}"), done
+        return _stopped(console, number, f"{state}; {_again(forced, tasks, ended)}"), done
     except (loop.Diverged, Died) as e:
         console.print(f"failed {e}", style="red")
         if forced:
-            console.print(_again(forced))
+            console.print(_again(forced, tasks, ended))
         return 1, done
     if stop.signal is not None:
-        return _stopped(console, stop.signal, f"all runs are finished; {_again(set())}"), done
+        return _stopped(console, stop.signal, f"all runs are finished; {_again(set(), [], set())}"), done
     _ship_outstanding(console, runs, root)
     return 0, done
 
@@ -163,10 +165,13 @@ def _stopped(console: Console, number: int, state: str) -> int:
     return 0 if spent else 128 + number
 
 
-def _again(forced: set[Path]) -> str:
-    return (
-        "the same command without --force goes on from there; with it, it begins anew" if forced else "the same command goes on from there"
-    )
+def _again(forced: set[Path], tasks: list[Task], ended: set[Path]) -> str:
+    """Return what the same command does next. Of `tasks` those in the folders `ended` are finished."""
+    if not forced:
+        return "the same command goes on from there"
+    kept = sum(task.force and task.run.finished and task.run.folder not in ended for task in tasks)  # not begun yet
+    without = f", and keeps the earlier results of {kept} that were to be trained anew" if kept else ""
+    return f"the same command without --force goes on from there{without}; with it, it begins anew"
 
 
 def _ship_outstanding(console: Console, runs: list[Run], root: Path) -> None:
