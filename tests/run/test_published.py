@@ -162,7 +162,7 @@ def test_a_report_publishes_them_keeps_them_and_takes_them_away(
     compiled()
     assert sorted(folder.iterdir()) == [teacher]
     assert said == []
-    add(store, tmp_path, first, w=torch.tensor([1e6]))
+    add(store, tmp_path, first.model_copy(update={"finished": "2025-01-03T00:00:00+00:00"}), w=torch.tensor([1e6]))
     compiled()
     assert sorted(folder.iterdir()) == [teacher]
     assert said == [
