@@ -77,7 +77,7 @@ def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequenc
     """Return the evidence of two or more seeds.
 
     The variance is the largest of three: that pooled over the families, unless Levene's test finds that the arms of one spread unequally; the
-    effects' own; and what the test images make it at least. By the last two no interval is narrower than its own values allow.
+    effects' own, with the pool's degrees of freedom; and what the test images make it at least.
     """
     effects = by_seed(claim, seeds, values)
     own = 0.0 if min(effects) == max(effects) else float(np.var(effects, ddof=1))
