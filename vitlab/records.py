@@ -119,9 +119,8 @@ class RunRecord(_Frozen):
     threads: int
     versions: dict[str, str]
     git: dict[str, str]  # commit, dirty: hash of uncommitted changes or ""
-    parts: tuple[
-        Part, ...
-    ] = ()  # of a run that was stopped and went on elsewhere or with other code, the last one as said above; else empty
+    # of a run that was stopped and went on elsewhere, or with other code or another teacher, the last one as said above; else empty
+    parts: tuple[Part, ...] = ()
     started: str  # UTC, ISO 8601
     finished: str
     teacher: TeacherFacts | None = None

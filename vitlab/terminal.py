@@ -211,6 +211,7 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
     from rich.table import Table
 
     from vitlab.claims import ledger, verdicts
+    from vitlab.report import words
 
     table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
@@ -221,7 +222,7 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
     results = [*(r for r in book.results if r.primary), *(r for r in book.exploratory if r.effect is not None)]
     for i, r in enumerate(results):
         interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
-        more = f", {' to '.join(map(str, dict.fromkeys(r.more_seeds)))} more seed{'s' * (r.more_seeds != (1, 1))}" if r.more_seeds else ""
+        more = f", {words.more_seeds(*r.more_seeds)}" if r.more_seeds else ""
         more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
         more += f": {r.note}" if r.note and r.verdict == "interim" and len(r.seeds) > 1 else ""
         table.add_row(

@@ -102,8 +102,7 @@ def _verdict(result: Result, book: Book) -> str:
     if _stage_to_come(result, book):
         shown += f" after {len(result.seeds)} seeds; {book.stages[-1].seeds} are planned"
     elif result.more_seeds is not None:
-        few, many = result.more_seeds
-        shown += f", {few} to {many} more seeds" if few < many else f", {few} more {'seed' if few == 1 else 'seeds'}"
+        shown += f", {words.more_seeds(*result.more_seeds)}"
     return shown + _changed(result)
 
 

@@ -34,6 +34,11 @@ def seed_count(n: int) -> str:
     return "1 seed" if n == 1 else str(n)
 
 
+def more_seeds(few: int, many: int) -> str:
+    """Return `2 to 5 more seeds`, with one number where both are the same."""
+    return f"{few} to {many} more seeds" if few < many else f"{few} more {'seed' if few == 1 else 'seeds'}"
+
+
 def sig(value: float) -> str:
     """Return the number with three significant digits, or without decimals from a thousand on."""
     return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:,.0f}"
@@ -56,8 +61,8 @@ def span(values: Sequence[float]) -> str:
     if not values:
         return ""
     low, high = min(values), max(values)
-    low_text, high_text = (f"{v:,.0f}" if float(v).is_integer() else f"{v:,g}" for v in (low, high))
-    return low_text if low == high else f"{low_text} to {high_text}"
+    ends = (f"{v:,.0f}" if float(v).is_integer() else f"{v:,g}" for v in dict.fromkeys((low, high)))
+    return " to ".join(ends)
 
 
 def seeds(runs: Iterable[RunRecord]) -> str:

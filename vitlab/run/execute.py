@@ -85,8 +85,9 @@ def file_sha256(path: Path) -> str:
 
 @dataclass
 class Taught:
-    """A teacher's record, its class for each test image (N,), its weights' hash, and its validation top-1 in percent once measured."""
+    """A teacher's run and record, its class for each test image (N,), its weights' hash, and its validation top-1 in percent once measured."""
 
+    run: Run
     record: RunRecord
     predicted: torch.Tensor
     weights_sha256: str
@@ -113,7 +114,7 @@ def execute(
     teacher = taught = None
     if run.teacher is not None:  # read all that is needed of it before anything is written, as its folder may be trained anew meanwhile
         teacher = load_weights(run.teacher, where)
-        taught = Taught(run.teacher.record(), predicted(run.teacher), file_sha256(run.teacher.folder / published.WEIGHTS))
+        taught = Taught(run.teacher, run.teacher.record(), predicted(run.teacher), file_sha256(run.teacher.folder / published.WEIGHTS))
     distributed.told(run)
     run.folder.mkdir(parents=True, exist_ok=True)
     files.remove_temporaries(run.folder)
@@ -138,10 +139,10 @@ def execute(
     store: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     try:
         with distributed.noticing_loss():
-            if run.teacher is not None and teacher is not None and taught is not None:
+            if teacher is not None and taught is not None:
                 scores = validation_logits(teacher, data, cfg)
                 taught.validation_top1 = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
-                say(f"teacher {run.teacher.resolved.id}, seed {run.teacher.seed}: validation top-1 {taught.validation_top1:.2f} %")
+                say(f"teacher {taught.run.resolved.id}, seed {taught.run.seed}: validation top-1 {taught.validation_top1:.2f} %")
                 if where.type == "cpu" and distributed.size() == 1:
                     store = teacher_store(run, scores, journal)
                     teacher = RememberingTeacher(teacher, store, meter.answered)
@@ -218,8 +219,8 @@ def finish(
 ) -> RunRecord:
     """Write predictions, weights, pictures and, last, the record, and return it.
 
-    `heads`: what `test_logits` returned, the one reading of the test split. `peak` in FLOP/s. `taught`: the teacher
-    as it was before the training.
+    `heads`: what `test_logits` returned, the one reading of the test split. `peak` in FLOP/s. `taught`: the teacher as it was
+    before the training.
     """
     from vitlab.figures.run import run_figures  # 150 MB, which nothing needs while training
 
@@ -244,9 +245,7 @@ def finish(
         if 0 < epochs < len(by_epoch):  # in a short training the last phase may have no step
             metrics[f"validation_top1_phase_{i}"] = by_epoch[epochs - 1]
 
-    teacher = None
-    if run.teacher is not None and taught is not None:
-        teacher = teacher_facts(run.teacher, taught, scores, metrics["test_top1"])
+    teacher = teacher_facts(taught, scores, metrics["test_top1"]) if taught is not None else None
     img_s, tflops, mfu = (statistics.median(row[f"perf/{key}"] for row in trained.history) for key in ("img_s", "tflops", "mfu"))
     read = [row["perf/teacher_logits_read"] for row in trained.history if "perf/teacher_logits_read" in row]
     classes = evaluate.ranking(scores)[:, 0]
@@ -307,17 +306,17 @@ def draw_images(record: RunRecord, out_dir: Path, data: Dataset, model: nn.Modul
     image_figures(record, out_dir, shown(few), shown(mistakes), None if looks is None else (looks.mean(2).cpu().numpy(), model.head_names))
 
 
-def teacher_facts(teacher: Run, taught: Taught, scores: torch.Tensor, top1: float) -> TeacherFacts:
-    """Return what a student's record says of its teacher, as which `taught` was read.
+def teacher_facts(taught: Taught, scores: torch.Tensor, top1: float) -> TeacherFacts:
+    """Return what a student's record says of its teacher.
 
     scores: (N, C), the student's test logits. top1: percent, the student's on the test split. The teacher's stored predictions are those
     of its record, not computed again.
     """
     record, theirs, ours = taught.record, taught.predicted, evaluate.ranking(scores)[:, 0]
     return TeacherFacts(
-        experiment=teacher.resolved.id,
-        fingerprint=teacher.fingerprint,
-        seed=teacher.seed,
+        experiment=taught.run.resolved.id,
+        fingerprint=taught.run.fingerprint,
+        seed=taught.run.seed,
         weights_sha256=taught.weights_sha256,
         validation_top1=taught.validation_top1,
         test_top1=record.metrics["test_top1"],

@@ -32,8 +32,8 @@ def pack(folder: Path, runs_dir: Path, to: Path, tell: Callable[[str], None]) ->
 
     A run's whole folder is packed, its weights in half precision, except for checkpoints, locks, a teacher's stored logits and files that
     a kill left half written. `tell` is called with a line for each run that is left out because it is not finished. Parts of an earlier
-    archive of that name are removed once the new one is whole. Raises UserError for a folder elsewhere or without a finished run, damaged records, and weights that
-    are damaged or beyond half precision.
+    archive of that name are removed once the new one is whole. Raises UserError for a folder elsewhere or without a finished run, damaged
+    records, and weights that are damaged or beyond half precision.
     """
     folder, runs_dir = folder.resolve(), runs_dir.resolve()
     if not folder.is_dir() or not folder.is_relative_to(runs_dir):

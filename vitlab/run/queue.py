@@ -28,6 +28,8 @@ from vitlab.track import shipping, store
 from vitlab.train import checkpoint, distributed, loop, machine
 from vitlab.train.loop import Stop
 
+AGAIN = "the same command goes on from there"
+
 
 def train(
     console: Console,
@@ -103,7 +105,7 @@ def train(
             console.print(_again(forced, tasks, ended))
         return 1, done
     if stop.signal is not None:
-        return _stopped(console, stop.signal, f"all runs are finished; {_again(set(), [], set())}"), done
+        return _stopped(console, stop.signal, f"all runs are finished; {AGAIN}"), done
     _ship_outstanding(console, runs, root)
     return 0, done
 
@@ -168,7 +170,7 @@ def _stopped(console: Console, number: int, state: str) -> int:
 def _again(forced: set[Path], tasks: list[Task], ended: set[Path]) -> str:
     """Return what the same command does next. Of `tasks` those in the folders `ended` are finished."""
     if not forced:
-        return "the same command goes on from there"
+        return AGAIN
     kept = sum(task.force and task.run.finished and task.run.folder not in ended for task in tasks)  # not begun yet
     without = f", and keeps the earlier results of {kept} that were to be trained anew" if kept else ""
     return f"the same command without --force goes on from there{without}; with it, it begins anew"

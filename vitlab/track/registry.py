@@ -48,13 +48,8 @@ def reaching(root: Path) -> Iterator[None]:
     mlflow.set_tracking_uri(tracking_uri(root))  # which also sets the variable
     try:
         yield
-    except (
-        MlflowException,
-        SQLAlchemyError,
-        OSError,
-        ImportError,
-        ValueError,
-    ) as e:  # requests' errors are OSErrors; a missing driver; no URI
+    # OSError: requests' errors too; ImportError: a database's driver is missing; ValueError: the address is none
+    except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as e:
         raise UserError(f"{shown_uri(root)}: MLflow cannot be reached, or refuses ({reason(e)})") from None
     finally:
         mlflow.set_tracking_uri(before or "")
