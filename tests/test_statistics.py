@@ -35,7 +35,7 @@ def family(*groups: Group) -> list[verdicts.Decision]:
         declared.append(claim(id=str(i), arms=(Arm(experiment=str(i)),), **rule))
     values = {str(i): dict(enumerate(values)) for i, (_, values) in enumerate(groups)}
     own = ledger(*declared, seeds=(len(groups[0][1]),))
-    decided = verdicts.decide(own, declared, lambda arm, metric: values[arm.experiment], lambda claim, seeds: 0.0)
+    decided = verdicts.decide(own, declared, lambda arm, metric: values[arm.experiment], lambda claim, seeds: 0.0).decisions
     return [decided[str(i)] for i in range(len(groups))]
 
 

@@ -70,11 +70,12 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     console = terminal.console()
     profile = _profile(args)
     source = sources.resolve(args.data, args.data_dir, profile, download=not args.dry_run)
+    terminal.print_left_out(console, source.name, needed.left_out(declared, args.only, source.classes))
     book = _judge(args.declarations, declared, profile, source.name)
     only, seeds = (args.only, args.seeds) if args.seeds else needed.due(declared, args.only, profile, source.classes, book)
     if not only and not args.seeds:
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
-        console.print("all planned seeds of these claims are there: nothing to train")
+        console.print(_nothing(args.only, book))
         return 0
     planned = needed.make(declared, only, profile, source, list(seeds), RUNS, RESULTS, book)
     terminal.announce(console, profile, source, list(seeds), planned.runs, args.budget)
@@ -88,6 +89,13 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
         if needed.due(declared, args.only, profile, source.classes, book)[0] and not args.seeds:
             console.print("the next stage has more seeds for what is undecided: the same command trains them")
     return code
+
+
+def _nothing(only: list[str], book: Book | None) -> str:
+    """Return why nothing is to be trained for the claims in `only`, or for all primary ones."""
+    if only and book is not None and any(result.awaits == 1 for result in book.results):
+        return "nothing to train: what these leave undecided has more seeds once the first stage is complete for all primary claims"
+    return "all planned seeds of these claims are there: nothing to train"
 
 
 def _judge(path: Path, declared: Ledger, profile: str, data: str) -> Book | None:
@@ -123,7 +131,9 @@ def plan(args: argparse.Namespace) -> int:
 
     console, profile = terminal.console(), _profile(args)
     source = sources.resolve(args.data, args.data_dir, profile, download=False)
-    declared = needed.about(declarations.load(args.declarations), source.classes)
+    declared = declarations.load(args.declarations)
+    terminal.print_left_out(console, source.name, needed.left_out(declared, (), source.classes))
+    declared = needed.about(declared, source.classes)
     terminal.print_power(console, declared, profile, power(declared, profile))
     trained: set[needed.Key] = set()
     for number in range(1, len(declared.stages) + 1):

@@ -233,10 +233,18 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
     console.print(table, soft_wrap=False)  # statements wrap within their column
     seeds = " or ".join(f"{stage.seeds}" for stage in declared.stages)
     console.print("\n".join(filter(None, (ledger.opening(book), ledger.so_far(book), ledger.said(book)))))
+    holm = f"Holm over {words.claims(book.tested)}; " if book.tested else ""
     console.print(
-        f"intervals over seeds, {declared.confidence:.0%}; planned: {seeds} seeds from {declared.first_seed} on; Holm over {book.tested} claims; "
+        f"intervals over seeds, {declared.confidence:.0%}; planned: {seeds} seeds from {declared.first_seed} on; {holm}"
         f"declared in {short(path.resolve())}"
     )
+
+
+def print_left_out(console: Console, data: str, lacked: Mapping[str, Sequence[str]]) -> None:
+    """Print which claims are left out because the data set `data` lacks classes that they name; nothing where there are none."""
+    if lacked:
+        named = "; ".join(f"{claim} ({', '.join(classes)})" for claim, classes in lacked.items())
+        console.print(printable(f"left out, about classes that {data} does not have: {named}"))
 
 
 def print_power(console: Console, declared: Ledger, profile: str, power: Mapping[str, Power]) -> None:
@@ -245,6 +253,7 @@ def print_power(console: Console, declared: Ledger, profile: str, power: Mapping
 
     from vitlab.claims import declarations
     from vitlab.claims.power import WANTED
+    from vitlab.report import words
 
     tested = declared.tested(profile)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -265,7 +274,7 @@ def print_power(console: Console, declared: Ledger, profile: str, power: Mapping
     console.print(table)
     formula = sum(claim.primary and claim.exact for claim in declared.claims)
     console.print(
-        f"chance of a verdict by so many seeds if the effect is the expected one, at the declared spread, Holm over {len(tested)} claims; sees: the "
+        f"chance of a verdict by so many seeds if the effect is the expected one, at the declared spread, Holm over {words.claims(len(tested))}; sees: the "
         f"distance from the bound that is found in {WANTED:.0%} of all cases"
         + (f"; {formula} more by formula, without a run" if formula else "")
     )

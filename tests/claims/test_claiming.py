@@ -130,7 +130,7 @@ def test_own_declarations_keep_their_history_in_reports(small_world: Path, tmp_p
     said = " ".join(out.split())
     assert "At the size of profile quick, on digits, a second epoch gives +3.10 [" in said
     assert "Of 2 primary claims, 2 are supported; 1 of them judged by formula, without a run." in said
-    assert "planned: 3 or 5 seeds from 0 on; Holm over 1 claims; declared in " in said
+    assert "planned: 3 or 5 seeds from 0 on; Holm over 1 claim; declared in " in said
     kept = claiming.kept(path, "quick-digits")
     (first, _) = books.read(kept).results
     assert (first.verdict, first.seeds, first.history) == ("supported", (0, 1, 2), ())
@@ -169,7 +169,7 @@ def test_what_claims_can_find_out_is_said_before_anything_is_trained(
     three, five = int(mine[4]), int(mine[6])
     assert 30 < three < five
     assert five > 90
-    assert "Holm over 1 claims" in out
+    assert "Holm over 1 claim; sees" in out
     assert "1 more by formula, without a run" in out
     assert "stage 1, seeds 0 to 2: 6 runs more, 0 finished; about " in out
     assert "stage 2, seeds 0 to 4: at most 4 runs more, 0 finished; about " in out
@@ -186,6 +186,48 @@ def test_chances_are_those_of_a_t_test() -> None:
     exact = scipy_stats.nct.sf(least, n - 1, n**0.5 / sd) + scipy_stats.nct.cdf(-least, n - 1, n**0.5 / sd)
     assert of.chances == pytest.approx([exact], abs=4 * (exact * (1 - exact) / power.LEDGERS) ** 0.5)
     assert scipy_stats.nct.sf(least, n - 1, of.distance * n**0.5 / sd) == pytest.approx(power.WANTED, abs=0.08)
+
+
+def test_claims_in_percent_and_of_spread_are_planned_by_the_sd_of_their_effect() -> None:
+    """As a plain difference with that sd: of its own seeds alone, whatever its two arms are."""
+    usual = {"sd": 0.8, "expected": 1.0}
+    plain, percent, spread = (
+        claim(id=name, **usual, **{name: True}) if name != "c" else claim(**usual) for name in ("c", "relative", "spread")
+    )
+    found = [power.power(ledger(one, seeds=(6,)), "quick")[one.id] for one in (plain, percent, spread)]
+    assert found[0].chances[0] > 0.5
+    assert found == [found[0]] * 3
+
+
+def test_exploratory_claims_alone_are_trained_and_shown(
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = declared.claims[0].model_copy(update={"primary": False})
+    alone = declared.model_copy(update={"claims": (two,)})
+    monkeypatch.setattr(declarations, "load", lambda path: alone)
+    finish(two, (53.0, 54.0), (50.0, 52.0))
+    code, out, err = run(capsys, "claims", *ON, main=cli.main)
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "2.5 [" in said
+    assert "No claim is primary, so none is tested. intervals over seeds, 95%; planned: 2 or 3 seeds from 0 on; declared in " in said
+    code, out, err = run(capsys, "claims", "--run", "--only", "two", "--dry-run", *ON, main=cli.main)
+    assert (code, "all planned seeds of these claims are there: nothing to train" in out) == (0, True), err
+
+
+def test_what_is_not_trained_for_is_said(
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cats` for want of cats; `two`, undecided, until `three` has its first stage, too."""
+    three = claim(id="three", arms=(TWICE, Arm(experiment="02_regularized_vit")))
+    found = declared.model_copy(update={"claims": (*declared.claims, three)})
+    monkeypatch.setattr(declarations, "load", lambda path: found)
+    finish(declared.claims[0], (50.1, 49.0), (50.0, 50.0))
+    code, out, err = run(capsys, "claims", "--run", "--only", "two,cats", "--dry-run", *ON, main=cli.main)
+    assert code == 0, err
+    assert "left out, about classes that digits does not have: cats (cat, dog)" in out
+    assert "undecided after" not in out
+    assert "nothing to train: what these leave undecided has more seeds once the first stage is complete for all primary claims" in out
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.claims import COUNTS, DIGEST, A, B, claim, judge, ledger, run, three
 from vitlab import config
-from vitlab.claims import declarations
+from vitlab.claims import declarations, metrics
 from vitlab.claims.declarations import Arm, Family, Stage
 from vitlab.data.sources import CIFAR10_CLASSES, Source
 from vitlab.errors import UserError
@@ -63,32 +63,32 @@ def test_a_claim_that_is_not_primary_changes_no_other_ones_declaration() -> None
 def test_confusions_by_hand() -> None:
     """7 of 60 cats are called dogs, 5 of 70 dogs cats. Taken for one another: cat and dog 12, cat and frog 4, dog and frog 7."""
     record = run(A)
-    assert declarations.measure(record, "confusion.cat.dog") == pytest.approx(100 * 7 / 60)
-    assert declarations.measure(record, "confusion.dog.cat") == pytest.approx(100 * 5 / 70)
-    assert declarations.measure(record, "confusion.frog.frog") == pytest.approx(90)
-    assert declarations.measure(record, "confusion_lead.cat.dog") == declarations.measure(record, "confusion_lead.dog.cat") == 12 - 7
-    assert declarations.measure(record, "confusion_lead.frog.dog") == 7 - 12
-    assert declarations.measure(record, "confusion_lead.cat.frog") == 4 - 12
+    assert metrics.measure(record, "confusion.cat.dog") == pytest.approx(100 * 7 / 60)
+    assert metrics.measure(record, "confusion.dog.cat") == pytest.approx(100 * 5 / 70)
+    assert metrics.measure(record, "confusion.frog.frog") == pytest.approx(90)
+    assert metrics.measure(record, "confusion_lead.cat.dog") == metrics.measure(record, "confusion_lead.dog.cat") == 12 - 7
+    assert metrics.measure(record, "confusion_lead.frog.dog") == 7 - 12
+    assert metrics.measure(record, "confusion_lead.cat.frog") == 4 - 12
 
 
 def test_leads_of_a_class_by_hand() -> None:
     """Accuracies: cat 50 of 60, dog 60 of 70, frog 27 of 30."""
     record = run(A)
-    assert declarations.measure(record, "class_lead.frog") == pytest.approx(90 - 600 / 7)
-    assert declarations.measure(record, "class_lead.cat") == pytest.approx(500 / 6 - 90)
-    assert declarations.measure(record, "class_lag.cat") == pytest.approx(600 / 7 - 500 / 6)
-    assert declarations.measure(record, "class_lag.frog") == pytest.approx(500 / 6 - 90)
-    assert declarations.measure(record, "confusion_either.cat.dog") == declarations.measure(record, "confusion_either.dog.cat") == 12
-    assert declarations.measure(record, "confusion_either.cat.frog") == 4
+    assert metrics.measure(record, "class_lead.frog") == pytest.approx(90 - 600 / 7)
+    assert metrics.measure(record, "class_lead.cat") == pytest.approx(500 / 6 - 90)
+    assert metrics.measure(record, "class_lag.cat") == pytest.approx(600 / 7 - 500 / 6)
+    assert metrics.measure(record, "class_lag.frog") == pytest.approx(500 / 6 - 90)
+    assert metrics.measure(record, "confusion_either.cat.dog") == metrics.measure(record, "confusion_either.dog.cat") == 12
+    assert metrics.measure(record, "confusion_either.cat.frog") == 4
 
 
 def test_other_metrics() -> None:
     taught = TeacherFacts(
         experiment="t", fingerprint="f", seed=0, weights_sha256="a", validation_top1=1.0, test_top1=49.0, agreement=1.0, gain=1.0
     )
-    assert declarations.measure(run(A, teacher=taught), "teacher_gain") == 1.0
-    assert declarations.measure(run(A), "train_loss") == 1.25
-    assert declarations.measure(run(A, metrics={"test_cls_top1": 44.0}), "test_cls_top1") == 44.0
+    assert metrics.measure(run(A, teacher=taught), "teacher_gain") == 1.0
+    assert metrics.measure(run(A), "train_loss") == 1.25
+    assert metrics.measure(run(A, metrics={"test_cls_top1": 44.0}), "test_cls_top1") == 44.0
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,17 @@ def test_other_metrics() -> None:
 )
 def test_what_a_record_lacks_is_named(metric: str, expected: str) -> None:
     with pytest.raises(UserError) as e:
-        declarations.measure(run(A), metric)
+        metrics.measure(run(A), metric)
     assert expected in str(e.value)
 
 
 def test_metrics_that_cannot_be_had_are_named() -> None:
     with pytest.raises(UserError, match=r"confusion\.cat\.dog: pets has no test image of cat"):
-        declarations.measure(run(A, counts=((0, 0, 0), *COUNTS[1:])), "confusion.cat.dog")
+        metrics.measure(run(A, counts=((0, 0, 0), *COUNTS[1:])), "confusion.cat.dog")
     with pytest.raises(UserError, match="train_loss: not in the record"):
-        declarations.measure(run(A, history=()), "train_loss")
+        metrics.measure(run(A, history=()), "train_loss")
     with pytest.raises(UserError, match="gflops_last_third: resnet50 is no ViT"):
-        declarations.exact(Arm(experiment="teachers/resnet50").resolve("full"), "gflops_last_third", 10)
+        metrics.exact(Arm(experiment="teachers/resnet50").resolve("full"), "gflops_last_third", 10)
     with pytest.raises(UserError, match="c: relative to test_top1 of its second arm, which is 0"):
         judge(ledger(claim(relative=True)), [*three(A, 1, 2, 3), *three(B, 0, 1, 2)])
 
@@ -211,19 +211,19 @@ def test_every_arm_resolves_and_two_arms_are_two_experiments(profile: str) -> No
 def test_every_arm_has_what_its_claim_measures() -> None:
     needs = {"test_ema_top1": "ema", "test_raw_top1": "ema", "teacher_gain": "distill"}
     names = ("test_raw_top1", "test_ema_top1", "test_cls_top1", "test_dist_top1", "test_confidence", "validation_top1_phase_0")
-    metrics = dict.fromkeys(names, 50.0)
+    values = dict.fromkeys(names, 50.0)
     taught = TeacherFacts(
         experiment="t", fingerprint="f", seed=0, weights_sha256="a", validation_top1=1.0, test_top1=49.0, agreement=1.0, gain=1.0
     )
     counts = tuple(map(tuple, np.ones((10, 10), int).tolist()))
-    record = run(A, classes=CIFAR10_CLASSES, counts=counts, metrics=metrics, teacher=taught)
+    record = run(A, classes=CIFAR10_CLASSES, counts=counts, metrics=values, teacher=taught)
     for declared in DECLARED.claims:
         for arm in declared.arms:
             metric, cfg = declared.metric_of(arm), arm.resolve("full").config
-            if metric in declarations.EXACT:
-                assert declarations.exact(arm.resolve("full"), metric, 10) > 0
+            if metric in metrics.EXACT:
+                assert metrics.exact(arm.resolve("full"), metric, 10) > 0
                 continue
-            assert math.isfinite(declarations.measure(record, metric)), declared.id
+            assert math.isfinite(metrics.measure(record, metric)), declared.id
             if metric in needs:
                 assert getattr(cfg, needs[metric]) is not None, declared.id
             if metric in ("test_cls_top1", "test_dist_top1"):
@@ -322,6 +322,16 @@ MISTAKES = {
         GOOD + "families:\n  a: {experiments: [01_baseline_vit], sd: 1}\n  b: {experiments: [01_baseline_vit], sd: 1}\n",
         "x.yaml:1: ledger: families: 01_baseline_vit is in two of them",
     ),
+    "a family of a misspelt experiment": (
+        GOOD + "families:\n  a: {experiments: [01_baselin_vit], sd: 1}\n",
+        "x.yaml:14: families.a.experiments: no experiment 01_baselin_vit; expected the name of a file beside this one or in experiments/",
+    ),
+    "a misspelt metric of classes": (
+        GOOD.replace("metric: test_top1", "metric: confusoin.cat.dog"),
+        "x.yaml:5: claims.0: metric: confusoin.cat.dog is none; of classes there are confusion.A.B, ",
+    ),
+    "a dot for a line": (GOOD.replace("metric: test_top1", "metric: test.top1"), "x.yaml:5: claims.0: metric: test.top1 is none; "),
+    "one class of two": (GOOD.replace("metric: test_top1", "metric: confusion.cat"), "x.yaml:5: claims.0: metric: confusion.cat is none; "),
     "a family without spread": (GOOD + "families:\n  a: {experiments: [01_baseline_vit], sd: 0}\n", "x.yaml:14: families.a.sd: Input should be greater than 0"),
 }  # fmt: skip
 

@@ -116,8 +116,8 @@ def test_a_tested_claim_needs_the_runs_that_its_spread_is_pooled_over(planned: C
     found = planned(declared, seeds=(0,))
     assert [claim for ids in settled(found) for claim in ids] == ["e", "c", "d"]
     book = judge_book(declared, [*three(A_ARM, 60.0, 61.0), *three(B_ARM, 50.0, 50.5)], lambda claim, runs: None, {})
-    decided = [result.model_copy(update={"verdict": "refuted", "stage": 1}) if result.id == "d" else result for result in book.results]
-    book = book.model_copy(update={"results": decided})
+    second = [result.model_copy(update={"awaits": 2 if result.id == "c" else None}) for result in book.results]
+    book = book.model_copy(update={"results": second})
     assert len(planned(declared, "c", seeds=(0, 1), book=book).runs) == 8, "the stage that decides d, too"
     assert {r.resolved.id for r in planned(declared, "c", seeds=(0, 1, 2), book=book).runs} == {"01_baseline_vit", "02_regularized_vit"}
 
@@ -293,6 +293,14 @@ def test_the_first_stage_is_due_then_what_it_left_undecided_then_nothing() -> No
     assert due([r for r in [*clear, *partly] if r.seed < 2]) == (["d"], (0, 1, 2))
     assert due([r for r in [*clear, *partly] if r.seed < 2], "c") == ([], (0, 1, 2))
     assert due([*clear, *partly]) == ([], (0, 1, 2))
+    # d is undecided, and c's first stage not complete: no claim has a second stage yet
+    open_first = [r for r in [*clear[:1], *clear[3:], *partly] if r.seed < 2]
+    assert due(open_first, "d") == ([], (0, 1, 2))
+    assert due(open_first) == (["c", "d"], (0, 1))
+    # once begun, it is awaited, whatever the others' later seeds say of its first stage
+    begun = judge_book(declared, [r for r in [*clear, *partly] if r.seed < 2], lambda claim, runs: None, {})
+    decided = [r.model_copy(update={"verdict": "supported"}) for r in begun.results]
+    assert needed.due(declared, (), "quick", ("cat", "dog"), begun.model_copy(update={"results": tuple(decided)})) == (["d"], (0, 1, 2))
     with pytest.raises(UserError, match="--only g: no such claim"):
         due([], "g")
 

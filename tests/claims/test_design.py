@@ -114,7 +114,7 @@ def test_one_false_verdict_in_twenty_ledgers_in_both_stages_together(noise: Nois
     rng, wrong, covered = np.random.default_rng(1), 0, np.zeros(len(tested))
     for _ in range(TIMES):
         values = simulated(noise, rng)
-        found = verdicts.decide(own, tested, values, nothing)
+        found = verdicts.decide(own, tested, values, nothing).decisions
         assert len(found) == len(tested)
         wrong += any(is_false(claim, found[claim.id].verdict) for claim in tested)
         for i, one in enumerate(tested):
@@ -123,7 +123,7 @@ def test_one_false_verdict_in_twenty_ledgers_in_both_stages_together(noise: Nois
             covered[i] += e.low <= truth(one) <= e.high
     assert wrong / TIMES <= 0.05 + tolerance(0.05, TIMES)
     # Where an arm spreads more than its family, and Levene's test has not seen it, an interval of that arm is somewhat narrow.
-    least = 0.95 if noise is alike else 0.925
+    least = 0.95 if noise is alike else 0.935
     assert (covered / TIMES).min() >= least - tolerance(least, TIMES)
 
 
@@ -137,7 +137,7 @@ def test_looking_early_and_often_gives_no_other_verdict() -> None:
         seen: dict[str, str] = {}
         for n in range(2, last + 1):
             so_far = changed(values, lambda arm, metric, of, upto=all_seeds[:n]: {seed: of[seed] for seed in upto})
-            found = {name: d.verdict for name, d in verdicts.decide(own, tested, so_far, nothing).items()}
+            found = {name: d.verdict for name, d in verdicts.decide(own, tested, so_far, nothing).decisions.items()}
             assert bool(found) == (n >= first)
             if first < n < last:
                 assert found == seen
@@ -145,7 +145,7 @@ def test_looking_early_and_often_gives_no_other_verdict() -> None:
             seen = found
 
         more = changed(values, lambda arm, metric, of: of | {seed: 99.0 * seed for seed in (0, 1, 2, 22, 23)})
-        assert {name: d.verdict for name, d in verdicts.decide(own, tested, more, nothing).items()} == seen
+        assert {name: d.verdict for name, d in verdicts.decide(own, tested, more, nothing).decisions.items()} == seen
 
 
 def test_leaving_out_a_bad_seed_leaves_no_verdict() -> None:
@@ -155,7 +155,7 @@ def test_leaving_out_a_bad_seed_leaves_no_verdict() -> None:
     bad = own.seeds(1)[3]
 
     without = changed(values, lambda arm, metric, of: {s: v for s, v in of.items() if s != bad or arm.experiment != "02_regularized_vit"})
-    left = set(verdicts.decide(own, tested, without, nothing))
+    left = set(verdicts.decide(own, tested, without, nothing).decisions)
     plain = {claim.id for claim in tested if any(own.family(arm) == "plain" for arm in claim.arms)}
     assert left == {claim.id for claim in tested} - plain
     assert len(plain) >= 6
@@ -172,20 +172,20 @@ def test_the_power_of_one_claim_is_that_of_a_t_test() -> None:
         assert power(own, "quick")["c"].chances[0] == pytest.approx(theirs, abs=tolerance(theirs, LEDGERS))
 
 
-def test_the_power_of_a_family_is_that_of_the_pooled_test() -> None:
-    """Three arms of six seeds, 10 degrees of freedom, but never less than the claim's own spread, and its own alone where Levene's test says so:
-    so a little less than the t test of two means with the pooled variance, and far more than one with the claim's own five."""
-    first, second, third = (Arm(experiment=e) for e in ("01_baseline_vit", "02_regularized_vit", "05_kd_r18"))
-    claims = [claim(id=str(i), arms=pair, expected=2.0) for i, pair in enumerate(((second, first), (third, second), (third, first)))]
-    family = {"plain": Family(experiments=("01_baseline_vit", "02_regularized_vit", "05_kd_r18"), sd=0.7)}
-    pooled = power(ledger(*claims, seeds=(6,), families=family), "quick")
-    alone = power(ledger(*(c.model_copy(update={"sd": 0.7 * math.sqrt(2)}) for c in claims), seeds=(6,)), "quick")
-    d, level = 2.0 / (0.7 * math.sqrt(2)), 0.05 / 3
-    crit = scipy_stats.t.ppf(1 - level / 2, 10)
-    at_most = scipy_stats.nct.sf(crit, 10, d * math.sqrt(6))
-    assert alone["0"].chances[0] == pytest.approx(TTestPower().power(d, 6, level), abs=tolerance(0.5, LEDGERS))
-    assert alone["0"].chances[0] + 0.05 < pooled["0"].chances[0] < at_most
-    assert pooled["0"].distance < alone["0"].distance
+def test_the_power_of_a_family_is_less_than_the_pooled_tests_and_more_than_its_own_spreads() -> None:
+    """Six arms of six seeds have 25 degrees of freedom, but a claim never has less than its own spread, and that has five."""
+    base, *others = (Arm(experiment="01_baseline_vit", set=(f"train.epochs={n}",)) for n in range(1, 7))
+    claims = [claim(id=str(i), arms=(arm, base), expected=2.0) for i, arm in enumerate(others)]
+    family, sd = {"plain": Family(experiments=("01_baseline_vit",), sd=0.7)}, 0.7 * math.sqrt(2)
+
+    def chance(*of: Claim, **changes: object) -> float:
+        return float(np.mean([found.chances[0] for found in power(ledger(*of, confidence=0.99, seeds=(6,), **changes), "quick").values()]))
+
+    level = 0.01 / 5
+    at_most = scipy_stats.nct.sf(scipy_stats.t.ppf(1 - level / 2, 25), 25, 2.0 / sd * math.sqrt(6))
+    alone = chance(*(c.model_copy(update={"sd": sd}) for c in claims))
+    assert alone == pytest.approx(TTestPower().power(2.0 / sd, 6, level), abs=tolerance(0.5, LEDGERS))
+    assert alone + tolerance(alone, LEDGERS) < chance(*claims, families=family) < at_most
 
 
 def test_what_is_declared_to_be_found_is_found() -> None:
@@ -201,7 +201,7 @@ def test_what_is_declared_to_be_found_is_found() -> None:
         shifted = changed(
             values, lambda arm, metric, of: {s: v - expected.get(arm.key, 0.0) * (metric == "test_top1") for s, v in of.items()}
         )
-        found = verdicts.decide(own, tested, shifted, nothing)
+        found = verdicts.decide(own, tested, shifted, nothing).decisions
         for c in wanted:
             decided[c.id] += found[c.id].verdict == "supported"
     planned = power(own, "ledger")

@@ -286,6 +286,7 @@ def test_a_second_stage_is_for_what_the_first_left_open() -> None:
     first, open_still = judge(BOTH, [*apart(A, B, *CLEAR), *apart(C, D, *OPEN)])
     assert (first.verdict, first.stage, first.p_holm) == ("supported", 1, pytest.approx(2 * 2 * first.p))
     assert (open_still.verdict, open_still.stage, open_still.seeds) == ("undecided", 1, (0, 1, 2))
+    assert (first.awaits, open_still.awaits) == (None, 2)
     assert open_still.p_holm == pytest.approx(2 * scipy_stats.ttest_1samp(OPEN, 0).pvalue)
     few, many = open_still.more_seeds
     assert 1 <= few < many
@@ -307,6 +308,22 @@ def test_a_second_stage_begins_when_it_and_the_first_are_complete() -> None:
     for runs in ([*apart(A, B, *CLEAR), *apart(C, D, *six[:5])], [*apart(A, B, *CLEAR[:2]), *apart(C, D, *six)]):
         waiting = judge(BOTH, runs)[1]
         assert (waiting.verdict, waiting.stage, waiting.seeds) == ("undecided", 1, (0, 1, 2))
+    assert [r.awaits for r in judge(BOTH, runs)] == [1, None], "a second stage begins when all have their first"
+
+
+def test_what_the_first_stage_left_open_stays_open_when_others_decide_it() -> None:
+    """Two-sided p of .02 and .03, doubled for the stage's half of the level: .04 and .06, and Holm doubles the smaller one again, so both are open.
+    d's second stage is clear, which lets c pass by its first one: .04. c's second stage began all the same, and is not cut short."""
+    off = np.array([-1.0, 0.0, 1.0])  # SD 1
+    c_first, d_first = (float(scipy_stats.t.isf(p / 2, 2)) / math.sqrt(3) + off for p in (0.02, 0.03))
+    first = [*apart(A, B, *c_first), *apart(C, D, *d_first)]
+    c, d = judge(BOTH, first)
+    assert [c.p_holm, d.p_holm] == pytest.approx([0.08, 0.08], rel=1e-3)
+    assert [(r.verdict, r.stage, r.awaits) for r in (c, d)] == [("undecided", 1, 2)] * 2
+    second = apart(C, D, *(float(d_first.mean()) + off / 100), first_seed=3)
+    c, d = judge(BOTH, [*first, *second])
+    assert [(r.verdict, r.stage, r.awaits) for r in (c, d)] == [("supported", 1, 2), ("supported", 2, None)]
+    assert c.p_holm == pytest.approx(0.04, rel=1e-3)
 
 
 # -------------------------------------------------------------------------------------------------------------- history
@@ -359,6 +376,19 @@ def test_a_verdict_that_lost_a_seed_stays_in_the_history() -> None:
     assert judge(ledger(), AHEAD[:-1], dropped) == dropped, "judged again, nothing is added"
     (back,) = judge(ledger(), AHEAD, dropped)
     assert (back.verdict, back.history, back.changed) == ("supported", (was,), False)
+
+
+def test_undecided_after_its_stage_and_then_interim_stays_in_the_history() -> None:
+    """c has all its seeds; the third arm of its family has lost one."""
+    taught = Arm(experiment="05_kd_r18")
+    plain = {"plain": Family(experiments=tuple(arm.experiment for arm in (A, B, taught)), sd=0.5)}
+    declared = ledger(claim(), claim(id="d", arms=(taught, B)), families=plain)
+    runs = [*three(A, 50.5, 52.9, 49.0), *three(B, 50.0, 50.6, 50.4), *three(taught, 51.0, 51.2, 52.0)]
+    first = judge(declared, runs)
+    assert first[0].verdict == "undecided"
+    lost = judge(declared, runs[:-1], first)
+    assert (lost[0].verdict, lost[0].seeds, [past.verdict for past in lost[0].history]) == ("interim", (0, 1, 2), ["undecided"])
+    assert judge(declared, runs[:-1], lost) == lost
 
 
 def test_a_bad_seed_trained_anew_is_not_forgotten() -> None:

@@ -1,4 +1,4 @@
-"""The statements declared in experiments/claims.yaml, and the value of their metrics for a run or for a configuration alone.
+"""The statements declared in experiments/claims.yaml.
 
 vitlab/stats.py has the estimates, verdicts.py decides. Nothing is trained here, and no torch is loaded.
 """
@@ -7,37 +7,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from vitlab import config
+from vitlab.claims.metrics import EXACT, OF_CLASSES, UNITS
 from vitlab.config import Schema
-from vitlab.config.places import MAX_DEPTH, Place, read_yaml, shown
+from vitlab.config.places import MAX_DEPTH, Place, parse, read_yaml, shown
 from vitlab.errors import UserError
-from vitlab.models import cost
 from vitlab.paths import EXPERIMENTS
-from vitlab.records import RunRecord
 
 FILE = EXPERIMENTS / "claims.yaml"
-EXACT = ("params", "gflops", "gflops_last_third")  # functions of the configuration: nothing to train, nothing to estimate
-UNITS = {
-    "params": "M parameters",
-    "gflops": "GFLOPs",
-    "gflops_last_third": "GFLOPs",
-    "teacher_gain": "points",
-    "confusion_lead": "images",
-    "confusion_either": "images",
-    "class_lead": "points",
-    "class_lag": "points",
-}
-
 ArmKey = tuple[str, tuple[str, ...]]  # an arm's experiment and settings
 Metric = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)*$")]
 
@@ -65,12 +51,20 @@ class Arm(Schema):
 
     @property
     def key(self) -> ArmKey:
-        """Return what tells arms apart, whatever is measured of them."""
-        return self.experiment, self.set
+        """Return what tells arms apart, whatever is measured of them, in whatever order and spelling their settings are given."""
+        return self.experiment, tuple(sorted(_spelt(assignment) for assignment in self.set))
 
     def resolve(self, profile: str) -> config.Resolved:
         """Return the arm's configuration under the profile. Raises UserError for a damaged experiment."""
         return load_arm(self.path, profile, self.set)
+
+
+@functools.cache  # asked for again and again
+def _spelt(assignment: str) -> str:
+    """Return KEY=VALUE with the value as JSON, so that 2e-4 and 0.0002 are the same."""
+    name, _, text = assignment.partition("=")
+    value, _ = parse(text, lambda _: Place(f"set: {assignment}"))
+    return f"{name.strip()}={json.dumps(value)}"
 
 
 @functools.cache  # most claims share an arm, and all students a teacher
@@ -125,6 +119,11 @@ class Claim(Schema):
             raise ValueError("spread: needs two arms that are trained, and a plain difference between them")
         if len({self.metric_of(arm) in EXACT for arm in self.arms}) > 1:
             raise ValueError("metric: one arm's is trained for and the other's is not")
+        for name, *classes in (self.metric_of(arm).split(".") for arm in self.arms):
+            count, _ = OF_CLASSES.get(name, (0, None))
+            if len(classes) != count:
+                of_classes = ", ".join(".".join((known, *"AB"[:n])) for known, (n, _) in OF_CLASSES.items())
+                raise ValueError(f"metric: {'.'.join((name, *classes))} is none; of classes there are {of_classes}")
         return self
 
     def metric_of(self, arm: Arm) -> str:
@@ -191,6 +190,14 @@ class Family(Schema):
     # Expected, for planning: of an arm's values once arm and seed are taken off, and between seeds.
     sd: Annotated[float, Field(gt=0)]
     seed_sd: Annotated[float, Field(ge=0)] = 0.0
+
+    @field_validator("experiments")
+    @classmethod
+    def _exist(cls, experiments: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        for name in experiments:  # of a misspelt one no claim would have an arm, and nothing would be pooled
+            if not Arm.model_validate({"experiment": name}, context=info.context).path.is_file():
+                raise ValueError(f"no experiment {name}; expected the name of a file beside this one or in experiments/, without .yaml")
+        return experiments
 
 
 class Ledger(Schema):
@@ -275,7 +282,7 @@ def _explain(error: Any, places: Mapping[tuple[str | int, ...], Place]) -> str:
     return f"{place}: {'.'.join(map(str, key)) or 'ledger'}: {what}"
 
 
-# ----------------------------------------------------------------------------------------------------------- measuring
+# --------------------------------------------------------------------------------------------------------- fingerprints
 
 
 def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> str:
@@ -287,94 +294,3 @@ def fingerprint(resolved: config.Resolved, digest: str, students: int = 0) -> st
         raise UserError(f"{shown(resolved.path)}: distill.teacher: more than {MAX_DEPTH} teachers, one of the other, or a circle of them")
     teacher = resolved.teacher(load_arm)
     return config.fingerprint(resolved.config, digest, fingerprint(teacher, digest, students + 1) if teacher else None)
-
-
-class NotRecorded(UserError):
-    """A record has no such metric: its name is misspelt, or the metric is newer than the record."""
-
-
-def measure(record: RunRecord, metric: str) -> float:
-    """Return one run's value of a metric that is not in EXACT.
-
-    Raises UserError for an impossible metric, NotRecorded where the record lacks it.
-    """
-    name, *classes = metric.split(".")
-    if metric == "teacher_gain" and record.teacher is not None:
-        return record.teacher.gain
-    if metric == "train_loss" and record.history and "train/loss" in record.history[-1]:
-        return record.history[-1]["train/loss"]
-    count, compute = OF_CLASSES.get(name, (0, None))
-    if compute is not None and len(classes) == count:
-        if unknown := set(classes) - set(record.dataset.classes):
-            names = ", ".join(record.dataset.classes)
-            wanted = ("one", "two")[count - 1]
-            raise UserError(f"{metric}: {record.dataset.name} has no class {', '.join(sorted(unknown))}; expected {wanted} of {names}")
-        if name.startswith("confusion_") and classes[0] == classes[1]:
-            raise UserError(f"{metric}: expected two different classes")
-        return compute(record, *classes)
-    if metric in record.metrics:
-        return record.metrics[metric]
-    known = ", ".join(sorted(record.metrics))
-    raise NotRecorded(
-        f"{metric}: not in the record of {record.experiment}; expected {known}, train_loss, teacher_gain, "
-        "confusion[_lead|_either].A.B or class_[lead|lag].A"
-    )
-
-
-def _confusion(record: RunRecord, true: str, predicted: str) -> float:
-    names = record.dataset.classes
-    row = record.confusion[names.index(true)]
-    if not sum(row):
-        raise UserError(f"confusion.{true}.{predicted}: {record.dataset.name} has no test image of {true}")
-    return 100 * row[names.index(predicted)] / sum(row)
-
-
-def _confusion_either(record: RunRecord, a: str, b: str) -> float:
-    i, j = record.dataset.classes.index(a), record.dataset.classes.index(b)
-    return float(record.confusion[i][j] + record.confusion[j][i])
-
-
-def _confusion_lead(record: RunRecord, a: str, b: str) -> float:
-    pairs = itertools.combinations(record.dataset.classes, 2)
-    return _confusion_either(record, a, b) - max(_confusion_either(record, *pair) for pair in pairs if {*pair} != {a, b})
-
-
-def _class_lead(record: RunRecord, name: str) -> float:
-    own, others = _accuracies(record, name)
-    return own - max(others)
-
-
-def _class_lag(record: RunRecord, name: str) -> float:
-    own, others = _accuracies(record, name)
-    return min(others) - own
-
-
-def _accuracies(record: RunRecord, name: str) -> tuple[float, list[float]]:
-    """Return the class's accuracy, and those of all other classes, in percent."""
-    by_class = {other: _confusion(record, other, other) for other in record.dataset.classes}
-    return by_class.pop(name), list(by_class.values())
-
-
-# Metrics of named classes: of how many, and how they are computed.
-OF_CLASSES: dict[str, tuple[int, Callable[..., float]]] = {
-    "confusion": (2, _confusion),
-    "confusion_either": (2, _confusion_either),
-    "confusion_lead": (2, _confusion_lead),
-    "class_lead": (1, _class_lead),
-    "class_lag": (1, _class_lag),
-}
-
-
-def exact(resolved: config.Resolved, metric: str, classes: int) -> float:
-    """Return the value of a metric in EXACT: parameters in millions, or GFLOPs of an image's forward pass.
-
-    Raises UserError where the model has no such metric.
-    """
-    model = resolved.config.model
-    if metric == "params":
-        return cost.parameters(model, classes) / 1e6
-    if metric == "gflops":
-        return cost.forward_flops(model, classes) / 1e9
-    if not isinstance(model, config.ViT):
-        raise UserError(f"{metric}: {resolved.label} is no ViT, so it has no blocks")
-    return cost.late_flops(model) / 1e9

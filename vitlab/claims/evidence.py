@@ -36,7 +36,8 @@ def effect(claim: Claim, values: Sequence[float]) -> float:
     """Return the claim's effect from its arms' values. Raises UserError where it is relative to 0."""
     if claim.relative:
         if not values[1]:
-            raise UserError(f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0")
+            what = f"{claim.id}: relative to {claim.metric_of(claim.arms[1])} of its second arm, which is 0"
+            raise UserError(f"{what}; declare it without 'relative', with a bound in the metric's own unit")
         return 100 * (values[0] - values[1]) / values[1]
     return sum(weight * value for weight, value in zip(claim.weights, values, strict=True))
 
@@ -77,7 +78,8 @@ def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequenc
     """Return the evidence of two or more seeds.
 
     The variance is the largest of three: that pooled over the families, unless Levene's test finds that the arms of one spread unequally; the
-    effects' own, with the pool's degrees of freedom; and what the test images make it at least.
+    effects' own; and what the test images make it at least. The first two have their own degrees of freedom each, the last that of the
+    first one that there is.
     """
     effects = by_seed(claim, seeds, values)
     own = 0.0 if min(effects) == max(effects) else float(np.var(effects, ddof=1))
@@ -94,7 +96,7 @@ def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequenc
     if parts and not unequal:
         variance, df = stats.satterthwaite(parts)
         where = f"pooled over {' and '.join(names)}"
-        candidates = [(variance, df, where), (own, df, f"its own, larger than {where}")]
+        candidates = [(variance, df, where), (own, len(seeds) - 1.0, f"its own, larger than {where}")]
     elif unequal:
         candidates = [(own, len(seeds) - 1.0, f"its own, since arms of {' and '.join(unequal)} spread unequally")]
     candidates.append((least(claim, seeds), candidates[0][1], "that of the test images"))
@@ -116,25 +118,26 @@ class FamilySpread(Schema):
     pooled: bool
 
 
-def families(ledger: Ledger, tested: Sequence[Claim], values: Values) -> list[FamilySpread]:
-    """Return the spread of each family and metric that tested claims are pooled over, by the largest stage that is complete for all its arms."""
-    found: dict[tuple[str, str], FamilySpread] = {}
-    for claim in tested:
-        metric = claim.metric_of(claim.arms[0])
-        for name, arms in pools(ledger, claim, tested).items():
-            stages = [ledger.seeds(number + 1) for number in range(len(ledger.stages))]
-            whole = [seeds for seeds in stages if all(set(seeds) <= values(arm, metric).keys() for arm in arms)]
-            if (name, metric) in found or not whole:
+def families(ledger: Ledger, by_stage: Sequence[Sequence[Claim]], values: Values) -> list[FamilySpread]:
+    """Return the spread of each family and metric that claims are pooled over, for each stage that is complete for all its arms.
+
+    `by_stage`: the claims that each stage is for, which are pooled with each other.
+    """
+    found: dict[tuple[int, str, str], FamilySpread] = {}
+    for (number, claims), claim in ((stage, claim) for stage in enumerate(by_stage, 1) for claim in stage[1]):
+        metric, seeds = claim.metric_of(claim.arms[0]), ledger.seeds(number)
+        for name, arms in pools(ledger, claim, claims).items():
+            if (number, name, metric) in found or not all(set(seeds) <= values(arm, metric).keys() for arm in arms):
                 continue
-            table = np.array([[values(arm, metric)[seed] for seed in whole[-1]] for arm in arms])
+            table = np.array([[values(arm, metric)[seed] for seed in seeds] for arm in arms])
             squares = stats.mean_squares(table)
             several = len(arms) > 1
             residual = squares.residual if several else 0.0
             p = stats.equal_spread(table) if several else None
-            found[name, metric] = FamilySpread(
-                name=name, metric=metric, arms=tuple(" ".join((experiment, *sets)) for experiment, sets in (arm.key for arm in arms)),
-                seeds=len(whole[-1]), sd=math.sqrt(residual) if several else None,
-                seed_sd=math.sqrt(max(0.0, (squares.of_seeds - residual) / len(arms))), df=(len(arms) - 1) * (len(whole[-1]) - 1),
+            found[number, name, metric] = FamilySpread(
+                name=name, metric=metric, arms=tuple(" ".join((arm.experiment, *arm.set)) for arm in arms),
+                seeds=len(seeds), sd=math.sqrt(residual) if several else None,
+                seed_sd=math.sqrt(max(0.0, (squares.of_seeds - residual) / len(arms))), df=(len(arms) - 1) * (len(seeds) - 1),
                 levene=p, pooled=p is not None and p >= ledger.levene,
             )  # fmt: skip
     return list(found.values())

@@ -107,10 +107,13 @@ def read(path: Path) -> Book:
 
 
 def judge(declared: Ledger, runs: Sequence[RunRecord], pairs: verdicts.Pairs, before: Mapping[str, Result]) -> Book | None:
-    """Return the ledger as judged by `runs`, of one profile and data set, and by what was judged `before`; None where no run measures a claim."""
+    """Return the ledger as judged by `runs`, of one profile and data set, and by what was judged `before`.
+
+    Returns None where no run measures a primary claim, or any claim if none is primary.
+    """
     first = runs[0]
     results = verdicts.judge(declared, first.profile, runs, pairs, before)
-    if not any(result.seeds for result in results if result.primary):
+    if not any(result.seeds for result in [r for r in results if r.primary] or results):
         return None
     book = Book(
         profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, first_seed=declared.first_seed,
@@ -139,7 +142,9 @@ def _work(result: Result) -> tuple[Any, ...]:
 
 
 def opening(book: Book) -> str:
-    """Return the sentence to quote: each decided claim that has a brief name, with its effect and interval."""
+    """Return the sentence to quote: each decided claim that has a brief name, with its effect and interval; "" where none is primary."""
+    if not any(result.primary for result in book.results):
+        return ""
     where = f"At the size of profile {book.profile}, on {book.dataset},"
     told = []
     for result in book.measured:
@@ -174,6 +179,8 @@ def so_far(book: Book) -> str:
 def said(book: Book) -> str:
     """Return the sentence that counts the verdicts."""
     primary = [result for result in book.results if result.primary]
+    if not primary:
+        return "No claim is primary, so none is tested."
     counts = Counter(result.verdict for result in primary)
     counted = [f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}" for verdict in ORDER if counts[verdict]]
     listed = " and ".join(filter(None, [", ".join(counted[:-1]), counted[-1]]))

@@ -58,27 +58,30 @@ def judged(
 def due(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str], book: Book | None) -> tuple[list[str], tuple[int, ...]]:
     """Return the claims that are next to be trained for, those in `only` or else the primary ones, and the seeds of their stage.
 
-    The first stage comes first; when it is complete, the second one for what it left undecided. Returns no claims where all is done. Raises
-    UserError for an unknown claim, where none is primary, and where none needs a run.
+    The first stage comes first; when it is complete for all that are tested, the second one for what it left undecided. Returns no claims
+    where nothing is to be trained for now. Raises UserError for an unknown claim, where none is primary, and where none needs a run.
     """
     wanted = [claim.id for claim in _needing_runs(ledger, only, profile, classes)]
     known = {result.id: result for result in book.results} if book else {}
     first, last = ledger.seeds(1), ledger.seeds(len(ledger.stages))
-    # interim: its own seeds may be there, and those of its family not
-    if any(name not in known or known[name].verdict == "interim" or not set(first) <= set(known[name].seeds) for name in wanted):
+    if any(name not in known or known[name].awaits == 1 or not set(first) <= set(known[name].seeds) for name in wanted):
         return wanted, first
-    return [name for name in wanted if known[name].verdict == "undecided" and len(known[name].seeds) < len(last)], last
+    return [name for name in wanted if known[name].awaits == 2], last
 
 
 def about(ledger: Ledger, classes: Sequence[str]) -> Ledger:
     """Return the ledger without the claims about classes that the data set does not have."""
-    kept = tuple(claim for claim in ledger.claims if not _named_classes(claim) - set(classes))
-    return ledger.model_copy(update={"claims": kept})
+    return ledger.model_copy(update={"claims": tuple(claim for claim in ledger.claims if not _lacked(claim, classes))})
 
 
-def _named_classes(claim: Claim) -> set[str]:
+def left_out(ledger: Ledger, only: Sequence[str], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Return which of the claims in `only`, or else the primary ones, are about classes that the data set does not have, and these classes."""
+    return {claim.id: sorted(lacked) for claim in _only(ledger, only).claims if (lacked := _lacked(claim, classes))}
+
+
+def _lacked(claim: Claim, classes: Sequence[str]) -> set[str]:
     metrics = [claim.metric_of(arm) for arm in claim.arms]
-    return {name for metric in metrics for name in metric.split(".")[1:]}
+    return {name for metric in metrics for name in metric.split(".")[1:]} - set(classes)
 
 
 # ------------------------------------------------------------------------------------------------------ what is to be trained
@@ -105,12 +108,14 @@ def make(
     """Return the runs that the claims need (those in `only`; all primary ones if it is empty), so ordered that claims are settled soonest.
 
     A claim needs the runs of its arms, and one that is tested also those that its families' spread is pooled over; `book`, the claims as judged
-    so far, tells which of these are decided already. A run whose record is published is needed only as the teacher of a run whose record is
+    so far, tells which of these a second stage is for. A run whose record is published is needed only as the teacher of a run whose record is
     not. Next is always the claim with the least work left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared.
     Raises UserError for an unknown claim, and where no claim needs a run.
     """
     wanted = _needing_runs(ledger, only, profile, source.classes)
-    tested = _open(about(ledger, source.classes), profile, seeds, book)
+    tested = about(ledger, source.classes).tested(profile)
+    if book is not None and not set(seeds) <= set(ledger.seeds(1)):
+        tested = [claim for claim in tested if claim.id in {result.id for result in book.results if result.awaits == 2}]
     known: dict[Key, Run] = {}
     arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # kept, because many claims share an arm
     needs: dict[str, dict[Key, Run]] = {}
@@ -137,13 +142,6 @@ def make(
         last = [run for k, run in ordered.items() if k in needs[claim.id]][-1]
         settles.setdefault(last.folder, []).append(claim.id)
     return Plan(list(ordered.values()), settles)
-
-
-def _open(ledger: Ledger, profile: str, seeds: Sequence[int], book: Book | None) -> list[Claim]:
-    """Return the tested claims that no stage has decided before the one that these seeds are of."""
-    stages = {result.id: result.stage for result in book.results if result.verdict in ("supported", "refuted")} if book else {}
-    earlier = {name for name, stage in stages.items() if stage and not set(seeds) <= set(ledger.seeds(stage))}
-    return [claim for claim in ledger.tested(profile) if claim.id not in earlier]
 
 
 def _judged_by(ledger: Ledger, claim: Claim, tested: Sequence[Claim]) -> list[Arm]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vitlab import stats
 from vitlab.claims import evidence
-from vitlab.claims.declarations import Arm, ArmKey, Claim, Ledger
+from vitlab.claims.declarations import ArmKey, Claim, Ledger
 
 LEDGERS = 400  # simulated; a chance is known to 5 points (two standard errors)
 WANTED = 0.8  # the chance with which `distance` is found
@@ -39,10 +39,13 @@ def power(ledger: Ledger, profile: str) -> dict[str, Power]:
         arms = _simulated(ledger, tested, rng)
         for claim in planned:
             by_stage, found, expected = [], False, claim.planned_for
-            values = arms if ledger.pooled(claim) else _alone(ledger, claim, rng)
+            alone = None if ledger.pooled(claim) else rng.normal(0, claim.sd, ledger.stages[-1].seeds)
             for number, stage in enumerate(ledger.stages, 1):
                 seeds = ledger.seeds(number)
-                seen = evidence.gather(ledger, claim, tested, seeds, values, lambda claim, seeds: 0.0)
+                if alone is None:
+                    seen = evidence.gather(ledger, claim, tested, seeds, arms, lambda claim, seeds: 0.0)
+                else:
+                    seen = _alone(seeds, alone[: stage.seeds])
                 share = level * stage.alpha / (1 - ledger.confidence)
                 if expected is not None:
                     shifted = [value + expected for value in seen.values]
@@ -70,13 +73,6 @@ def _simulated(ledger: Ledger, tested: list[Claim], rng: np.random.Generator) ->
     return lambda arm, metric: known[arm.key]
 
 
-def _alone(ledger: Ledger, claim: Claim, rng: np.random.Generator) -> evidence.Values:
-    """Return values whose effect has the claim's own declared spread, all of it in the first arm."""
-    seeds, first = ledger.seeds(len(ledger.stages)), (claim.arms[0], claim.metric_of(claim.arms[0]))
-    noise = dict(zip(seeds, rng.normal(0, claim.sd, len(seeds)).tolist(), strict=True))
-    still: Mapping[int, float] = dict.fromkeys(seeds, 0.0)
-
-    def values(arm: Arm, metric: str) -> Mapping[int, float]:
-        return noise if (arm, metric) == first else still
-
-    return values
+def _alone(seeds: tuple[int, ...], effects: np.ndarray) -> evidence.Evidence:
+    """Return the evidence of these effects (n,), one a seed, of a claim that is judged by its own spread."""
+    return evidence.Evidence(seeds, tuple(effects.tolist()), float(np.var(effects, ddof=1)), len(seeds) - 1.0, "its own")

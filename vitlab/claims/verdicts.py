@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from vitlab import config, records, stats
 from vitlab.claims import declarations, evidence
-from vitlab.claims.declarations import Arm, ArmKey, Claim, Ledger, NotRecorded, exact, fingerprint, measure
+from vitlab.claims.declarations import Arm, ArmKey, Claim, Ledger, fingerprint
 from vitlab.claims.evidence import Evidence, FamilySpread, Least, Values
+from vitlab.claims.metrics import NotRecorded, exact, measure
 from vitlab.config import Schema
 from vitlab.records import RunRecord
 from vitlab.stats import Estimate, Pair
@@ -64,6 +65,7 @@ class Result(Schema):
     claimed: float | None = None
     verdict: Verdict
     stage: int | None = None  # whose seeds these are, counted from 1; None: not those of a complete stage
+    awaits: int | None = None  # the stage whose seeds are still to come; None: no further ones are planned as things stand
     seeds: tuple[int, ...] = ()
     values: tuple[float, ...] = ()  # one a seed
     effect: float | None = None
@@ -98,8 +100,17 @@ class Decision:
     more_seeds: tuple[int, int] | None
 
 
-def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least) -> dict[str, Decision]:
-    """Return the decisions on the `tested` claims, by id; of a claim whose seeds are not complete there is none.
+@dataclass(frozen=True)
+class Standing:
+    """How far the tested claims have come."""
+
+    decisions: dict[str, Decision]  # by claim; of one whose seeds are not complete there is none
+    open: list[list[Claim]]  # of each stage that has begun, the claims that it is for
+    awaits: dict[str, int]  # claim -> the stage whose seeds are not complete, its own or those that its spread is pooled over
+
+
+def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least) -> Standing:
+    """Return the decisions on the `tested` claims, and what the others wait for.
 
     A stage's p-values are weighted by its share of the level, and a claim's p is the least of its stages'. Over all tested claims these are
     corrected together (Holm 1979); a claim without p counts as 1. So the chance of any false verdict, in all stages, is at most
@@ -108,8 +119,9 @@ def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least
     level = 1 - ledger.confidence
     found: dict[str, list[tuple[float, int, Evidence, Estimate]]] = {claim.id: [] for claim in tested}
     adjusted: dict[str, float] = {}
-    still_open = list(tested)
+    still_open, begun, awaits = list(tested), [], {}
     for number, stage in enumerate(ledger.stages, 1):
+        begun.append(still_open)
         seeds = ledger.seeds(number)
         ready = [claim for claim in still_open if not evidence.lacking(ledger, claim, still_open, seeds, values)]
         for claim in ready:
@@ -118,11 +130,13 @@ def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least
             found[claim.id].append((min(1.0, judged.p * level / stage.alpha), number, seen, judged))
         ps = [min([1.0, *(p for p, *_ in found[claim.id])]) for claim in tested]
         adjusted = dict(zip(found, stats.holm(ps), strict=True))
-        if len(ready) < len(still_open):
+        awaits = {claim.id: number for claim in still_open if claim not in ready}
+        if awaits:
             break
         still_open = [claim for claim in still_open if adjusted[claim.id] > level]
     undecided = sum(bool(stages) and adjusted[name] > level for name, stages in found.items())
-    return {claim.id: _decision(claim, found[claim.id], adjusted[claim.id], level, undecided) for claim in tested if found[claim.id]}
+    decisions = {claim.id: _decision(claim, found[claim.id], adjusted[claim.id], level, undecided) for claim in tested if found[claim.id]}
+    return Standing(decisions, begun, awaits)
 
 
 def _decision(
@@ -155,14 +169,16 @@ def judge(
     it and no longer holds stays in its history. Raises UserError where a metric cannot be had.
     """
     of_arm = _Runs(profile, runs)
-    decisions = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
-    results = [_result(ledger, claim, of_arm, decisions.get(claim.id), pairs) for claim in ledger.claims]
+    standing = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
+    results = [_result(ledger, claim, of_arm, standing, pairs) for claim in ledger.claims]
     return [remember(result, (before or {}).get(result.id), ledger.first_seed) for result in results]
 
 
 def families(ledger: Ledger, profile: str, runs: Sequence[RunRecord]) -> list[FamilySpread]:
-    """Return how the families' arms spread over seeds, from the records `runs`."""
-    return evidence.families(ledger, ledger.tested(profile), _Runs(profile, runs).values)
+    """Return how the families' arms spread over each stage's seeds, from the records `runs`."""
+    of_arm = _Runs(profile, runs)
+    standing = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
+    return evidence.families(ledger, standing.open, of_arm.values)
 
 
 class _Runs:
@@ -217,13 +233,15 @@ class _Runs:
         return total / len(seeds)
 
 
-def _result(ledger: Ledger, claim: Claim, runs: _Runs, decision: Decision | None, pairs: Pairs) -> Result:
+def _result(ledger: Ledger, claim: Claim, runs: _Runs, standing: Standing, pairs: Pairs) -> Result:
+    decision = standing.decisions.get(claim.id)
     metrics = [claim.metric_of(arm) for arm in claim.arms]
     low, high = (None if math.isinf(bound) else bound for bound in claim.region)
     facts: dict[str, Any] = {
         "id": claim.id, "statement": claim.statement, "brief": claim.brief, "source": claim.source, "declaration": ledger.declaration(claim), "primary": claim.primary,
         "metric": ("spread over seeds of " if claim.spread else "") + " less ".join(dict.fromkeys(metrics)), "unit": claim.unit,
         "family": " and ".join(sorted(evidence.pools(ledger, claim, ()))), "low_bound": low, "high_bound": high, "claimed": claim.claimed,
+        "awaits": standing.awaits.get(claim.id),
     }  # fmt: skip
     resolved = [arm.resolve(runs.profile) for arm in claim.arms]
     if claim.full_size_only and runs.profile != "full":
@@ -304,7 +322,8 @@ def remember(result: Result, earlier: Result | None, first_seed: int = 0) -> Res
     history = earlier.history
     same = (earlier.declaration, earlier.verdict, earlier.stage) == (result.declaration, result.verdict, result.stage)
     kept = dict(zip(earlier.seeds, earlier.values, strict=True)).items() <= dict(zip(result.seeds, result.values, strict=True)).items()
-    grown = earlier.declaration == result.declaration and earlier.verdict not in ("supported", "refuted") and kept
+    fell_back = earlier.verdict in JUDGED and result.verdict not in JUDGED
+    grown = earlier.declaration == result.declaration and earlier.verdict not in ("supported", "refuted") and kept and not fell_back
     if earlier.effect is not None and not (same and kept) and not grown:
         history = (*history, Past(**{name: getattr(earlier, name) for name in Past.model_fields}))
     seen = [past.seeds for past in history] + ([earlier.seeds] if earlier.effect is not None else [])

@@ -34,6 +34,11 @@ def seed_count(n: int) -> str:
     return "1 seed" if n == 1 else str(n)
 
 
+def claims(n: int) -> str:
+    """Return `1 claim` or `14 claims`."""
+    return "1 claim" if n == 1 else f"{n} claims"
+
+
 def more_seeds(few: int, many: int) -> str:
     """Return `2 to 5 more seeds`, with one number where both are the same."""
     return f"{few} to {many} more seeds" if few < many else f"{few} more {'seed' if few == 1 else 'seeds'}"
