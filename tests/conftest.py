@@ -14,18 +14,28 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support import database
 from tests.support.experiments import TINY
 from vitlab import config
 from vitlab.data import ops, rng
 from vitlab.data.dataset import Dataset
 from vitlab.models import layers
 from vitlab.paths import EXPERIMENTS
+from vitlab.track import store
 from vitlab.train import optim
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.support.world import World
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_database() -> Iterator[None]:
+    """Copies of one new MLflow database in place of many that are made; see tests.support.database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "make_database", database.copy)
+        yield
 
 
 @pytest.fixture

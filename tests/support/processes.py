@@ -12,6 +12,7 @@ from typing import IO
 
 import pytest
 
+from tests.support import database
 from tests.support.world import TAUGHT, TINY
 from vitlab.paths import REPOSITORY
 
@@ -33,6 +34,8 @@ def start(
 ) -> subprocess.Popen[str]:
     """runner.py in a process of its own with one thread; `patch` is done first in each process that trains, `env` goes into its environment."""
     root.mkdir(exist_ok=True)
+    if not (root / "mlflow.db").exists() and "MLFLOW_TRACKING_URI" not in (env or {}):
+        database.copy(root)
     (root / "patched.py").write_text(patch, encoding="utf-8")
     preload = "import multiprocessing.context as c; c.ForkServerContext.set_forkserver_preload = lambda self, names: (c.BaseContext.set_forkserver_preload(self, [*names, 'patched']))"
     own = {"VITLAB_ROOT": str(root), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": f"{root}:{REPOSITORY}"}

@@ -20,6 +20,7 @@ import pytest
 import requests
 from scipy import stats
 
+from tests.support import database
 from tests.support.journals import finish, info, start
 from vitlab.errors import UserError
 from vitlab.paths import REPOSITORY
@@ -44,6 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a root of 100% ü")  # what is special in a URL
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(store, "make_database", database.make)
         store.prepare_store(folder)
     return folder
 
@@ -99,7 +101,7 @@ def test_store_lies_in_the_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert shipping.tracking_uri(root) == "http://example.org:5000"
 
 
-def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path: Path) -> None:
+def test_a_database_whose_making_was_stopped_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow refuses one that has some of its tables, so until it has all it does not bear its name."""
     code = f"""
 import os
@@ -111,6 +113,7 @@ store.connect(Path({str(tmp_path)!r}))
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 9
     assert not (tmp_path / "mlflow.db").exists()
+    monkeypatch.setattr(store, "make_database", database.make)
     assert store.connect(tmp_path).find({}) == []
 
 
