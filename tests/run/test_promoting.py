@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support.world import World
 from vitlab import cli
 from vitlab.errors import UserError
 from vitlab.run import predict, promoting
-from vitlab.track import registry
+from vitlab.track import registry, store
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("undrawn")]
 
@@ -116,6 +117,18 @@ def test_mistakes_are_told(argv: tuple[str, ...], expected: str, world: World, t
     code, _, err = run(capsys, *(world.folder(a) if a in ("tiny", "other") else a for a in argv), main=cli.main)
     assert (code, expected in err) == (2, True), err
     assert not (world.root / "mlflow.db").exists()
+
+
+def test_afterwards_mlflow_looks_where_it_is_told_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for told in ("http://127.0.0.1:9", None):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if told:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", told)
+        with registry.reaching(tmp_path):
+            assert mlflow.get_tracking_uri() == (told or store.own_uri(tmp_path))
+        assert os.environ.get("MLFLOW_TRACKING_URI") == told
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:8")
+    assert mlflow.get_tracking_uri() == "http://127.0.0.1:8"
 
 
 def test_a_server_that_is_down_is_named_and_marks_nothing(

@@ -21,8 +21,6 @@ def _made() -> tempfile.TemporaryDirectory[str]:
 
 
 def copy(root: Path) -> None:
-    """Leave in `root` what `store.make_database` would."""
-    made = Path(_made().name)
-    shutil.copyfile(made / "mlflow.db", root / "mlflow.db.new")
+    """Put the database into `root`. Whoever opens it there writes its new place into it, as of any that was moved."""
+    shutil.copyfile(Path(_made().name) / "mlflow.db", root / "mlflow.db.new")
     (root / "mlflow.db.new").replace(root / "mlflow.db")
-    store._relocate(root, store._artifact_location(made), store._artifact_location(root))

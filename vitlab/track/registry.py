@@ -52,7 +52,9 @@ def reaching(root: Path) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, OSError, ImportError, ValueError) as e:
         raise UserError(f"{shown_uri(root)}: MLflow cannot be reached, or refuses ({reason(e)})") from None
     finally:
-        mlflow.set_tracking_uri(before or "")
+        mlflow.set_tracking_uri(None)  # which takes the variable away
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def name_of(dataset: str) -> str:
