@@ -97,8 +97,8 @@ def claimed_text(claim: Claim | None) -> str:
 
 
 def claim_on(runs: Sequence[RunRecord]) -> Claim | None:
-    """Return the runs' claim; None on other data than CIFAR-10, which the claims are about."""
-    return runs[0].claim if runs[0].dataset.name == "cifar10" else None
+    """Return the runs' claim; None of a variation, and on other data than CIFAR-10, which the claims are about."""
+    return runs[0].claim if runs[0].dataset.name == "cifar10" and not runs[0].variant else None
 
 
 def _rung(runs: list[RunRecord]) -> Rung:

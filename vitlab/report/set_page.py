@@ -23,7 +23,7 @@ SUMMARY = (
     Column("Experiment", {"profile": lambda r: r.runs[0].profile, "dataset": lambda r: r.runs[0].dataset.name,
                           "experiment": lambda r: r.runs[0].experiment, "label": lambda r: f"{r.label} ★" if r.champion else r.label},
            lambda profile, dataset, experiment, label: Link(label, f"#{experiment}"), left=True),
-    Column("Claimed top-1 (%)", {"claimed": lambda r: r.runs[0].claim and r.runs[0].claim.text,
+    Column("Claimed top-1 (%)", {"claimed": lambda r: r.runs[0].claim.text if r.runs[0].claim and not r.runs[0].variant else None,
                                  "claimed_low": lambda r: r.claimed and r.claimed[0], "claimed_high": lambda r: r.claimed and r.claimed[1]},
            lambda text, low, high: text),
     Column("Measured top-1 (%)", {"top1": lambda r: r.mean, "ci95_half": lambda r: r.half}, words.pm),
