@@ -416,6 +416,9 @@ def test_seeds_that_are_added_as_planned_leave_no_history() -> None:
         before = judge(ledger(), [*AHEAD[: n // 2], *AHEAD[3 : 3 + n // 2]], before)
         said.append((before[0].verdict, before[0].history, before[0].changed))
     assert said == [("interim", (), False), ("interim", (), False), ("supported", (), False)]
+    spread = ledger(claim(spread=True, primary=False))
+    fewer, more = (apart(A, B, *(2.0, 2.4, 9.0)[:n]) for n in (2, 3))
+    assert judge(spread, more, judge(spread, fewer))[0].history == (), "though the median has moved"
     six = [*apart(A, B, *CLEAR), *apart(C, D, *OPEN, 2.0, 2.1, 1.9)]
     staged = judge(BOTH, six, judge(BOTH, [*apart(A, B, *CLEAR), *apart(C, D, *OPEN)]))
     assert [(r.stage, r.history, r.changed) for r in staged] == [(1, (), False), (2, (), False)]

@@ -171,7 +171,11 @@ def judge(
     of_arm = _Runs(profile, runs)
     standing = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
     results = [_result(ledger, claim, of_arm, standing, pairs) for claim in ledger.claims]
-    return [remember(result, (before or {}).get(result.id), ledger.first_seed) for result in results]
+    known = before or {}
+    return [
+        _remember(claim, result, known[claim.id], ledger.first_seed, of_arm.values) if claim.id in known else result
+        for claim, result in zip(ledger.claims, results, strict=True)
+    ]
 
 
 def families(ledger: Ledger, profile: str, runs: Sequence[RunRecord]) -> list[FamilySpread]:
@@ -312,16 +316,17 @@ def _unmeasured(arms: Sequence[config.Resolved]) -> tuple[MeasuredArm, ...]:
 # -------------------------------------------------------------------------------------------------------- remembering
 
 
-def remember(result: Result, earlier: Result | None, first_seed: int = 0) -> Result:
+def _remember(claim: Claim, result: Result, earlier: Result, first_seed: int, values: Values) -> Result:
     """Return the result with its history: what `earlier` said and is lost, and whether the claim was declared otherwise when measured.
 
     Seeds before `first_seed` are for tuning: who has seen them alone may still declare anew.
     """
-    if earlier is None:
-        return result
     history = earlier.history
     same = (earlier.declaration, earlier.verdict, earlier.stage) == (result.declaration, result.verdict, result.stage)
-    kept = dict(zip(earlier.seeds, earlier.values, strict=True)).items() <= dict(zip(result.seeds, result.values, strict=True)).items()
+    # Of the earlier seeds alone, since a spread is measured from the median, which moves with each seed that is added.
+    kept = set(earlier.seeds) <= set(result.seeds) and (
+        not earlier.seeds or evidence.by_seed(claim, earlier.seeds, values) == earlier.values
+    )
     fell_back = earlier.verdict in JUDGED and result.verdict not in JUDGED
     grown = earlier.declaration == result.declaration and earlier.verdict not in ("supported", "refuted") and kept and not fell_back
     if earlier.effect is not None and not (same and kept) and not grown:
