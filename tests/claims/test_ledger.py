@@ -94,7 +94,7 @@ def test_the_terminal_says_what_a_claim_waits_for() -> None:
 def test_pages_say_what_was_measured(tmp_path: Path, undrawn: None) -> None:
     publishing.build(arms(), tmp_path, {})
     page = Page(tmp_path / "report.html")
-    said = "Of 3 primary claims, 2 are supported and 1 is not measured (1 is about full size only); 1 of them judged by formula, without a run."
+    said = "Of 3 primary claims, 2 are supported and 1 is about full size only; 1 of them judged by formula, without a run."
     assert page.text.count(said) == 2  # in the minute, and above the table
     opening = "At the size of profile overnight, on cifar10, regularisation gives +3.10 [+2.85, +3.35] points."
     assert opening in page.text

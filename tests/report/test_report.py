@@ -333,13 +333,17 @@ def test_scale_is_said(tmp_path: Path, undrawn: None, profile: str, dataset: str
 
 
 def test_variants_stand_apart(tmp_path: Path, undrawn: None) -> None:
-    varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", top1=60.0) for s in (0, 1)]
-    publishing.build(fake_set(2, THREE) + varied, tmp_path, {})
+    varied = [fake_record(seed=s, variant="model.patch_size=2", fingerprint="feedbeef0001", top1=60.0) for s in (1, 2)]
+    others = [fake_record(seed=9, variant="model.patch_size=8", fingerprint="feedbeef0002", top1=60.0)]
+    ladder = fake_set(2, THREE)
+    publishing.build(ladder + varied + others, tmp_path, {})
     page = Page(tmp_path / "report.html")
     assert len(page.table("Test top-1, mean")) == 1 + len(THREE)
-    (row,) = page.table("Experiments with settings changed")[1:]
+    row, other = page.table("Experiments with settings changed")[1:]
     assert row[:2] == ["01 Baseline ViT", "model.patch_size=2"]
-    assert row[4].startswith("−")
+    (unchanged,) = (run for run in ladder if (run.experiment, run.seed) == ("01_baseline_vit", 1))
+    paired = varied[0].metrics["test_top1"] - unchanged.metrics["test_top1"]  # seed 1, which alone both have
+    assert (row[4], other[4]) == (f"−{abs(paired):.2f}", "–")
     assert (tmp_path / "records" / "01_baseline_vit-feedbeef0001-s1.json").is_file()
 
 

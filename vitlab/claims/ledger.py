@@ -181,15 +181,14 @@ def said(book: Book) -> str:
     primary = [result for result in book.results if result.primary]
     if not primary:
         return "No claim is primary, so none is tested."
-    counts = Counter(result.verdict for result in primary)
-    counted = [f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}" for verdict in ORDER if counts[verdict]]
+    later = verdicts.FULL_SIZE  # as a note: these are not measured here, nor will they be
+    counts = Counter(later if result.note == later else result.verdict for result in primary)
+    counted = [f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}" for verdict in (*ORDER, later) if counts[verdict]]
     listed = " and ".join(filter(None, [", ".join(counted[:-1]), counted[-1]]))
     changed = sum(result.changed for result in primary)
-    later = sum(result.note == verdicts.FULL_SIZE for result in primary)  # these come last: they are not measured
     formula = sum(result.effect is not None and not result.seeds for result in primary)
     return (
         f"Of {len(primary)} primary {'claim' if len(primary) == 1 else 'claims'}, {listed}"
-        + (f" ({later} {'is' if later == 1 else 'are'} about full size only)" if later else "")
         + (f"; {formula} of them judged by formula, without a run." if formula else ".")
         + (f" Declared otherwise when first measured: {changed}." if changed else "")
     )
