@@ -132,6 +132,11 @@ class RunRecord(_Frozen):
         return self
 
 
+def on_cpu(part: Part | RunRecord) -> bool:
+    """Return whether it was trained on a processor, which is named with its cores, and not on a GPU."""
+    return part.device.endswith(" cores")
+
+
 def to_json(record: RunRecord) -> str:
     """Return the record as it is written: equal records give equal text."""
     return json.dumps(record.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False) + "\n"

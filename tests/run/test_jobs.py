@@ -14,6 +14,7 @@ import torch
 
 from tests.support.cli import run
 from tests.support.processes import FILES, LONG, finish, results, start, training, until, write_experiments
+from tests.support.records import fake_record
 from tests.support.world import World
 from vitlab import cli, config, records, terminal
 from vitlab.data import sources
@@ -131,6 +132,23 @@ def test_an_estimate_counts_on_runs_side_by_side_only_where_they_will_be(monkeyp
         monkeypatch.setattr(plan, "gpus", lambda gpus=gpus: gpus)
         assert terminal.hours(runs, None, 1e11)[0].endswith(" with --jobs 2") == chosen
         assert terminal.hours(runs, 2, 1e11)[0].endswith(" with --jobs 2")
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "tflops"),
+    [("A Processor, 8 cores", 2, 2.0), ("A Processor, 8 cores", 8, 0.5), ("NVIDIA H100 80GB HBM3", 2, 0.5)],
+    ids=["beside three others", "alone", "GPU"],
+)
+def test_a_plan_counts_with_the_whole_machine(
+    device: str, threads: int, tflops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that had two of eight threads says what two of them do."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert plan.measured_speed(tmp_path) is None
+    folder = tmp_path / "quick-digits" / "plain" / "0123456789ab-s0"
+    folder.mkdir(parents=True)
+    records.write(fake_record("01_baseline_vit", 0, device=device, threads=threads, perf={"tflops": 0.5}), folder / "record.json")
+    assert plan.measured_speed(tmp_path) == pytest.approx(tflops * 1e12)
 
 
 CLAIM = """\

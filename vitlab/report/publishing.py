@@ -181,8 +181,7 @@ def index(results_dir: Path) -> None:
 def _summary(runs: list[RunRecord], folder: Path) -> dict[str, Any]:
     """Return what a page says of the set in `folder` without showing all of it."""
     book = ledger.read(folder / ledger.FILE) if (folder / ledger.FILE).is_file() else None
-    claims = [] if book is None else [sentence for sentence in (ledger.opening(book), ledger.said(book), ledger.so_far(book)) if sentence]
-    return set_page.page(ladder(runs), variants(runs), [], folder) | {"claims": claims}
+    return set_page.page(ladder(runs), variants(runs), [], folder) | {"claims": "" if book is None else ledger.said(book)}
 
 
 def own(root: Path, reports_dir: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vitlab import records
 from vitlab.records import Part, RunRecord
 
 NONE = "–"
@@ -79,7 +80,7 @@ def seeds(runs: Iterable[RunRecord]) -> str:
 def devices(runs: Iterable[RunRecord]) -> str:
     """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many of them a run had."""
     parts = [part for run in runs for part in run.parts or (run,)]
-    return " and ".join(sorted({f"{p.device}, {threads(p)} per run" if "core" in p.device else p.device for p in parts}))
+    return " and ".join(sorted({f"{p.device}, {threads(p)} per run" if records.on_cpu(p) else p.device for p in parts}))
 
 
 def device(run: RunRecord) -> str:

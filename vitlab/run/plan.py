@@ -240,7 +240,10 @@ def gpus() -> int:
 
 
 def measured_speed(runs_dir: Path) -> float | None:
-    """Return the newest finished run's training FLOP/s, on which a plan's time estimate is based; None where no run is finished."""
+    """Return at what FLOP/s the newest finished run trained, on which a plan's time estimate is based; None where no run is finished.
+
+    Plans count with the whole machine: a run that had a part of its threads, since others trained beside it, counts as if it had had them all.
+    """
     found = sorted(runs_dir.glob("*/*/*/record.json"), key=lambda p: p.stat().st_mtime)
     for path in reversed(found):
         try:
@@ -248,5 +251,6 @@ def measured_speed(runs_dir: Path) -> float | None:
         except UserError:
             continue
         if record.perf:
-            return record.perf["tflops"] * 1e12
+            share = record.threads / (os.cpu_count() or 1) if records.on_cpu(record) else 1.0
+            return record.perf["tflops"] * 1e12 / min(1.0, share)
     return None
