@@ -230,7 +230,7 @@ def test_pages_say_how_it_was_planned_and_what_of_it_is_still_to_come(
             assert "no claim is decided yet." in text
             assert said in text
         block = publishing.fill(f"<!-- findings: {expected[:7]} -->\n<!-- end -->", tmp_path)
-        assert f"- {publishing.md(sentence)}\n" in block
+        assert f"- {publishing.md(ledger.said(ledger.read(tmp_path / expected[:7] / ledger.FILE)))}\n" in block
 
 
 def test_the_spread_of_each_family_stands_on_the_page(tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:

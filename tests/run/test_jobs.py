@@ -123,11 +123,11 @@ def test_small_runs_go_side_by_side_and_large_ones_do_not() -> None:
     assert jobs.best([], 2) == 1
 
 
-def test_an_estimate_counts_on_runs_side_by_side_only_where_they_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_estimate_counts_on_runs_side_by_side_only_where_they_will_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU runs go one after the other unless --jobs says otherwise."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     source = sources.resolve("digits", Path("data"), "quick", download=False)
-    runs = plan.make([REPOSITORY / "experiments"], "quick", source, [0], (), Path("runs"))
+    runs = plan.make([REPOSITORY / "experiments"], "quick", source, [0], (), tmp_path)
     for gpus, chosen in ((0, True), (1, False)):
         monkeypatch.setattr(plan, "gpus", lambda gpus=gpus: gpus)
         assert terminal.hours(runs, None, 1e11)[0].endswith(" with --jobs 2") == chosen
