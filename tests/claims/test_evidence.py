@@ -136,7 +136,9 @@ def test_the_variance_is_the_familys_and_never_less_than_the_claims_own() -> Non
     assert (wider.variance, wider.df) == (pytest.approx(own_spread, rel=1e-3), 5.0)
     assert wider.spread == "its own, larger than pooled over plain"
     images = evidence.gather(own, gain, own.claims, seeds, values, lambda claim, seeds: 9.0)
-    assert (images.variance, images.spread) == (9.0, "that of the test images")
+    assert (images.variance, images.df, images.spread) == (9.0, 10.0, "that of the test images")
+    narrow = evidence.gather(own, taught, own.claims, seeds, values, lambda claim, seeds: 1.01 * own_spread)
+    assert (narrow.df, narrow.spread) == (5.0, "that of the test images"), "its own spread was the larger one, and has fewer"
 
 
 def test_a_family_that_spreads_unequally_is_not_pooled() -> None:

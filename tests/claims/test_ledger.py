@@ -357,6 +357,27 @@ def test_a_withdrawn_claim_stays_in_the_ledger(tmp_path: Path, undrawn: None, mo
     assert ([r.changed for r in again.results], [r.id for r in again.withdrawn]) == ([True, False, False], ["other"])
 
 
+def test_a_claim_whose_runs_were_gone_first_is_withdrawn_with_its_history(
+    tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes the runs, then the claim, and declares it with another bound has not made it new."""
+    of_03 = GAIN.model_copy(update={"id": "of-03", "arms": (Arm(experiment="03_hybrid_r18"), GAIN.arms[1])})
+    declare(monkeypatch, GAIN, of_03)
+    hybrids = [run("03_hybrid_r18", seed, top1) for seed, top1 in enumerate(TOP1[REGULARISED])]
+    publishing.build([*arms(), *hybrids], tmp_path, {})
+    baselines = [r for r in arms() if r.experiment == BASELINE]
+    publishing.build([*baselines, *hybrids], tmp_path, {})
+    assert (result(tmp_path, GAIN).verdict, [past.verdict for past in result(tmp_path, GAIN).history]) == ("not measured", ["supported"])
+    declare(monkeypatch, of_03)
+    publishing.rebuild(tmp_path)
+    assert [r.id for r in ledger.read(tmp_path / ledger.FILE).withdrawn] == ["gain"]
+    assert "supported: +3.10 [+2.85, +3.35] points with 3 seeds" in Page(tmp_path / "report.html").text
+    declare(monkeypatch, GAIN.model_copy(update={"at_least": 2.0}), of_03)
+    publishing.build([*arms(), *hybrids], tmp_path, {})
+    again = result(tmp_path, GAIN)
+    assert (again.changed, [past.verdict for past in again.history]) == (True, ["supported"])
+
+
 def predictions(path: Path, right: dict[str, Sequence[bool]]) -> None:
     """Two heads, two classes, the labels all 0; `right`: weights/head -> which images it has right. The heads' mean follows `cls`."""
     arrays = {}

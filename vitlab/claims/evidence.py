@@ -78,8 +78,8 @@ def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequenc
     """Return the evidence of two or more seeds.
 
     The variance is the largest of three: that pooled over the families, unless Levene's test finds that the arms of one spread unequally; the
-    effects' own; and what the test images make it at least. The first two have their own degrees of freedom each, the last that of the
-    first one that there is.
+    effects' own; and what the test images make it at least. The first two have their own degrees of freedom each, the last those of the
+    larger of the two.
     """
     effects = by_seed(claim, seeds, values)
     own = 0.0 if min(effects) == max(effects) else float(np.var(effects, ddof=1))
@@ -99,8 +99,9 @@ def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequenc
         candidates = [(variance, df, where), (own, len(seeds) - 1.0, f"its own, larger than {where}")]
     elif unequal:
         candidates = [(own, len(seeds) - 1.0, f"its own, since arms of {' and '.join(unequal)} spread unequally")]
-    candidates.append((least(claim, seeds), candidates[0][1], "that of the test images"))
     variance, df, spread = max(candidates, key=lambda candidate: candidate[0])
+    if (images := least(claim, seeds)) > variance:
+        variance, spread = images, "that of the test images"
     return Evidence(tuple(seeds), effects, variance, df, spread)
 
 

@@ -115,11 +115,12 @@ def judge(declared: Ledger, runs: Sequence[RunRecord], pairs: verdicts.Pairs, be
     results = verdicts.judge(declared, first.profile, runs, pairs, before)
     if not any(result.seeds for result in [r for r in results if r.primary] or results):
         return None
+    named = {claim.id for claim in declared.claims}
     book = Book(
         profile=first.profile, dataset=first.dataset.name, devices=(), confidence=declared.confidence, first_seed=declared.first_seed,
         stages=declared.stages, tested=len(declared.tested(first.profile)), families=tuple(verdicts.families(declared, first.profile, runs)),
         results=tuple(_keep_pair(result, before.get(result.id)) for result in results),
-        withdrawn=tuple(r for name, r in before.items() if r.effect is not None and name not in {claim.id for claim in declared.claims}),
+        withdrawn=tuple(r for name, r in before.items() if (r.effect is not None or r.history) and name not in named),
     )  # fmt: skip
     return book.model_copy(update={"devices": tuple(sorted({run.device for run in used(book.results, runs)}))})
 

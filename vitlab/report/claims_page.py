@@ -80,8 +80,10 @@ def _wanted(result: Result) -> str:
 
 
 def _effect(result: Result, past: Past | None = None) -> str:
-    """Return the result's effect; with `past` the one that was measured then."""
+    """Return the result's effect, "–" where its runs are gone; with `past` the one that was measured then."""
     measured = past or result
+    if measured.effect is None:
+        return "–"
     shown = number(measured.effect, result)
     if measured.low is not None and measured.high is not None:
         shown += f" [{number(measured.low, result)}, {number(measured.high, result)}]"
