@@ -57,7 +57,11 @@ def claims(args: argparse.Namespace, train: Train) -> int:
     if args.json:
         print(json.dumps([] if book is None else book.model_dump(mode="json")["results"], indent=1))
     else:
-        terminal.print_ledger(terminal.console(), declared, args.declarations, f"{profile} · {data}", book)
+        console = terminal.console()
+        terminal.print_ledger(console, declared, args.declarations, f"{profile} · {data}", book)
+        if book is not None:
+            judged = {result.id for result in book.results}
+            terminal.print_left_out(console, data, {claim.id: () for claim in declared.claims if claim.id not in judged})
     return 0
 
 
@@ -86,14 +90,17 @@ def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:
     if code == 0:
         book = _judge(args.declarations, declared, profile, source.name)
         terminal.print_ledger(console, declared, args.declarations, f"{profile} · {source.name}", book)
-        if needed.due(declared, args.only, profile, source.classes, book)[0] and not args.seeds:
+        left, stage = needed.due(declared, args.only, profile, source.classes, book)
+        if left and stage != seeds and not args.seeds:
             console.print("the next stage has more seeds for what is undecided: the same command trains them")
     return code
 
 
 def _nothing(only: list[str], book: Book | None) -> str:
     """Return why nothing is to be trained for the claims in `only`, or for all primary ones."""
-    if only and book is not None and any(result.awaits == 1 for result in book.results):
+    from vitlab.claims import ledger
+
+    if book is not None and any(result.id in only and ledger.stage_to_come(result, book) for result in book.results):
         return "nothing to train: what these leave undecided has more seeds once the first stage is complete for all primary claims"
     return "all planned seeds of these claims are there: nothing to train"
 

@@ -211,7 +211,7 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
     from rich.table import Table
 
     from vitlab.claims import ledger, verdicts
-    from vitlab.report import words
+    from vitlab.report import claims_page, words
 
     table = Table(title=printable(name), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for title in ("claim", "statement", "wanted", "effect", "seeds", "p (Holm)", "verdict"):
@@ -222,12 +222,11 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
     results = [*(r for r in book.results if r.primary), *(r for r in book.exploratory if r.effect is not None)]
     for i, r in enumerate(results):
         interval = "" if r.low is None or r.high is None else f" [{r.low:.3g}, {r.high:.3g}]"
-        more = f", {words.more_seeds(*r.more_seeds)}" if r.more_seeds else ""
-        more += f"; of these two runs: p {r.pair.p:.2g}" if r.pair else ""
-        more += f": {r.note}" if r.note and r.verdict == "interim" and len(r.seeds) > 1 else ""
+        verdict = claims_page.verdict(r, book) + (f"; of these two runs: p {r.pair.p:.2g}" if r.pair else "")
+        verdict += f": {r.note}" if r.note and (r.verdict == "not measured" or (r.verdict == "interim" and len(r.seeds) > 1)) else ""
         table.add_row(
             r.id, printable(r.statement), verdicts.rule(r) if r.primary else "", "" if r.effect is None else f"{r.effect:.3g}{interval}",
-            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{r.verdict}{more}{', declared anew' if r.changed else ''}",
+            str(len(r.seeds) or ""), "" if r.p_holm is None else f"{r.p_holm:.2g}", f"{verdict}{', declared anew' if r.changed else ''}",
             end_section=i + 1 < len(results) and r.primary and not results[i + 1].primary,
         )  # fmt: skip
     console.print(table, soft_wrap=False)  # statements wrap within their column
@@ -241,9 +240,9 @@ def print_ledger(console: Console, declared: Ledger, path: Path, name: str, book
 
 
 def print_left_out(console: Console, data: str, lacked: Mapping[str, Sequence[str]]) -> None:
-    """Print which claims are left out because the data set `data` lacks classes that they name; nothing where there are none."""
+    """Print which claims are left out because the data set `data` lacks classes, and these where they are known; nothing where there are none."""
     if lacked:
-        named = "; ".join(f"{claim} ({', '.join(classes)})" for claim, classes in lacked.items())
+        named = "; ".join(f"{claim} ({', '.join(classes)})" if classes else claim for claim, classes in lacked.items())
         console.print(printable(f"left out, about classes that {data} does not have: {named}"))
 
 

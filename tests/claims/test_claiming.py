@@ -15,11 +15,13 @@ from vitlab import claiming, cli, records
 from vitlab.claims import declarations, needed, power
 from vitlab.claims import ledger as books
 from vitlab.claims.declarations import Arm
+from vitlab.data.sources import resolve
 
 pytestmark = pytest.mark.slow
 
 SMALL, TWICE = (Arm(experiment="01_baseline_vit", set=(f"train.epochs={n}",)) for n in (1, 2))
 ON = ("--profile", "quick", "--data", "digits")
+DIGITS = resolve("digits", Path("nowhere"), "quick", download=False)
 
 
 @pytest.fixture
@@ -106,6 +108,8 @@ def finish(of: declarations.Claim, *top1: tuple[float, ...]) -> list[Path]:
         resolved = arm.resolve("quick")
         for seed, value in enumerate(values):
             record = digits(fake_record("01_baseline_vit", seed, profile="quick", variant=resolved.variant))
+            facts = record.dataset.model_copy(update={"classes": DIGITS.classes, "digest": DIGITS.digest})
+            record = record.model_copy(update={"dataset": facts})
             found = {
                 "fingerprint": declarations.fingerprint(resolved, record.dataset.digest),
                 "metrics": record.metrics | {"test_top1": value},
@@ -215,6 +219,47 @@ def test_exploratory_claims_alone_are_trained_and_shown(
     assert (code, "all planned seeds of these claims are there: nothing to train" in out) == (0, True), err
 
 
+def test_a_metric_that_the_finished_runs_lack_is_told_and_asks_for_no_second_stage(
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typo = claim(id="typo", metric="test_tpo1", arms=(TWICE, SMALL))
+    monkeypatch.setattr(declarations, "load", lambda path: ledger(typo, declared.claims[0], seeds=(2, 3)))
+    finish(typo, (50.1, 49.0), (50.0, 50.0))
+    code, out, _ = run(capsys, "claims", *ON, main=cli.main)
+    assert (code, "not measured: records without test_tpo1 are left out" in " ".join(out.split())) == (0, True)
+    for more in ((), ("--dry-run",), ("--seeds", "0", "--only", "typo")):
+        code, out, err = run(capsys, "claims", "--run", *more, *ON, main=cli.main)
+        assert (code, "typo: test_tpo1: not in the record of 01_baseline_vit; expected test_" in err) == (2, True), err
+        assert "; mend the claim, or train the run anew with --force" in err
+        assert "the next stage" not in out
+
+
+def test_the_next_stage_is_told_of_when_it_is_due(
+    declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not where training ended before the first one was complete."""
+    two = declared.claims[0]
+    (last, *_) = finish(two, (50.1, 49.0), (50.0, 50.0))
+    record = (last / "record.json").read_text(encoding="utf-8")
+    for complete in (False, True):
+        (last / "record.json").unlink(missing_ok=True)
+
+        def train(*_: object, complete: bool = complete, **__: object) -> int:
+            if complete:
+                (last / "record.json").write_text(record, encoding="utf-8")
+            return 0
+
+        monkeypatch.setattr(cli, "_train", train)
+        code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
+        assert (code, "the next stage has more seeds for what is undecided" in out) == (0, complete), err
+
+
+def test_claims_about_classes_that_the_data_lacks_are_named(declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(declared.claims[0], (53.0, 54.2), (50.0, 51.0))
+    code, out, _ = run(capsys, "claims", *ON, main=cli.main)
+    assert (code, "left out, about classes that digits does not have: cats" in out) == (0, True)
+
+
 def test_what_is_not_trained_for_is_said(
     declared: declarations.Ledger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +271,7 @@ def test_what_is_not_trained_for_is_said(
     code, out, err = run(capsys, "claims", "--run", "--only", "two,cats", "--dry-run", *ON, main=cli.main)
     assert code == 0, err
     assert "left out, about classes that digits does not have: cats (cat, dog)" in out
-    assert "undecided after" not in out
+    assert "undecided after 2 seeds; 3 are planned" in " ".join(out.split())
     assert "nothing to train: what these leave undecided has more seeds once the first stage is complete for all primary claims" in out
 
 

@@ -120,13 +120,17 @@ def test_a_tested_claim_needs_the_runs_that_its_spread_is_pooled_over(planned: C
     book = book.model_copy(update={"results": second})
     assert len(planned(declared, "c", seeds=(0, 1), book=book).runs) == 8, "the stage that decides d, too"
     assert {r.resolved.id for r in planned(declared, "c", seeds=(0, 1, 2), book=book).runs} == {"01_baseline_vit", "02_regularized_vit"}
+    first_open = book.model_copy(update={"results": [r.model_copy(update={"awaits": 1}) for r in second[1:]] + second[:1]})
+    assert len(planned(declared, "c", seeds=(0, 1, 2), book=first_open).runs) == 12, (
+        "the seeds of both stages, while the first is not complete"
+    )
 
 
 def test_finished_runs_cost_nothing(planned: Callable[..., needed.Plan]) -> None:
     declared = ledger({"id": "cheap", "arms": [SMALL]}, {"id": "dear", "arms": [TAUGHT]})
     for r in planned(declared, "dear").runs:
         r.folder.mkdir(parents=True)
-        (r.folder / "record.json").touch()
+        records.write(fake_record(r.resolved.id, r.seed), r.folder / "record.json")
     assert [claim for ids in settled(planned(declared)) for claim in ids] == ["dear", "cheap"]
 
 
@@ -202,7 +206,7 @@ def test_under_a_budget_students_and_their_teachers_come_first(tmp_path: Path) -
 
 
 def predictions(folder: Path, heads: tuple[str, ...] = ("cls", "dist"), **logits: list) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     arrays = {f"logits_{kind}": np.array(z, np.float32) for kind, z in logits.items()}
     np.savez(folder / "predictions.npz", labels=np.array([0, 1, 1]), heads=np.array(heads), classes=np.array(["a", "b"]), **arrays)
     return folder / "predictions.npz"
@@ -272,6 +276,34 @@ def test_a_run_that_is_published_and_here_counts_once(tmp_path: Path) -> None:
     looked_at = ledger({"id": "c", "arms": [BASE]}, {"id": "d", "arms": [BASE], "primary": False})
     (_, result) = needed.judged(looked_at, "ledger", "cifar10", tmp_path / "runs", tmp_path / "results").results
     assert (result.seeds, result.effect) == ((0, 1, 2), pytest.approx(52, abs=1))
+
+
+def test_of_a_run_that_was_repeated_the_last_one_counts_wherever_it_is(tmp_path: Path) -> None:
+    """Its predictions are compared only if they are the counted run's."""
+    declared = ledger({"id": "c", "arms": [BASE, PLAIN]})
+    last = "2099-01-01T00:00:00+00:00"
+    runs = []
+    for name, top1 in (("01_baseline_vit", 50.0), ("02_regularized_vit", 53.0)):
+        record = fake_record(name, profile="ledger", top1=top1)
+        resolved = declarations.Arm(experiment=name).resolve("ledger")
+        found = {"fingerprint": declarations.fingerprint(resolved, record.dataset.digest), "metrics": record.metrics | {"test_top1": top1}}
+        runs.append(record.model_copy(update=found))
+        folder = tmp_path / "runs" / "ledger-cifar10" / name / f"{found['fingerprint']}-s0"
+        predictions(folder, ("cls",), raw=[[A, B, B]])
+        records.write(runs[-1], folder / "record.json")
+    here, there = tmp_path / "runs", tmp_path / "results" / "ledger-cifar10" / "records"
+
+    def effect_and_pair() -> tuple[float, bool]:
+        (result,) = needed.judged(declared, "ledger", "cifar10", here, tmp_path / "results").results
+        return result.effect, result.pair is not None
+
+    assert effect_and_pair() == (-3.0, True)
+    there.mkdir(parents=True)
+    records.write(runs[0], there / records.file_name(runs[0]))  # published as it is
+    assert effect_and_pair() == (-3.0, True)
+    again = runs[0].model_copy(update={"finished": last, "metrics": runs[0].metrics | {"test_top1": 60.0}})
+    records.write(again, there / records.file_name(again))  # published anew, from elsewhere
+    assert effect_and_pair() == (7.0, False)
 
 
 # ------------------------------------------------------------------------------------------------------------ what is due

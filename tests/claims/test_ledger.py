@@ -88,6 +88,23 @@ def test_the_terminal_says_what_a_claim_waits_for() -> None:
     assert "interim: its own seeds are complete; its spread is its family's, which lacks seeds of 05_kd_r18" in said
 
 
+def test_what_is_measured_makes_a_ledger_whatever_else_is_not() -> None:
+    unmeasured = GAIN.model_copy(update={"id": "other", "arms": (Arm(experiment=STUDENT), GAIN.arms[0])})
+    looked_at = GAIN.model_copy(update={"primary": False})
+    for claims, measured in (((unmeasured, looked_at), ["gain"]), ((SMALLER, looked_at), ["gain", "smaller"]), ((SMALLER,), ["smaller"])):
+        book = ledger.judge(planned(*claims), arms(), lambda *_: None, {})
+        assert sorted(r.id for r in book.results if r.effect is not None) == measured
+    for claims in ((unmeasured,), (SMALLER, unmeasured)):
+        assert ledger.judge(planned(*claims), arms(), lambda *_: None, {}) is None
+
+
+def test_the_opening_says_that_nothing_is_decided_only_where_that_is_so() -> None:
+    nameless = GAIN.model_copy(update={"brief": ""})
+    assert ledger.opening(ledger.judge(planned(nameless), arms(), lambda *_: None, {})) == ""
+    interim = ledger.judge(planned(nameless, SMALLER), arms((0, 1)), lambda *_: None, {})
+    assert ledger.opening(interim) == "At the size of profile overnight, on cifar10, no claim is decided yet."
+
+
 # --------------------------------------------------------------------------------------------------------------- pages
 
 

@@ -326,6 +326,47 @@ def test_what_the_first_stage_left_open_stays_open_when_others_decide_it() -> No
     assert c.p_holm == pytest.approx(0.04, rel=1e-3)
 
 
+def test_a_verdict_that_was_given_is_not_given_again_by_a_later_stage() -> None:
+    """c is supported by its first stage once d is decided, as above. Its own second stage is far below 0, with a smaller p."""
+    declared = ledger(*BOTH.claims, seeds=(3, 12))
+    off = np.array([-1.0, 0.0, 1.0])
+    c_first, d_first = (float(scipy_stats.t.isf(p / 2, 2)) / math.sqrt(3) + off for p in (0.02, 0.03))
+    c_later, d_later = (middle + np.tile(off / 100, 3) for middle in (-60.0, d_first.mean()))
+    runs = [*apart(A, B, *c_first), *apart(C, D, *d_first, *d_later)]
+    given, _ = judge(declared, runs)
+    c, _ = judge(declared, [*runs, *apart(A, B, *c_later, first_seed=3)], [given])
+    assert (given.verdict, given.stage) == (c.verdict, c.stage) == ("supported", 1)
+    assert (c.seeds, c.history) == ((0, 1, 2), ())
+    assert scipy_stats.ttest_1samp([*c_first, *c_later], 0).pvalue < 0.001
+
+
+def test_more_seeds_are_counted_with_holms_factor_of_all_that_is_not_decided() -> None:
+    """Measured or not: 1, 3, 2 alone, and beside a claim without any runs."""
+    (alone,) = judge(ledger(), apart(A, B, *OPEN))
+    beside, _ = judge(ledger(claim(), claim(id="d", arms=(C, D))), apart(A, B, *OPEN))
+    for got, undecided in ((alone, 1), (beside, 2)):
+        assert got.more_seeds == tuple(stats.seeds_needed(2.0, sd, 0.05 / undecided, 3) for sd in stats.sd_range(1.0, 2))
+    assert alone.more_seeds != beside.more_seeds
+
+
+def test_one_configuration_spelt_in_two_ways_is_one_arm_of_its_family() -> None:
+    """`precision: auto` is the default. As two arms they would halve their spread and have degrees of freedom that they do not have."""
+    spelt_out = Arm(experiment=B.experiment, set=("train.precision=auto",))
+    plain = {"plain": Family(experiments=(A.experiment, B.experiment), sd=0.5)}
+    runs = [*three(A, 52.0, 52.9, 53.0), *three(B, 50.0, 50.6, 50.4)]
+    alike, apart = (ledger(claim(), claim(id="d", arms=(A, arm), at_least=1.0), families=plain) for arm in (B, spelt_out))
+    assert [(r.sd, r.df, r.p) for r in judge(alike, runs)] == [(r.sd, r.df, r.p) for r in judge(apart, runs)]
+    (family,) = verdicts.families(apart, "quick", runs)
+    assert (family.arms, family.df) == ((A.experiment, B.experiment), 2)
+
+
+def test_families_of_one_arm_each_are_not_said_to_be_pooled() -> None:
+    families = {name: Family(experiments=(arm.experiment,), sd=0.5) for name, arm in (("plain", A), ("hybrid", C))}
+    (got,) = judge(ledger(claim(arms=(A, C)), families=families), [*three(A, 51.0, 53.0, 53.0), *three(C, 50.0, 50.4, 49.9)])
+    assert got.sd == pytest.approx(math.sqrt(np.var([51, 53, 53], ddof=1) + np.var([50, 50.4, 49.9], ddof=1)))
+    assert got.spread == "its arms' variances, added up"
+
+
 # -------------------------------------------------------------------------------------------------------------- history
 
 
@@ -422,3 +463,17 @@ def test_seeds_that_are_added_as_planned_leave_no_history() -> None:
     six = [*apart(A, B, *CLEAR), *apart(C, D, *OPEN, 2.0, 2.1, 1.9)]
     staged = judge(BOTH, six, judge(BOTH, [*apart(A, B, *CLEAR), *apart(C, D, *OPEN)]))
     assert [(r.stage, r.history, r.changed) for r in staged] == [(1, (), False), (2, (), False)]
+
+
+def test_planned_seeds_that_a_verdict_does_not_ask_leave_no_history() -> None:
+    """While the third arm of c's family lacks a seed, c is shown with all four of its own; judged it is by the three of the stage."""
+    taught = Arm(experiment="05_kd_r18")
+    plain = {"plain": Family(experiments=tuple(arm.experiment for arm in (A, B, taught)), sd=0.5)}
+    declared = ledger(claim(), claim(id="d", arms=(taught, B)), families=plain, seeds=TWO_STAGES)
+    runs = [*three(A, 52.0, 52.9, 53.0, 52.5), *three(B, 50.0, 50.6, 50.4, 50.1), *three(taught, 51.0, 51.2, 52.0)]
+    waiting = judge(declared, runs[:-1])
+    assert (waiting[0].verdict, waiting[0].seeds) == ("interim", (0, 1, 2, 3))
+    judged = judge(declared, runs, waiting)
+    assert (judged[0].verdict, judged[0].seeds, judged[0].history) == ("supported", (0, 1, 2), ())
+    (lost, _) = judge(declared, [r for r in runs if (r.seed, r.experiment) != (3, A.experiment)], waiting)
+    assert [past.seeds for past in lost.history] == [(0, 1, 2, 3)], "a run that is gone does"

@@ -239,6 +239,20 @@ class Ledger(Schema):
         """Return the name of the arm's family; None where it has none."""
         return next((name for name, family in self.families.items() if arm.experiment in family.experiments), None)
 
+    def spelt_alike(self, profile: str) -> Ledger:
+        """Return the ledger with each arm's settings as in the first arm of the same experiment and configuration at this profile.
+
+        Two spellings of one arm would else count as two in the spread of their family.
+        """
+        first: dict[tuple[str, str], tuple[str, ...]] = {}
+
+        def alike(arm: Arm) -> Arm:
+            same = first.setdefault((arm.experiment, arm.resolve(profile).config.model_dump_json()), arm.set)
+            return arm.model_copy(update={"set": same})
+
+        claims = [claim.model_copy(update={"arms": tuple(map(alike, claim.arms))}) for claim in self.claims]
+        return self.model_copy(update={"claims": tuple(claims)})
+
     def pooled(self, claim: Claim) -> bool:
         """Return whether the claim's spread comes from families: all arms are in one, and are compared by one metric in its own unit."""
         compares = len(claim.arms) > 1 and not claim.relative and not claim.spread

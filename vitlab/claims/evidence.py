@@ -66,11 +66,16 @@ def pools(ledger: Ledger, claim: Claim, tested: Iterable[Claim]) -> dict[str, li
     return found
 
 
+def needs(ledger: Ledger, claim: Claim, tested: Iterable[Claim]) -> list[tuple[Arm, str]]:
+    """Return the arms that the claim is judged by, its own and its families' in the `tested` claims, each once a metric, with that metric."""
+    own = [(arm, claim.metric_of(arm)) for arm in claim.arms]
+    families = [(arm, claim.metric_of(claim.arms[0])) for arms in pools(ledger, claim, tested).values() for arm in arms]
+    return list({(arm.key, metric): (arm, metric) for arm, metric in (*own, *families)}.values())
+
+
 def lacking(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequence[int], values: Values) -> list[Arm]:
     """Return those of the arms that the claim is judged by, its own and its families', that lack one of these seeds."""
-    needed = [(arm, claim.metric_of(arm)) for arm in claim.arms]
-    needed += [(arm, claim.metric_of(claim.arms[0])) for arms in pools(ledger, claim, tested).values() for arm in arms]
-    found = {arm.key: arm for arm, metric in needed if not set(seeds) <= values(arm, metric).keys()}
+    found = {arm.key: arm for arm, metric in needs(ledger, claim, tested) if not set(seeds) <= values(arm, metric).keys()}
     return list(found.values())
 
 
@@ -84,18 +89,19 @@ def gather(ledger: Ledger, claim: Claim, tested: Sequence[Claim], seeds: Sequenc
     effects = by_seed(claim, seeds, values)
     own = 0.0 if min(effects) == max(effects) else float(np.var(effects, ddof=1))
     candidates = [(own, len(seeds) - 1.0, "its own")]
-    parts, names, unequal = [], [], []
+    parts, names, unequal, several = [], [], [], False
     for name, arms in pools(ledger, claim, tested).items():
         metric = claim.metric_of(claim.arms[0])
         table = np.array([[values(arm, metric)[seed] for seed in seeds] for arm in arms])
         weights = [sum(w for w, own_arm in zip(claim.weights, claim.arms, strict=True) if own_arm.key == arm.key) for arm in arms]
         parts += stats.mean_squares(table).parts(weights)
         names.append(name)
+        several = several or len(arms) > 1
         if len(arms) > 1 and stats.equal_spread(table) < ledger.levene:
             unequal.append(name)
     if parts and not unequal:
         variance, df = stats.satterthwaite(parts)
-        where = f"pooled over {' and '.join(names)}"
+        where = f"pooled over {' and '.join(names)}" if several else "its arms' variances, added up"
         candidates = [(variance, df, where), (own, len(seeds) - 1.0, f"its own, larger than {where}")]
     elif unequal:
         candidates = [(own, len(seeds) - 1.0, f"its own, since arms of {' and '.join(unequal)} spread unequally")]

@@ -109,11 +109,11 @@ def read(path: Path) -> Book:
 def judge(declared: Ledger, runs: Sequence[RunRecord], pairs: verdicts.Pairs, before: Mapping[str, Result]) -> Book | None:
     """Return the ledger as judged by `runs`, of one profile and data set, and by what was judged `before`.
 
-    Returns None where no run measures a primary claim, or any claim if none is primary.
+    Returns None where no run measures any of the claims, unless all of them follow by formula.
     """
     first = runs[0]
     results = verdicts.judge(declared, first.profile, runs, pairs, before)
-    if not any(result.seeds for result in [r for r in results if r.primary] or results):
+    if not any(result.seeds for result in results) and not all(claim.exact for claim in declared.claims):
         return None
     named = {claim.id for claim in declared.claims}
     book = Book(
@@ -143,7 +143,10 @@ def _work(result: Result) -> tuple[Any, ...]:
 
 
 def opening(book: Book) -> str:
-    """Return the sentence to quote: each decided claim that has a brief name, with its effect and interval; "" where none is primary."""
+    """Return the sentence to quote: each decided claim that has a brief name, with its effect and interval.
+
+    Returns "" where no claim is primary, and where none of the decided ones has a brief name.
+    """
     if not any(result.primary for result in book.results):
         return ""
     where = f"At the size of profile {book.profile}, on {book.dataset},"
@@ -152,6 +155,8 @@ def opening(book: Book) -> str:
         if result.verdict in ("supported", "refuted") and result.brief and result.seeds:
             against = "" if result.verdict == "supported" else f" ({_wanted(result)})"
             told.append(f"{_effect(result)}{against}")
+    if not told and any(result.verdict in ("supported", "refuted") and result.seeds for result in book.measured):
+        return ""
     return f"{where} {', '.join(told)}." if told else f"{where} no claim is decided yet."
 
 
@@ -175,6 +180,11 @@ def so_far(book: Book) -> str:
             notes = ", ".join(filter(None, (seed, wanted)))
             told.append(_effect(result) + (f" ({notes})" if notes else ""))
     return f"Not decided by the seeds that are there: {', '.join(told)}." if told else ""
+
+
+def stage_to_come(result: Result, book: Book) -> bool:
+    """Return whether the claim is undecided and a further stage is planned for it."""
+    return result.verdict == "undecided" and result.stage is not None and result.stage < len(book.stages)
 
 
 def said(book: Book) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import itertools
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitlab import records
 from vitlab.claims import declarations, evidence, images
-from vitlab.claims.declarations import Arm, Claim, Ledger
+from vitlab.claims.declarations import Claim, Ledger
 from vitlab.claims.ledger import Book, judge
+from vitlab.claims.metrics import NotRecorded, measure
 from vitlab.claims.verdicts import Result
 from vitlab.data.sources import Source
 from vitlab.errors import UserError
@@ -34,23 +35,24 @@ def key(run: Run | RunRecord) -> Key:
 def judged(
     ledger: Ledger, profile: str, data: str, runs_dir: Path, results_dir: Path, before: Mapping[str, Result] | None = None
 ) -> Book | None:
-    """Return the claims as judged by this machine's finished runs and the published ones; a run that is both counts once.
+    """Return the claims as judged by this machine's finished runs and the published ones; of a run that is both the one that finished last.
 
     `before` is what was judged earlier, as in verdicts.judge. Returns None where no run measures a claim. Raises UserError for damaged records
     or predictions.
     """
     name = f"{profile}-{data}"
-    folders = sorted(path.parent for path in (runs_dir / name).glob("*/*/record.json"))
-    here = {key(record): (record, folder) for folder in folders for record in [records.read(folder / "record.json")]}
-    known = {key(record): record for record in records.read_all(results_dir / name)} | {k: record for k, (record, _) in here.items()}
-    runs = list(known.values())
+    here = [(records.read(path), path.parent) for path in sorted((runs_dir / name).glob("*/*/record.json"))]
+    published: list[tuple[RunRecord, Path | None]] = [(record, None) for record in records.read_all(results_dir / name)]
+    # of two that finished at the same time, which are copies, the one beside its predictions
+    known = {key(record): (record, folder) for record, folder in sorted([*published, *here], key=lambda found: found[0].finished)}
+    runs = [record for record, _ in known.values()]
     if not runs:
         return None
     ledger = about(ledger, runs[0].dataset.classes)
 
     def pairs(claim: Claim, of: Sequence[RunRecord]) -> Pair | None:
-        found = [here[key(run)][1] / "predictions.npz" if key(run) in here else None for run in of]
-        return images.compare(claim, found, ledger.confidence)
+        folders = [known[key(run)][1] for run in of]
+        return images.compare(claim, [folder and folder / "predictions.npz" for folder in folders], ledger.confidence)
 
     return judge(ledger, runs, pairs, before or {})
 
@@ -110,25 +112,33 @@ def make(
     A claim needs the runs of its arms, and one that is tested also those that its families' spread is pooled over; `book`, the claims as judged
     so far, tells which of these a second stage is for. A run whose record is published is needed only as the teacher of a run whose record is
     not. Next is always the claim with the least work left, in FLOPs of its unfinished runs with their teachers; of equals, the first declared.
-    Raises UserError for an unknown claim, and where no claim needs a run.
+    Raises UserError for an unknown claim, where no claim needs a run, and for a metric that a finished run's record lacks.
     """
     wanted = _needing_runs(ledger, only, profile, source.classes)
     tested = about(ledger, source.classes).tested(profile)
-    if book is not None and not set(seeds) <= set(ledger.seeds(1)):
+    if book is not None and not set(seeds) <= set(ledger.seeds(1)) and all(result.awaits != 1 for result in book.results):
         tested = [claim for claim in tested if claim.id in {result.id for result in book.results if result.awaits == 2}]
+    published = {key(record): record for record in records.read_all(results_dir / f"{profile}-{source.name}")}
+
+    @functools.cache
+    def recorded(folder: Path, known: Key) -> RunRecord | None:
+        return records.read(folder / "record.json") if (folder / "record.json").is_file() else published.get(known)
+
     known: dict[Key, Run] = {}
     arms: dict[tuple[str, tuple[str, ...]], list[Run]] = {}  # kept, because many claims share an arm
     needs: dict[str, dict[Key, Run]] = {}
     for claim in wanted:
         runs = []
-        for arm in _judged_by(ledger, claim, tested):
+        for arm, metric in evidence.needs(ledger, claim, tested if claim in tested else ()):
             if (arm.experiment, arm.set) not in arms:
                 made = plan.make([arm.path], profile, source, list(seeds), arm.set, runs_dir)
                 arms[arm.experiment, arm.set] = [_the_same(run, known) for run in made]
             runs += arms[arm.experiment, arm.set]
+            for run in arms[arm.experiment, arm.set]:
+                if run.resolved.id == arm.experiment and (record := recorded(run.folder, key(run))) is not None:
+                    _check(claim, record, metric)
         needs[claim.id] = {key(run): run for run in sorted(runs, key=lambda run: seeds.index(run.seed))}
 
-    published = {key(record) for record in records.read_all(results_dir / f"{profile}-{source.name}")}
     taught = {key(run.teacher) for k, run in known.items() if run.teacher and k not in published and not run.finished}
     needs = {claim: {k: run for k, run in runs.items() if k not in published or k in taught} for claim, runs in needs.items()}
     wanted = [claim for claim in wanted if needs[claim.id]]
@@ -144,10 +154,12 @@ def make(
     return Plan(list(ordered.values()), settles)
 
 
-def _judged_by(ledger: Ledger, claim: Claim, tested: Sequence[Claim]) -> list[Arm]:
-    """Return the arms whose runs the claim is judged by."""
-    pools = evidence.pools(ledger, claim, tested) if claim in tested else {}
-    return list({arm.key: arm for arm in (*claim.arms, *itertools.chain(*pools.values()))}.values())
+def _check(claim: Claim, record: RunRecord, metric: str) -> None:
+    """Raise UserError where the record lacks the metric: the run is finished, so training would never bring it."""
+    try:
+        measure(record, metric)
+    except NotRecorded as e:
+        raise UserError(f"{claim.id}: {e}; mend the claim, or train the run anew with --force if the metric is newer than it") from None
 
 
 def _needing_runs(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str]) -> list[Claim]:

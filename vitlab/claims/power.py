@@ -29,6 +29,7 @@ def power(ledger: Ledger, profile: str) -> dict[str, Power]:
     Runs are simulated with the declared spreads and judged as real ones are. A claim counts as decided where its p passes Holm's first step, so
     the chances are at least these: each claim decided makes it easier for the next.
     """
+    ledger = ledger.spelt_alike(profile)
     tested = ledger.tested(profile)
     level = (1 - ledger.confidence) / max(1, len(tested))
     planned = [claim for claim in tested if ledger.pooled(claim) or claim.sd is not None]

@@ -134,16 +134,23 @@ def decide(ledger: Ledger, tested: Sequence[Claim], values: Values, least: Least
         if awaits:
             break
         still_open = [claim for claim in still_open if adjusted[claim.id] > level]
-    undecided = sum(bool(stages) and adjusted[name] > level for name, stages in found.items())
-    decisions = {claim.id: _decision(claim, found[claim.id], adjusted[claim.id], level, undecided) for claim in tested if found[claim.id]}
+    undecided = sum(p > level for p in adjusted.values())
+    decisions = {}
+    for i, claim in enumerate(tested):
+        others = [*ps[:i], *ps[i + 1 :]]
+        # the stages whose own p is enough, so that a verdict that was given is not given again by a later stage
+        alone = [stage for stage in found[claim.id] if stats.holm([stage[0], *others])[0] <= level]
+        if found[claim.id]:
+            decisions[claim.id] = _decision(claim, alone or found[claim.id], adjusted[claim.id], level, undecided)
     return Standing(decisions, begun, awaits)
 
 
 def _decision(
     claim: Claim, stages: Sequence[tuple[float, int, Evidence, Estimate]], p_holm: float, level: float, undecided: int
 ) -> Decision:
+    """Return the decision on a claim by the first of `stages` if its corrected p is at most `level`, else by the last."""
     if p_holm <= level:
-        _, number, seen, judged = min(stages, key=lambda stage: stage[0])
+        _, number, seen, judged = stages[0]
         low, high = claim.region
         return Decision("supported" if low <= judged.mean <= high else "refuted", number, seen, judged, p_holm, None)
     _, number, seen, judged = stages[-1]
@@ -169,7 +176,7 @@ def judge(
     it and no longer holds stays in its history. Raises UserError where a metric cannot be had.
     """
     of_arm = _Runs(profile, runs)
-    standing = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
+    standing = of_arm.standing(ledger)
     results = [_result(ledger, claim, of_arm, standing, pairs) for claim in ledger.claims]
     known = before or {}
     return [
@@ -181,7 +188,7 @@ def judge(
 def families(ledger: Ledger, profile: str, runs: Sequence[RunRecord]) -> list[FamilySpread]:
     """Return how the families' arms spread over each stage's seeds, from the records `runs`."""
     of_arm = _Runs(profile, runs)
-    standing = decide(ledger, ledger.tested(profile), of_arm.values, of_arm.least)
+    standing = of_arm.standing(ledger)
     return evidence.families(ledger, standing.open, of_arm.values)
 
 
@@ -193,6 +200,11 @@ class _Runs:
         self.classes = len(runs[0].dataset.classes) if runs else 10
         self._known: dict[ArmKey, dict[int, RunRecord]] = {}
         self._measured: dict[tuple[ArmKey, str], dict[int, float]] = {}  # every stage and family asks again
+
+    def standing(self, ledger: Ledger) -> Standing:
+        """Return how far the claims have come that runs of this profile are tested for."""
+        alike = ledger.spelt_alike(self.profile)
+        return decide(alike, alike.tested(self.profile), self.values, self.least)
 
     def of(self, arm: Arm) -> dict[int, RunRecord]:
         """Return seed -> the run of exactly this configuration, the last one where it was repeated."""
@@ -324,9 +336,8 @@ def _remember(claim: Claim, result: Result, earlier: Result, first_seed: int, va
     history = earlier.history
     same = (earlier.declaration, earlier.verdict, earlier.stage) == (result.declaration, result.verdict, result.stage)
     # Of the earlier seeds alone, since a spread is measured from the median, which moves with each seed that is added.
-    kept = set(earlier.seeds) <= set(result.seeds) and (
-        not earlier.seeds or evidence.by_seed(claim, earlier.seeds, values) == earlier.values
-    )
+    there = all(set(earlier.seeds) <= values(arm, claim.metric_of(arm)).keys() for arm in claim.arms) if earlier.seeds else True
+    kept = there and (not earlier.seeds or evidence.by_seed(claim, earlier.seeds, values) == earlier.values)
     fell_back = earlier.verdict in JUDGED and result.verdict not in JUDGED
     grown = earlier.declaration == result.declaration and earlier.verdict not in ("supported", "refuted") and kept and not fell_back
     if earlier.effect is not None and not (same and kept) and not grown:

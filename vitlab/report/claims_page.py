@@ -7,7 +7,7 @@ from typing import Any
 
 from vitlab.claims import verdicts
 from vitlab.claims.evidence import FamilySpread
-from vitlab.claims.ledger import Book, number, opening, said, sign, so_far, used
+from vitlab.claims.ledger import Book, number, opening, said, sign, so_far, stage_to_come, used
 from vitlab.claims.verdicts import Past, Result
 from vitlab.records import RunRecord
 from vitlab.report import tables, words
@@ -69,7 +69,7 @@ def _table(book: Book, runs: Sequence[RunRecord]) -> Table:
         "What the reports claim, and the effect: mean over seeds, paired by seed, and its interval (Student's t); p: two-sided, against the "
         "nearest bound of what is wanted, of all stages and after Holm"
     )
-    if any(result.more_seeds and not _stage_to_come(result, book) for result in book.measured):
+    if any(result.more_seeds and not stage_to_come(result, book) for result in book.measured):
         what += "; more seeds: the range that it would take, by how well the spread is known"
     return table(_caption(what, book, used(book.results, runs)), columns, book.measured)
 
@@ -100,16 +100,15 @@ def _p(p: float) -> str:
 
 
 def _verdict(result: Result, book: Book) -> str:
-    shown: str = result.verdict
-    if _stage_to_come(result, book):
-        shown += f" after {len(result.seeds)} seeds; {book.stages[-1].seeds} are planned"
-    elif result.more_seeds is not None:
-        shown += f", {words.more_seeds(*result.more_seeds)}"
-    return shown + _changed(result)
+    return verdict(result, book) + _changed(result)
 
 
-def _stage_to_come(result: Result, book: Book) -> bool:
-    return result.verdict == "undecided" and result.stage is not None and result.stage < len(book.stages)
+def verdict(result: Result, book: Book) -> str:
+    """Return the verdict; of an undecided claim with the seeds that are planned, or else those that it would take."""
+    if stage_to_come(result, book):
+        return f"{result.verdict} after {len(result.seeds)} seeds; {book.stages[-1].seeds} are planned"
+    more = "" if result.more_seeds is None else f", {words.more_seeds(*result.more_seeds)}"
+    return result.verdict + more
 
 
 def _changed(result: Result) -> str:
