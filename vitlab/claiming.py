@@ -49,11 +49,9 @@ def claims(args: argparse.Namespace, train: Train) -> int:
         sources.resolve(args.data, args.data_dir, args.profile, download=False).name if args.data == "auto" else sources.name_of(args.data)
     )
     with_runs = [p for p in reversed(PROFILES) if any((top / f"{p}-{data}").is_dir() for top in (RUNS, RESULTS))]
-    book, profile = None, args.profile
-    for profile in (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]:
-        book = _judge(args.declarations, declared, profile, data)
-        if book is not None:
-            break
+    asked = (with_runs or ["ledger"]) if args.profile == "auto" else [args.profile]
+    books = {profile: _judge(args.declarations, declared, profile, data) for profile in asked}
+    profile, book = max(books.items(), key=lambda found: _standing(found[1]))  # of equals the first, which is the largest
     if args.json:
         print(json.dumps([] if book is None else book.model_dump(mode="json")["results"], indent=1))
     else:
@@ -63,6 +61,12 @@ def claims(args: argparse.Namespace, train: Train) -> int:
             judged = {result.id for result in book.results}
             terminal.print_left_out(console, data, {claim.id: () for claim in declared.claims if claim.id not in judged})
     return 0
+
+
+def _standing(book: Book | None) -> tuple[bool, int]:
+    """Return whether any claim is measured, and how many have a verdict from runs."""
+    decided = [] if book is None else [r for r in book.results if r.verdict in ("supported", "refuted") and r.seeds]
+    return book is not None, len(decided)
 
 
 def _train(args: argparse.Namespace, declared: Ledger, train: Train) -> int:

@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     either.add_argument(
         "--run", action="store_true", dest="train", help="first train what the claims need, in the order that settles most of them soonest"
     )
-    _add_profile_flag(claims, "the largest one with measured claims; with --run, ledger")
+    _add_profile_flag(claims, "the one with the most verdicts, of equals the largest; with --run, ledger")
     _add_data_flags(claims, "cifar10")
     _add_run_flags(claims, None, "those of the stage that is due")
     claims.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,20 +102,20 @@ claims:
 """
 
 
-def finish(of: declarations.Claim, *top1: tuple[float, ...]) -> list[Path]:
-    """Leave finished runs of the claim's arms, as a test on digits at the profile quick finds them; returns their folders."""
+def finish(of: declarations.Claim, *top1: tuple[float, ...], profile: str = "quick") -> list[Path]:
+    """Leave finished runs of the claim's arms, as a test on digits at the profile finds them; returns their folders."""
     folders = []
     for arm, values in zip(of.arms, top1, strict=True):
-        resolved = arm.resolve("quick")
+        resolved = arm.resolve(profile)
         for seed, value in enumerate(values):
-            record = digits(fake_record("01_baseline_vit", seed, profile="quick", variant=resolved.variant))
+            record = digits(fake_record("01_baseline_vit", seed, profile=profile, variant=resolved.variant))
             facts = record.dataset.model_copy(update={"classes": DIGITS.classes, "digest": DIGITS.digest})
             record = record.model_copy(update={"dataset": facts})
             found = {
                 "fingerprint": declarations.fingerprint(resolved, record.dataset.digest),
                 "metrics": record.metrics | {"test_top1": value},
             }
-            folder = claiming.RUNS / "quick-digits" / record.experiment / f"{found['fingerprint']}-s{seed}"
+            folder = claiming.RUNS / f"{profile}-digits" / record.experiment / f"{found['fingerprint']}-s{seed}"
             folder.mkdir(parents=True)
             records.write(record.model_copy(update=found), folder / "record.json")
             folders.append(folder)
@@ -240,18 +241,33 @@ def test_the_next_stage_is_told_of_when_it_is_due(
     """Not where training ended before the first one was complete."""
     two = declared.claims[0]
     (last, *_) = finish(two, (50.1, 49.0), (50.0, 50.0))
-    record = (last / "record.json").read_text(encoding="utf-8")
+    record, claims = (last / "record.json").read_text(encoding="utf-8"), claiming.claims
     for complete in (False, True):
         (last / "record.json").unlink(missing_ok=True)
 
-        def train(*_: object, complete: bool = complete, **__: object) -> int:
+        def train(*_: object, complete: bool = complete) -> int:
             if complete:
                 (last / "record.json").write_text(record, encoding="utf-8")
             return 0
 
-        monkeypatch.setattr(cli, "_train", train)
+        monkeypatch.setattr(claiming, "claims", lambda args, _, train=train: claims(args, train))
         code, out, err = run(capsys, "claims", "--run", *ON, main=cli.main)
         assert (code, "the next stage has more seeds for what is undecided" in out) == (0, complete), err
+
+
+def test_without_a_profile_the_one_with_the_most_verdicts_is_shown(
+    declared: declarations.Ledger, small_world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of equals the largest."""
+    shutil.copy(small_world / "profiles" / "quick.yaml", small_world / "profiles" / "ledger.yaml")
+    shown = []
+    for top1, profile in (((53.0, 54.1), "quick"), ((53.0,), "ledger"), ((53.0, 54.2), "ledger")):
+        shutil.rmtree(claiming.RUNS / f"{profile}-digits", ignore_errors=True)
+        finish(declared.claims[0], top1, (50.0, 51.0)[: len(top1)], profile=profile)
+        code, out, err = run(capsys, "claims", "--data", "digits", main=cli.main)
+        assert code == 0, err
+        shown.append(out.split()[0])
+    assert shown == ["quick", "quick", "ledger"]
 
 
 def test_claims_about_classes_that_the_data_lacks_are_named(declared: declarations.Ledger, capsys: pytest.CaptureFixture[str]) -> None:
