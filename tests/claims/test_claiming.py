@@ -261,7 +261,7 @@ def test_without_a_profile_the_one_with_the_most_verdicts_is_shown(
     """Of equals the largest."""
     shutil.copy(small_world / "profiles" / "quick.yaml", small_world / "profiles" / "ledger.yaml")
     shown = []
-    for top1, profile in (((53.0, 54.1), "quick"), ((53.0,), "ledger"), ((53.0, 54.2), "ledger")):
+    for top1, profile in (((63.0, 64.1), "quick"), ((63.0,), "ledger"), ((63.0, 64.2), "ledger")):
         shutil.rmtree(claiming.RUNS / f"{profile}-digits", ignore_errors=True)
         finish(declared.claims[0], top1, (50.0, 51.0)[: len(top1)], profile=profile)
         code, out, err = run(capsys, "claims", "--data", "digits", main=cli.main)
