@@ -231,7 +231,7 @@ def test_a_metric_that_the_finished_runs_lack_is_told_and_asks_for_no_second_sta
     for more in ((), ("--dry-run",), ("--seeds", "0", "--only", "typo")):
         code, out, err = run(capsys, "claims", "--run", *more, *ON, main=cli.main)
         assert (code, "typo: test_tpo1: not in the record of 01_baseline_vit; expected test_" in err) == (2, True), err
-        assert "; mend the claim, or train the run anew with --force" in err
+        assert "; mend the claim, or train the run anew by runner.py --force" in err
         assert "the next stage" not in out
 
 
