@@ -159,7 +159,9 @@ def _check(claim: Claim, record: RunRecord, metric: str) -> None:
     try:
         measure(record, metric)
     except NotRecorded as e:
-        raise UserError(f"{claim.id}: {e}; mend the claim, or train the run anew by runner.py --force if the metric is newer than it") from None
+        raise UserError(
+            f"{claim.id}: {e}; mend the claim, or train the run anew by runner.py --force if the metric is newer than it"
+        ) from None
 
 
 def _needing_runs(ledger: Ledger, only: Sequence[str], profile: str, classes: Sequence[str]) -> list[Claim]:
