@@ -129,9 +129,9 @@ def test_an_experiment_with_a_byte_order_mark_is_one(world: World) -> None:
 def test_brackets_are_printed_and_not_obeyed(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Rich's markup: an unbalanced [/x] would be an exception, [red] would vanish."""
     with pytest.raises(SystemExit) as e:
-        cli.run_main([str(a) for a in (*plan_of(EXPERIMENTS / "good.yaml"), "--set", "title='[/x] [red]'")])
+        cli.run_main([str(a) for a in (*plan_of(EXPERIMENTS / "good.yaml"), "--set", "phases.0.name='[/x] [red]'")])
     assert e.value.code == 0
-    assert "[title='[/x][red]']" in capsys.readouterr().out
+    assert "[phases.0.name='[/x][red]']" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ from vitlab.paths import EXPERIMENTS
 
 PROFILES = ("quick", "ledger", "overnight", "full")  # the smaller one first
 PROFILE_DIR = EXPERIMENTS / "profiles"
+OF_ONE = ("title", "description", "claim")  # these speak of one experiment alone, and change nothing of its training
 SECTIONS: dict[str, tuple[type[Schema], ...]] = {  # of an experiment, but for lists of them and what speaks of it alone
     "data": (Data,), "model": tuple(MODELS.values()), "optim": tuple(OPTIMS.values()), "train": (Train,), "ema": (EMA,), "distill": (Distill,),
 }  # fmt: skip
@@ -115,7 +116,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...] = ()) -> tuple[dict[str, 
     if not os.path.isfile(target):
         raise UserError(f"{place}: extends: {cut(parent)}: no such file; name it relative to the file that extends it")
     values, places, names = _read_extended(target, (*chain, path))
-    for inherited in ("title", "description", "claim"):  # these speak of one experiment alone
+    for inherited in OF_ONE:
         values.pop(inherited, None)
     _merge(values, own, places, own_places)
     return values, places, (*names, path.stem)
@@ -209,6 +210,8 @@ def _set(values: dict[str, Any], places: dict[Keys, Place], assignment: str) -> 
     if keys[0] == "extends":
         raise UserError(f"{place}: only a file can extend another; write one")
     value, inner = parse(text, lambda _: place)
+    if keys[0] in OF_ONE:  # a run with them would be the experiment's own, under a variation's name
+        raise UserError(f"{place}: {keys[0]} only describes the experiment; change its file, or write one that extends it")
     path = tuple(int(k) if re.fullmatch("[0-9]{1,4}", k) else k for k in keys)
     node: Any = values
     for i, (k, part) in enumerate(zip(keys, path, strict=True)):
