@@ -304,7 +304,6 @@ def _verify(args: argparse.Namespace) -> int:
     for line in wrong:
         print(printable(line))
     if wrong:
-        print("'vitlab report --publish' writes these pages anew from the records")
         return 1
     for path in checked:
         print(f"{terminal.short(path)}: as measured")

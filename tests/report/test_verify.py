@@ -10,10 +10,15 @@ import pytest
 
 from benchmarks import pages
 from benchmarks import verify as check
+from tests.support import checkouts
 from tests.support.cli import run
-from vitlab import cli
+from tests.support.records import fake_record
+from vitlab import cli, records
+from vitlab.code import history
 from vitlab.paths import REPOSITORY
+from vitlab.records import RunRecord
 from vitlab.report import blocks, publishing
+from vitlab.report.verify import lost
 
 README, INDEX = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "results/README.md"))
 SET = re.search(r"<!-- results: ([\w.-]+) -->", README)[1]  # the set that README opens with
@@ -159,6 +164,41 @@ def test_the_report_writes_the_readmes_numbers_anew(copy: Path) -> None:
     assert copy / "README.md" in publishing.publish(copy, copy / "results")
     assert (copy / "README.md").read_text(encoding="utf-8") == before
     assert copy / "README.md" not in publishing.publish(copy, copy / "results")
+
+
+def test_a_record_whose_code_nobody_can_look_up_is_found(tmp_path: Path) -> None:
+    repository, results = tmp_path / "repository", tmp_path / "results"
+    repository.mkdir()
+    (results / "set" / "records").mkdir(parents=True)
+    assert history(repository) is None
+    checkouts.git(repository, "init", "--quiet")
+    for message in ("one", "two"):
+        checkouts.git(repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "--message", message)
+    first, last = checkouts.git(repository, "rev-parse", "HEAD~", "HEAD").split()
+    known = history(repository)
+    assert known == {first, last}
+
+    def publish(record: RunRecord) -> None:
+        records.write(record, results / "set" / "records" / records.file_name(record))
+
+    def found() -> list[tuple[str, str]]:
+        return [
+            re.fullmatch(r".*/records/(.*)\.json: trained by commit (\w+), which is not .*", line).groups() for line in lost(results, known)
+        ]
+
+    elsewhere = {"commit": "f" * 40, "dirty": ""}
+    for seed, commit in enumerate((first, last)):
+        publish(fake_record(seed=seed, git={"commit": commit, "dirty": ""}))
+    assert found() == []
+    begun = records.Part(device="cpu", threads=1, git=elsewhere)
+    publish(fake_record(seed=1, git={"commit": last, "dirty": ""}, parts=(begun, begun.model_copy(update={"git": {"commit": last}}))))
+    publish(fake_record(seed=2, git={}))
+    assert found() == [("01_baseline_vit-s1", "f" * 12), ("01_baseline_vit-s2", "unknown")]
+    assert lost(results, None) == []
+    assert lost(results, frozenset({"0" * 40})) == [], "another repository's history"
+
+    checkouts.git(tmp_path, "clone", "--quiet", "--depth=1", repository.as_uri(), "shallow")
+    assert history(tmp_path / "shallow") is None
 
 
 def test_only_blocks_of_the_kind_are_made_anew() -> None:

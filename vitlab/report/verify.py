@@ -1,23 +1,25 @@
-"""Check that the published pages follow from the published records: make all of them anew and compare."""
+"""Check that the published pages follow from the published records, and that the code of each record can be looked up."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
+from vitlab import code, records
 from vitlab.config.places import shown
 from vitlab.errors import UserError
 from vitlab.report import blocks, publishing
 
 PAGES = ("README.md", "*/README.md", "*/summary.csv", "*/claims.json")  # below results/
 KINDS = ("results", "findings")  # of blocks
+REMEDY = "'vitlab report --publish' writes these pages anew from the records"
 AROUND = 40  # characters shown before and after where two lines differ
 
 
 def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
-    """Return the pages that were compared, and what is wrong with them: `file:line: expected ..., found ...`.
+    """Return the pages that were compared, and what is wrong with them and with the records: `file:line: expected ..., found ...`.
 
     `root` has README.md and docs/, where numbers stand in blocks (see blocks.py). Raises UserError where `root` has no README.md or there
     is no `results_dir`.
@@ -30,12 +32,34 @@ def verify(root: Path, results_dir: Path) -> tuple[list[Path], list[str]]:
         if any(blocks.names(text, kind) for kind in KINDS):
             expected[path] = publishing.fill(text, results_dir)
     wrong = list(filter(None, (difference(path, page) for path, page in expected.items())))
-    return list(expected), wrong + [unchecked(kind) for kind in KINDS if not any(blocks.names(text, kind) for text in texts.values())]
+    wrong += [unchecked(kind) for kind in KINDS if not any(blocks.names(text, kind) for text in texts.values())]
+    return list(expected), wrong + [REMEDY] * bool(wrong) + lost(results_dir, code.history(root))
 
 
 def unchecked(block: str) -> str:
     """Return the line that says that no page has this block."""
     return f"README.md and docs/*.md: none has a block <!-- {block} ... -->: these numbers go unchecked"
+
+
+def lost(results_dir: Path, history: frozenset[str] | None) -> list[str]:
+    """Return a line for each published record that was trained, in whole or in part, by a commit which is not in `history`.
+
+    Nobody can look up its code. Nothing is said where the history is not known (None), or has none of these commits: then it is another
+    repository's, into which the records were copied.
+    """
+    if history is None:
+        return []
+    trained = {}
+    for path in sorted(results_dir.glob("*/records/*.json")):
+        record = records.read(path)
+        trained[path] = {part.git.get("commit") or "unknown" for part in (record, *record.parts)}
+    if history.isdisjoint(chain.from_iterable(trained.values())):
+        return []
+    return [
+        f"{shown(path)}: trained by commit {commit[:12]}, which is not in this history; train the run anew and publish it"
+        for path, commits in trained.items()
+        for commit in sorted(commits - history)
+    ]
 
 
 def expected_pages(results_dir: Path) -> dict[Path, str | None]:
