@@ -91,7 +91,7 @@ def test_the_command_reference_is_complete() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "vitlab").glob("*.py"))
     for name in re.findall(r'\bcommand\(\s*"([\w-]+)"', source):
         assert re.search(rf"^\| `vitlab {name}[` ]", commands, re.MULTILINE), name
-    for flag in re.findall(r'"(--[a-z-]+)"', source):
+    for flag in re.findall(r'add_argument\(\s*"(--[a-z-]+)"', source):
         assert flag in commands or flag.removeprefix("--").upper() in commands, flag
 
 
