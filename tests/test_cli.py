@@ -251,7 +251,7 @@ def test_a_spent_budget_saves_exits_0_and_the_same_command_goes_on_to_the_same_b
     record = records.read(saved.parent / "record.json")
     assert [part.git["commit"] for part in record.parts] == ["abc", record.git["commit"]], "the code that began it is not forgotten"
     assert words.commit(record, 7).startswith(f"abc, then {record.git['commit'][:7]}")
-    assert words.device(record) == f"{record.device}, {words.threads(record)}"
+    assert words.device(record) == f"{record.device}, {words.threads({record.threads})}"
     assert run(capsys, *ONE, "--force")[0] == 0
     assert (saved.parent / "predictions.npz").read_bytes() == resumed
     assert records.read(saved.parent / "record.json").parts == ()

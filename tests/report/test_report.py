@@ -639,3 +639,13 @@ def test_whole_numbers_are_written_out_and_a_student_may_equal_its_teacher(tmp_p
     publishing.build(same, tmp_path, {})
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert f"“{taught.title}” equals its teacher ({taught.teacher.experiment}), and predicts" in page
+
+
+def test_devices_are_named_once_with_all_numbers_of_threads() -> None:
+    cpu = {"device": "AMD EPYC, 2 cores"}
+    begun = records.Part(device=cpu["device"], threads=1, git={})
+    resumed = fake_record(**cpu, threads=2, parts=(begun, begun.model_copy(update={"threads": 2})))
+    assert words.devices([fake_record(**cpu, threads=1)] * 2) == "AMD EPYC, 2 cores, 1 thread per run"
+    assert words.devices([resumed, fake_record(**cpu, threads=2)]) == "AMD EPYC, 2 cores, 1 or 2 threads per run"
+    assert words.devices([resumed, fake_record()]) == "AMD EPYC, 2 cores, 1 or 2 threads per run and NVIDIA H100 80GB HBM3"
+    assert words.device(resumed) == "AMD EPYC, 2 cores, 1 thread, then AMD EPYC, 2 cores, 2 threads"

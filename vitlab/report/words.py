@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vitlab import records
-from vitlab.records import Part, RunRecord
+from vitlab.records import RunRecord
 
 NONE = "–"
 
@@ -79,18 +79,20 @@ def seeds(runs: Iterable[RunRecord]) -> str:
 
 def devices(runs: Iterable[RunRecord]) -> str:
     """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many of them a run had."""
-    parts = [part for run in runs for part in run.parts or (run,)]
-    return " and ".join(sorted({f"{p.device}, {threads(p)} per run" if records.on_cpu(p) else p.device for p in parts}))
+    found: dict[str, set[int]] = {}  # device: threads
+    for part in (part for run in runs for part in run.parts or (run,)):
+        found.setdefault(part.device, set()).update([part.threads] if records.on_cpu(part) else [])
+    return " and ".join(f"{name}, {threads(counts)} per run" if counts else name for name, counts in sorted(found.items()))
 
 
 def device(run: RunRecord) -> str:
     """Return where the run was trained, with how many threads: of a run that went on elsewhere all of that, in turn."""
-    return ", then ".join(dict.fromkeys(f"{part.device}, {threads(part)}" for part in run.parts or (run,)))
+    return ", then ".join(dict.fromkeys(f"{part.device}, {threads({part.threads})}" for part in run.parts or (run,)))
 
 
-def threads(part: RunRecord | Part) -> str:
-    """Return how many threads the run had."""
-    return "1 thread" if part.threads == 1 else f"{part.threads} threads"
+def threads(counts: set[int]) -> str:
+    """Return `1 thread`, `1 or 2 threads`."""
+    return " or ".join(map(str, sorted(counts))) + (" thread" if counts == {1} else " threads")
 
 
 def commit(run: RunRecord, digits: int) -> str:
