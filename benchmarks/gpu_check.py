@@ -83,7 +83,7 @@ class Check:
         cfg = self.configuration(f"{name}.yaml")
         if not regularised:
             cfg = cfg.model_copy(update={"model": cfg.model.model_copy(update={"dropout": 0.0, "drop_path": 0.0})})
-        total = machine.COMPILE_FROM if compiled else 1
+        total = machine.COMPILE_FROM[self.where.type] if compiled else 1
         model = execute.build_model(cfg, 10, 0, self.where)
         objective: Any = CrossEntropy()
         if cfg.distill is not None:
@@ -314,7 +314,7 @@ def teaching(check: Check) -> dict[str, Any]:
     images = torch.randn(cfg.train.batch_size, 3, 32, 32, device=check.where)
     loaded = check.teacher(cfg)
     kinds = {"as loaded": loaded, "folded, cast": prepare_teacher(loaded, cfg.train.precision, check.where, 1)}
-    kinds["compiled too"] = prepare_teacher(loaded, cfg.train.precision, check.where, machine.COMPILE_FROM)
+    kinds["compiled too"] = prepare_teacher(loaded, cfg.train.precision, check.where, machine.COMPILE_FROM["cuda"])
     if check.compiled is not None:
         kinds["compiled too"] = check.compiled.objective.teacher  # compiled already
     result, answers = {}, {}

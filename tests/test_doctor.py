@@ -136,9 +136,9 @@ def test_a_gpu_that_torch_cannot_use_is_wrong(tmp_path: Path, monkeypatch: pytes
 def test_a_gpu_that_torch_cannot_compile_for_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitlab.train.machine.device", lambda: torch.device("cuda:0"))
     monkeypatch.setattr("vitlab.train.machine.device_name", lambda where: "a card")
-    monkeypatch.setattr("vitlab.train.machine.triton_trouble", lambda: "")
+    monkeypatch.setattr("vitlab.train.machine.compiler_trouble", lambda where: "")
     assert "Triton" not in blamed(tmp_path)
-    monkeypatch.setattr("vitlab.train.machine.triton_trouble", lambda: "RuntimeError: no compiler")
+    monkeypatch.setattr("vitlab.train.machine.compiler_trouble", lambda where: "RuntimeError: no compiler")
     assert "since Triton cannot be used: RuntimeError: no compiler -> install a C compiler and Python's headers" in blamed(tmp_path)
 
 

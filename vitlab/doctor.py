@@ -132,10 +132,10 @@ def _device(found: Findings) -> None:
             f"NVIDIA's driver sees {gpus} GPU{'s' * (gpus != 1)}, and torch none: {why}",
             "install a torch that is built for the driver's CUDA, as https://pytorch.org says; and look at CUDA_VISIBLE_DEVICES",
         )
-    if where.type == "cuda" and (trouble := machine.triton_trouble()):
+    if where.type == "cuda" and (trouble := machine.compiler_trouble(where)):
         found.blame(
             f"torch cannot compile for this GPU, since Triton cannot be used: {trouble}",
-            "install a C compiler and Python's headers (Debian and Ubuntu: gcc and python3-dev); until then full size trains uncompiled, slower",
+            f"install {machine.COMPILER['cuda']}; until then full size trains uncompiled, slower",
         )
     precision = machine.precision("auto", where)
     rate = machine.matrix_product_rate(where, torch.bfloat16 if precision == "bf16" else torch.float32)

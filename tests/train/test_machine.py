@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,20 +36,34 @@ def with_triton(monkeypatch: pytest.MonkeyPatch, driver: object) -> None:
     monkeypatch.setitem(sys.modules, "triton.runtime", runtime)
 
 
-def test_long_trainings_on_a_gpu_are_compiled_where_triton_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "triton_trouble", machine.triton_trouble.__wrapped__)  # without its cache
+def test_long_trainings_are_compiled_where_that_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "compiler_trouble", machine.compiler_trouble.__wrapped__)  # without its cache
     with_triton(monkeypatch, SimpleNamespace(active=SimpleNamespace(get_current_device=lambda: 0)))
-    long = machine.COMPILE_FROM
-    assert [machine.compiles(*case) for case in ((GPU, long), (GPU, long - 1), (CPU, long))] == [True, False, False]
-    with monkeypatch.context() as patch:
-        patch.setattr(distributed, "size", lambda: 2)
-        assert not machine.compiles(GPU, long)
+    monkeypatch.setattr(machine, "compiled", lambda function: function)
+    for where in (GPU, CPU):
+        long = machine.COMPILE_FROM[where.type]
+        assert [machine.compiles(where, steps) for steps in (long, long - 1)] == [True, False]
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed, "size", lambda: 2)
+            assert not machine.compiles(where, long)
     with_triton(monkeypatch, NoCompiler())
+    long = machine.COMPILE_FROM["cuda"]
     assert machine.compiling_pays(GPU, long)
     assert not machine.compiles(GPU, long)
-    assert machine.triton_trouble() == "RuntimeError: Failed to find C compiler. Please specify via CC environment variable."
+    assert machine.compiler_trouble(GPU) == "RuntimeError: Failed to find C compiler. Please specify via CC environment variable."
     monkeypatch.setitem(sys.modules, "triton.runtime", None)
-    assert machine.triton_trouble().startswith("ModuleNotFoundError: ")
+    assert machine.compiler_trouble(GPU).startswith("ModuleNotFoundError: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", ["", "no-such-compiler"])
+def test_whether_torch_can_compile_for_this_processor_is_found_out(compiler: str, tmp_path: Path) -> None:
+    if not compiler and not (compiler := shutil.which("g++") or ""):
+        pytest.skip("there is no C++ compiler here")
+    code = "import torch; from vitlab.train import machine; print(machine.compiler_trouble(torch.device('cpu')))"
+    env = os.environ | {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # a cache would spare the compiler
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert (said == "\n") == (compiler != "no-such-compiler"), said
 
 
 def test_the_peak_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +192,8 @@ def test_autocast_is_bf16_only_where_the_hardware_has_it(monkeypatch: pytest.Mon
 
 def test_a_run_says_that_it_cannot_be_compiled(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.patch.setattr(machine, "compiling_pays", lambda where, steps: True)
-    world.patch.setattr(machine, "triton_trouble", lambda: "no compiler")
+    world.patch.setattr(machine, "compiler_trouble", lambda where: "no compiler")
     code, out, _ = run(capsys, *world.train("other"))
     assert code == 0
-    assert "trains uncompiled, which is slower: Triton cannot be used here (no compiler); 'vitlab doctor' says what to do" in " ".join(
-        out.split()
-    )
+    said = "trains uncompiled, which is slower: torch cannot compile here (no compiler); install a C++ compiler (Debian and Ubuntu: g++)"
+    assert said in " ".join(out.split())

@@ -37,28 +37,36 @@ class PatchEmbed(nn.Conv2d):
         init_linear(self.weight, self.bias)
 
 
-class _CpuDropout(torch.autograd.Function):
-    """Dropout whose mask comes from NumPy's SFC64, which takes a seventh of the time of torch's on a CPU.
+def _kept(numel: int, dropped: int, bits: int) -> Tensor:
+    """Return (numel,) integers with `bits` (8 or 16) bits: 0 with a probability of `dropped` / 2^bits, else 1."""
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    draws = np.random.Generator(np.random.SFC64(seed)).integers(1 << 64, size=-(-numel * bits // 64), dtype=np.uint64)
+    return torch.from_numpy(draws.view(f"int{bits}"))[:numel].ge_(dropped - 2 ** (bits - 1))
 
-    SFC64 is seeded from torch's generator, whose state is in the checkpoint. An element has 8 random bits where a multiple of 2^-8 is
-    within 2 % of `p` (0.05 becomes 13 / 256, 0.0508), else 16. What is kept is scaled by the rounded rate, so that the mean stays. The mask
-    holds the integers 0 and 1 and multiplies the numbers' bits: torch has vector instructions for that, but not for selecting by booleans.
-    """
+
+@torch.library.custom_op("vitlab::kept", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def kept(numel: int, dropped: int, bits: int) -> Tensor:
+    """Return `_kept` as int8, as an operator of its own: a compiler cannot look into NumPy, and must not take two draws for one."""
+    return _kept(numel, dropped, bits).to(torch.int8)
+
+
+@kept.register_fake
+def _(numel: int, dropped: int, bits: int) -> Tensor:
+    return torch.empty(numel, dtype=torch.int8)
+
+
+class _Masked(torch.autograd.Function):
+    """`x` * `scale` where `keep` is 1, else 0, by a product with the numbers' bits: torch has vector instructions for integers, not for selecting."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, p: float) -> Tensor:
-        bits = 8 if abs(round(p * 256) / 256 - p) <= 0.02 * min(p, 1 - p) else 16
-        dropped = round(p * 2**bits)
-        seed = int(torch.empty((), dtype=torch.int64).random_())
-        draws = np.random.Generator(np.random.SFC64(seed)).integers(1 << 64, size=-(-x.numel() * bits // 64), dtype=np.uint64)
-        keep = torch.from_numpy(draws.view(f"int{bits}"))[: x.numel()].ge_(dropped - 2 ** (bits - 1)).view(x.shape)
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
-        ctx.scale = 2**bits / (2**bits - dropped)
-        return _masked(x, keep, ctx.scale)
+        ctx.scale = scale
+        return _masked(x, keep, scale)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return _masked(grad, ctx.saved_tensors[0], ctx.scale), None
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _masked(grad, ctx.saved_tensors[0], ctx.scale), None, None
 
 
 def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
@@ -67,11 +75,25 @@ def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     return y
 
 
+def cpu_dropout(x: Tensor, p: float) -> Tensor:
+    """Return dropout of `x` whose mask comes from NumPy's SFC64, which takes a seventh of the time of torch's on a CPU.
+
+    SFC64 is seeded from torch's generator, whose state is in the checkpoint. An element has 8 random bits where a multiple of 2^-8 is
+    within 2 % of `p` (0.05 becomes 13 / 256, 0.0508), else 16. What is kept is scaled by the rounded rate, so that the mean stays.
+    """
+    bits = 8 if abs(round(p * 256) / 256 - p) <= 0.02 * min(p, 1 - p) else 16
+    dropped = round(p * 2**bits)
+    scale = 2**bits / (2**bits - dropped)
+    if torch.compiler.is_compiling():  # into one kernel with what stands before and after
+        return x * (kept(x.numel(), dropped, bits).view(x.shape).to(x.dtype) * scale)
+    return _Masked.apply(x, _kept(x.numel(), dropped, bits).view(x.shape), scale)
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """Return `x` with each element zeroed with probability `p` and the others divided by 1 - p."""
     if p == 0.0:
         return x
-    return _CpuDropout.apply(x, p) if x.device.type == "cpu" else F.dropout(x, p)
+    return cpu_dropout(x, p) if x.device.type == "cpu" else F.dropout(x, p)
 
 
 class Dropout(nn.Module):

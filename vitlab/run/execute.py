@@ -51,12 +51,14 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
     return distributed.synchronised(registry.build(cfg.model, classes).to(where))
 
 
-def distillation(cfg: config.Experiment, teacher: nn.Module, data: Dataset) -> Distillation:
-    """Return the objective of a student that learns from `teacher`, which is on the data's device."""
+def distillation(
+    cfg: config.Experiment, teacher: nn.Module, data: Dataset, around: Callable[[nn.Module], nn.Module] = lambda teacher: teacher
+) -> Distillation:
+    """Return the objective of a student that learns from `teacher`, which is on the data's device; `around` may wrap what answers for it."""
     assert cfg.distill is not None
     steps = cfg.train.epochs * schedule.epoch_steps(cfg, len(data.train_labels))
     teacher = prepare_teacher(teacher, cfg.train.precision, data.train_images.device, steps)
-    return Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
+    return Distillation(around(teacher), cfg.distill.temperature, cfg.distill.weight)
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
@@ -130,8 +132,8 @@ def execute(
     journal = Journal(run.folder / "journal.jsonl")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     shipper = Shipper(ROOT, run.folder)
-    if machine.compiling_pays(where, run.steps) and (trouble := machine.triton_trouble()):
-        say(f"trains uncompiled, which is slower: Triton cannot be used here ({trouble}); 'vitlab doctor' says what to do")
+    if machine.compiling_pays(where, run.steps) and (trouble := machine.compiler_trouble(where)):
+        say(f"trains uncompiled, which is slower: torch cannot compile here ({trouble}); install {machine.COMPILER[where.type]}")
 
     peak = distributed.size() * machine.measured_peak(where, machine.precision(cfg.train.precision, where))
     meter = Meter(where, run.step_flops, peak, run.teacher.flops if run.teacher else 0.0)
@@ -145,8 +147,9 @@ def execute(
                 say(f"teacher {taught.run.resolved.id}, seed {taught.run.seed}: validation top-1 {taught.validation_top1:.2f} %")
                 if where.type == "cpu" and distributed.size() == 1:
                     store = teacher_store(run, scores, journal)
-                    teacher = RememberingTeacher(teacher, store, meter.answered)
-                objective = distillation(cfg, teacher, data)
+                    objective = distillation(cfg, teacher, data, lambda teacher: RememberingTeacher(teacher, store, meter.answered))
+                else:
+                    objective = distillation(cfg, teacher, data)
             with make_bar(len(data.train_labels)) as bar, store:
                 trained = loop.train(
                     cfg, data, model, objective,
@@ -192,11 +195,14 @@ def teacher_store(run: Run, validation_logits: torch.Tensor, journal: Journal) -
     """Return the store of the logits that the student's teacher gives on this machine; what goes wrong with it goes to the journal.
 
     `validation_logits`: the teacher's, as just computed. Their bits stand for its weights, its code and the libraries' that it runs on, and
-    are known without a forward pass more. Precision and threads are the training's.
+    are known without a forward pass more. Precision, threads and whether it is compiled are the training's.
     """
     assert run.teacher is not None
     where, precision = validation_logits.device, run.resolved.config.train.precision
-    facts = (machine.precision(precision, where), torch.get_num_threads(), machine.device_name(where), torch.__version__, run.logits_bytes)
+    facts = (
+        machine.precision(precision, where), torch.get_num_threads(), machine.device_name(where), torch.__version__, run.logits_bytes,
+        *(["compiled"] if machine.compiles(where, run.steps) else []),
+    )  # fmt: skip
     answers = hashlib.sha256(repr(facts).encode() + validation_logits.numpy().tobytes()).hexdigest()[:12]
 
     def tell(text: str) -> None:

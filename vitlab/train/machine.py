@@ -23,7 +23,11 @@ from vitlab.paths import RUNS
 from vitlab.train import distributed
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-COMPILE_FROM = 5_000  # steps: a step of a smaller run takes milliseconds
+COMPILE_FROM = {"cuda": 5_000, "cpu": 11_000}  # steps. On a CPU smaller runs take an hour at most, and compiling up to two minutes
+COMPILER = {  # what torch needs to compile
+    "cuda": "a C compiler and Python's headers (Debian and Ubuntu: gcc and python3-dev)",
+    "cpu": "a C++ compiler (Debian and Ubuntu: g++)",
+}
 
 
 def device() -> torch.device:
@@ -46,38 +50,42 @@ def device() -> torch.device:
 def compiling_pays(where: torch.device, steps: int) -> bool:
     """Return whether a training of `steps` steps on the device `where` is worth the minute or two that compiling takes.
 
-    On two cores it gained 10 % at full size and nothing at a tenth of it: never on a CPU. Steps of several processes are not compiled.
+    Steps of several processes are not compiled.
     """
-    return where.type == "cuda" and steps >= COMPILE_FROM and distributed.size() == 1
+    return steps >= COMPILE_FROM[where.type] and distributed.size() == 1
 
 
 def compiles(where: torch.device, steps: int) -> bool:
     """Return whether a training of `steps` steps on the device `where` is compiled: where that pays and can be done."""
-    return compiling_pays(where, steps) and not triton_trouble()
+    return compiling_pays(where, steps) and not compiler_trouble(where)
 
 
 @functools.lru_cache(maxsize=1)
-def triton_trouble() -> str:
-    """Return why Triton, with which torch compiles for a GPU, cannot be used here; "" where it can. Tried once a process.
+def compiler_trouble(where: torch.device) -> str:
+    """Return why torch cannot compile for the device `where`; "" where it can. Tried once a process.
 
-    It builds a library of its own with a C compiler and Python's headers, which a machine that is there to run programs may lack.
+    For a GPU it needs Triton, which builds a library of its own with a C compiler and Python's headers; for a CPU a C++ compiler. A machine
+    that is there to run programs may lack them.
     """
     try:
-        from triton.runtime import driver
+        if where.type == "cuda":
+            from triton.runtime import driver
 
-        driver.active.get_current_device()  # builds the library, unless it is in Triton's cache
+            driver.active.get_current_device()  # builds the library, unless it is in Triton's cache
+        else:
+            compiled(torch.neg)(torch.ones(2))
     except Exception as e:  # of the import, of the build, or the driver's
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
     return ""
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Return `function` compiled as one graph for each set of shapes it is called with; it compiles when it is first called with one.
 
     A break in the graph is an error, and so is torch's limit on how often one function is compiled, instead of a slow step and a warning.
-    Call `torch.compiler.reset()` before a run, so that what earlier runs of this process compiled does not count.
+    Call `torch.compiler.reset()` before a run, so that what earlier runs of this process compiled does not count. `options` are Inductor's.
     """
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, options=options or None)
 
 
 def _keep_freed_memory() -> None:

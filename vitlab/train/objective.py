@@ -36,20 +36,25 @@ def distillation_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
 
 
 def prepare_teacher(teacher: nn.Module, precision: str, where: torch.device, steps: int) -> nn.Module:
-    """Return `teacher` as it answers fastest on the device `where`, for a training of `steps` steps; on a CPU it is returned as it is.
+    """Return `teacher` as it answers fastest on the device `where`, for a training of `steps` steps; it is compiled where the student is.
 
-    On a GPU its batch norms are folded into its convolutions. In bf16 mixed precision (`precision` as in the configuration) the weights
-    that autocast would cast anew in each step are cast once, to the same bits, so call it under that autocast alone. It is compiled where
-    the student is.
+    Its batch norms are folded into its convolutions. In bf16 mixed precision (`precision` as in the configuration) the weights that autocast
+    would cast anew in each step are cast once, to the same bits, so call it under that autocast alone, and without gradients. On a CPU
+    where nothing is compiled it is returned as it is.
     """
-    if where.type == "cpu":
+    compiles = machine.compiles(where, steps)
+    if where.type == "cpu" and not compiles:
         return teacher
-    teacher = fold_batch_norms(teacher).to(memory_format=torch.channels_last)
+    teacher = fold_batch_norms(teacher).requires_grad_(False)
+    if where.type == "cuda":
+        teacher = teacher.to(memory_format=torch.channels_last)
     if machine.precision(precision, where) == "bf16":
         for module in teacher.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
-    return machine.compiled(teacher) if machine.compiles(where, steps) else teacher
+    # Frozen weights let a CPU's convolutions do the ReLU or the addition behind them too: two to four times the rate.
+    frozen = {"freezing": True} if where.type == "cpu" else {}
+    return machine.compiled(teacher, **frozen) if compiles else teacher
 
 
 class CrossEntropy:

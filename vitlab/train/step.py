@@ -58,7 +58,9 @@ class Step:
         self.forward, self.apply = distributed.forward_of(model), augment.apply
         if machine.compiles(device, total):
             torch.compiler.reset()
-            self.forward, self.apply = machine.compiled(self.forward), machine.compiled(self.apply)
+            self.forward = machine.compiled(self.forward)
+            if device.type == "cuda":  # on a CPU only what is drawn is computed, which no one graph can say
+                self.apply = machine.compiled(self.apply)
 
     def __call__(self, rows: Tensor, phase: Phase, seed: int, lr: float, decay: float) -> None:
         """Train on the images `rows`, (batch,) indices of training images, at the learning rate `lr` and with the EMA decay `decay`.
