@@ -17,7 +17,7 @@ from vitlab.data.dataset import Dataset
 from vitlab.data.rng import epoch_order
 from vitlab.models import registry
 from vitlab.track.journal import Journal, read_journal
-from vitlab.train import checkpoint, loop, optim
+from vitlab.train import checkpoint, loop, machine, optim
 from vitlab.train.meter import Meter
 from vitlab.train.objective import CrossEntropy, Distillation
 
@@ -142,6 +142,23 @@ def test_resuming_equals_not_having_stopped_bit_for_bit(
         "lr",
         "ema_decay",
     }
+
+
+@pytest.mark.slow
+def test_a_compiled_training_resumes_bit_for_bit(
+    tiny: config.Experiment, tiny_data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if trouble := machine.compiler_trouble(torch.device("cpu")):
+        pytest.skip(trouble)
+    train(tiny, tiny_data, tmp_path / "eager")
+    monkeypatch.setattr(machine, "COMPILE_FROM", {"cpu": 1})
+    train(tiny, tiny_data, tmp_path / "whole")
+    for after in (4, 1):
+        train(tiny, tiny_data, tmp_path / "parts", stop_after=after)
+    train(tiny, tiny_data, tmp_path / "parts")
+    assert_same_state(tmp_path / "whole", tmp_path / "parts")
+    assert told(tmp_path / "whole") == told(tmp_path / "parts")
+    assert told(tmp_path / "whole") != told(tmp_path / "eager"), "nothing was compiled: DropPath draws otherwise in a compiled step"
 
 
 def test_a_resnet_resumes_bit_for_bit(experiment_file: Callable[..., Path], tiny_data: Dataset, tmp_path: Path) -> None:

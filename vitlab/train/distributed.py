@@ -139,24 +139,29 @@ def all_rows(mine: Tensor, dim: int) -> Tensor:
 
 
 class _Heads(nn.Module):
-    """A model whose call gives all heads' logits: DistributedDataParallel only knows calls."""
+    """A model whose call gives all heads' logits, computed by `forward_heads`: DistributedDataParallel only knows calls."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, forward_heads: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.forward_heads = model, forward_heads
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.forward_heads(images)
+        return self.forward_heads(images)
 
 
-def forward_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return the function from images (B, 3, H, W) to logits (H, B, C), whose gradients are the mean over the processes."""
+def exchanging(model: nn.Module) -> bool:
+    """Return whether the model's forward pass exchanges numbers with other processes, which no one graph can hold."""
+    return any(isinstance(module, CpuSyncBatchNorm) for module in model.modules())
+
+
+def forward_of(model: nn.Module, forward_heads: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `forward_heads`, the model's from images (B, 3, H, W) to logits (H, B, C), with gradients that are the mean over the processes."""
     if size() == 1:
-        return model.forward_heads
+        return forward_heads
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.11 does not know its new name
         # batch norms' statistics are the same in all processes already
-        return DistributedDataParallel(_Heads(model), broadcast_buffers=False)
+        return DistributedDataParallel(_Heads(model, forward_heads), broadcast_buffers=False)
 
 
 class _Sum(torch.autograd.Function):

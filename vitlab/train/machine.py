@@ -50,9 +50,9 @@ def device() -> torch.device:
 def compiling_pays(where: torch.device, steps: int) -> bool:
     """Return whether a training of `steps` steps on the device `where` is worth the minute or two that compiling takes.
 
-    Steps of several processes are not compiled.
+    Steps of several GPUs are not compiled.
     """
-    return steps >= COMPILE_FROM[where.type] and distributed.size() == 1
+    return steps >= COMPILE_FROM[where.type] and (where.type == "cpu" or distributed.size() == 1)
 
 
 def compiles(where: torch.device, steps: int) -> bool:

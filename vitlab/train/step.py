@@ -55,12 +55,13 @@ class Step:
         self.phase: Phase | None = None
         self.warm = 0  # steps of the phase before its capture
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.forward, self.apply = distributed.forward_of(model), augment.apply
-        if machine.compiles(device, total):
+        heads, self.apply = model.forward_heads, augment.apply
+        if machine.compiles(device, total) and not distributed.exchanging(model):
             torch.compiler.reset()
-            self.forward = machine.compiled(self.forward)
+            heads = machine.compiled(heads)
             if device.type == "cuda":  # on a CPU only what is drawn is computed, which no one graph can say
                 self.apply = machine.compiled(self.apply)
+        self.forward = distributed.forward_of(model, heads)
 
     def __call__(self, rows: Tensor, phase: Phase, seed: int, lr: float, decay: float) -> None:
         """Train on the images `rows`, (batch,) indices of training images, at the learning rate `lr` and with the EMA decay `decay`.
