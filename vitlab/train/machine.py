@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import json
+import logging
 import math
 import os
 import platform
@@ -73,6 +74,7 @@ def compiler_trouble(where: torch.device) -> str:
 
             driver.active.get_current_device()  # builds the library, unless it is in Triton's cache
         else:
+            logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns where there is nvcc and no GPU
             compiled(torch.neg)(torch.ones(2))
     except Exception as e:  # of the import, of the build, or the driver's
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
