@@ -51,14 +51,12 @@ def build_model(cfg: config.Experiment, classes: int, seed: int, where: torch.de
     return distributed.synchronised(registry.build(cfg.model, classes).to(where))
 
 
-def distillation(
-    cfg: config.Experiment, teacher: nn.Module, data: Dataset, around: Callable[[nn.Module], nn.Module] = lambda teacher: teacher
-) -> Distillation:
-    """Return the objective of a student that learns from `teacher`, which is on the data's device; `around` may wrap what answers for it."""
+def distillation(cfg: config.Experiment, teacher: nn.Module, data: Dataset) -> Distillation:
+    """Return the objective of a student that learns from `teacher`, which is on the data's device."""
     assert cfg.distill is not None
     steps = cfg.train.epochs * schedule.epoch_steps(cfg, len(data.train_labels))
     teacher = prepare_teacher(teacher, cfg.train.precision, data.train_images.device, steps)
-    return Distillation(around(teacher), cfg.distill.temperature, cfg.distill.weight)
+    return Distillation(teacher, cfg.distill.temperature, cfg.distill.weight)
 
 
 def load_weights(run: Run, where: torch.device) -> nn.Module:
@@ -145,11 +143,10 @@ def execute(
                 scores = validation_logits(teacher, data, cfg)
                 taught.validation_top1 = evaluate.accuracy(scores.mean(0), data.validation_labels)["top1"]
                 say(f"teacher {taught.run.resolved.id}, seed {taught.run.seed}: validation top-1 {taught.validation_top1:.2f} %")
+                objective = distillation(cfg, teacher, data)
                 if where.type == "cpu" and distributed.size() == 1:
                     store = teacher_store(run, scores, journal)
-                    objective = distillation(cfg, teacher, data, lambda teacher: RememberingTeacher(teacher, store, meter.answered))
-                else:
-                    objective = distillation(cfg, teacher, data)
+                    objective.teacher = RememberingTeacher(objective.teacher, store, meter.answered)
             with make_bar(len(data.train_labels)) as bar, store:
                 trained = loop.train(
                     cfg, data, model, objective,
