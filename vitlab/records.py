@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -132,9 +133,10 @@ class RunRecord(_Frozen):
         return self
 
 
-def on_cpu(part: Part | RunRecord) -> bool:
-    """Return whether it was trained on a processor, which is named with its cores, and not on a GPU."""
-    return part.device.endswith(" cores")
+def processor(part: Part | RunRecord) -> tuple[str, int] | None:
+    """Return the processor that it was trained on, as `AMD EPYC, 2 cores`, and the threads of all its processes; None for a GPU."""
+    found = re.fullmatch(r"(.+ cores)(?:, (\d+) processes)?", part.device)
+    return found and (found[1], part.threads * int(found[2] or 1))
 
 
 def to_json(record: RunRecord) -> str:

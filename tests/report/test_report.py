@@ -649,3 +649,6 @@ def test_devices_are_named_once_with_all_numbers_of_threads() -> None:
     assert words.devices([resumed, fake_record(**cpu, threads=2)]) == "AMD EPYC, 2 cores, 1 or 2 threads per run"
     assert words.devices([resumed, fake_record()]) == "AMD EPYC, 2 cores, 1 or 2 threads per run and NVIDIA H100 80GB HBM3"
     assert words.device(resumed) == "AMD EPYC, 2 cores, 1 thread, then AMD EPYC, 2 cores, 2 threads"
+    together = fake_record(device="AMD EPYC, 2 cores, 2 processes", threads=1)
+    assert words.devices([together, fake_record(**cpu, threads=1)]) == "AMD EPYC, 2 cores, 1 or 2 threads per run"
+    assert words.device(together) == "AMD EPYC, 2 cores, 2 processes, 1 thread"

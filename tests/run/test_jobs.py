@@ -136,8 +136,13 @@ def test_an_estimate_counts_on_runs_side_by_side_only_where_they_will_be(tmp_pat
 
 @pytest.mark.parametrize(
     ("device", "threads", "tflops"),
-    [("A Processor, 8 cores", 2, 2.0), ("A Processor, 8 cores", 8, 0.5), ("NVIDIA H100 80GB HBM3", 2, 0.5)],
-    ids=["beside three others", "alone", "GPU"],
+    [
+        ("A Processor, 8 cores", 2, 2.0),
+        ("A Processor, 8 cores, 2 processes", 1, 2.0),
+        ("A Processor, 8 cores", 8, 0.5),
+        ("NVIDIA H100 80GB HBM3", 2, 0.5),
+    ],
+    ids=["beside three others", "two processes", "alone", "GPU"],
 )
 def test_a_plan_counts_with_the_whole_machine(
     device: str, threads: int, tflops: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -78,10 +78,11 @@ def seeds(runs: Iterable[RunRecord]) -> str:
 
 
 def devices(runs: Iterable[RunRecord]) -> str:
-    """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many of them a run had."""
-    found: dict[str, set[int]] = {}  # device: threads
+    """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many threads a run had."""
+    found: dict[str, set[int]] = {}  # device: threads of a run, in all its processes
     for part in (part for run in runs for part in run.parts or (run,)):
-        found.setdefault(part.device, set()).update([part.threads] if records.on_cpu(part) else [])
+        processor = records.processor(part)
+        found.setdefault(processor[0] if processor else part.device, set()).update([processor[1]] if processor else [])
     return " and ".join(f"{name}, {threads(counts)} per run" if counts else name for name, counts in sorted(found.items()))
 
 

@@ -251,6 +251,7 @@ def measured_speed(runs_dir: Path) -> float | None:
         except UserError:
             continue
         if record.perf:
-            share = record.threads / (os.cpu_count() or 1) if records.on_cpu(record) else 1.0
+            processor = records.processor(record)
+            share = processor[1] / (os.cpu_count() or 1) if processor else 1.0
             return record.perf["tflops"] * 1e12 / min(1.0, share)
     return None
