@@ -15,6 +15,7 @@ from tests.robustness.bad_input.cases import all_cases
 from vitlab import config, records
 from vitlab.figures import style
 from vitlab.paths import REPOSITORY
+from vitlab.report import stamp
 from vitlab.report.rungs import ladder
 
 PAGES = {path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8")
@@ -42,6 +43,16 @@ def test_the_result_table_is_the_published_one() -> None:
     shown = rows(README.partition("<!-- results: ")[2].partition("<!-- end -->")[0])[2:]
     assert len(shown) == len(ladder(records.read_all(REPOSITORY / "results" / name)))
     assert {(r[0], r[2]) for r in shown} <= published
+
+
+def test_the_steps_are_differences_of_the_tables_rows() -> None:
+    """What the README says of a step from one experiment to another, as "05 over 02: +1.67", follows from its set's records."""
+    name = re.search(r"<!-- results: ([\w.-]+) -->", README)[1]
+    top1 = {rung.number: rung.mean for rung in ladder(records.read_all(REPOSITORY / "results" / name))}
+    steps = re.findall(r"(\d\d) over (\d\d|ResNet-\d\d): ([+−]\d+\.\d\d)", " ".join(README.split()))
+    assert len(steps) >= 5
+    for one, other, said in steps:
+        assert said.replace("−", "-") == f"{top1[one] - top1[other.lower().replace('-', '')]:+.2f}", (one, other)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -128,8 +139,9 @@ def test_the_badges_and_the_citation_are_true() -> None:
     assert (cited["version"], cited["license"]) == (vitlab.__version__, project["license"])
 
 
-def test_the_terminal_shows_what_the_commands_print() -> None:
+def test_the_terminal_shows_what_the_commands_print(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m docs.make_terminal` draws it anew, after results/ or what the commands print has changed."""
+    monkeypatch.setattr(stamp, "holds", lambda *_: True)  # as in a checkout where 'make reproduce-all' has just ended
     assert make_terminal.PICTURE.read_text(encoding="utf-8") == make_terminal.render(make_terminal.ladder(REPOSITORY / "results"))
 
 
