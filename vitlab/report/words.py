@@ -81,8 +81,8 @@ def devices(runs: Iterable[RunRecord]) -> str:
     """Return the devices that the runs were trained on; of a processor, which is named with its cores, also how many threads a run had."""
     found: dict[str, set[int]] = {}  # device: threads of a run, in all its processes
     for part in (part for run in runs for part in run.parts or (run,)):
-        processor = records.processor(part)
-        found.setdefault(processor[0] if processor else part.device, set()).update([processor[1]] if processor else [])
+        name, count = records.processor(part) or (part.device, None)
+        found.setdefault(name, set()).update([count] if count else [])
     return " and ".join(f"{name}, {threads(counts)} per run" if counts else name for name, counts in sorted(found.items()))
 
 
