@@ -185,9 +185,9 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         """Normalise (B, C, H, W) by the mean and variance over all processes in training, by the running ones in evaluation."""
         if not self.training:
             return super().forward(x)
-        wide = x.float()
+        wide = x.to(self.running_mean.dtype)  # of bf16, float32
         own = torch.stack(torch.var_mean(wide, (0, 2, 3), correction=0))  # (2, C)
-        mine = torch.zeros(size(), *own.shape).index_put((torch.tensor(rank()),), own)
+        mine = own.new_zeros(size(), *own.shape).index_put((torch.tensor(rank()),), own)
         variances, means = _Sum.apply(mine).unbind(1)  # (processes, C) each; as a sum, since that is one exchange forward and one backward
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square().mean(0)  # not E[x^2] - E[x]^2, which loses digits
