@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 DIGITS = sources.resolve("digits", Path("data"), "quick")
 TEACHER = """\
 title: Tiny teacher
-model: {name: resnet, depth: 18, width: 4}
+model: {name: resnet, depth: 18, width: 8}
 phases: [{name: all}]
 optim: {name: sgd, lr: 0.1}
 train: {epochs: 1}

@@ -35,4 +35,4 @@ def test_the_weights_are_those_of_the_forward_pass() -> None:
 def test_a_model_without_class_attention_has_none() -> None:
     model = registry.build(config.ViT(name="vit", dim=8, depth=1, heads=1, patch_size=16), 4)
     assert class_attention(model, torch.randn(1, 3, 32, 32)) is None
-    assert class_attention(registry.build(config.ResNet(name="resnet", depth=18, width=4), 4), torch.randn(1, 3, 32, 32)) is None
+    assert class_attention(registry.build(config.ResNet(name="resnet", depth=18, width=8), 4), torch.randn(1, 3, 32, 32)) is None

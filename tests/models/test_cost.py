@@ -35,10 +35,10 @@ GRID = [
         for dim in (16, 32)
         for depth in (1, 2)
     ),
-    *(vit(stem=stem, encoder="torch", stem_width=4, distill_token=distill) for stem in ("patch", "resnet18") for distill in (False, True)),
+    *(vit(stem=stem, encoder="torch", stem_width=8, distill_token=distill) for stem in ("patch", "resnet18") for distill in (False, True)),
     *(vit(patch_size=patch, position=position, depth=1) for patch in (1, 2, 4, 16, 32) for position in ("learned", "relative")),
     vit(mlp_ratio=0.7, heads=1, dim=36, dropout=0.1, drop_path=0.1),
-    *(config.ResNet(name="resnet", depth=depth, width=width) for depth in (18, 50) for width in (4, 12, 64)),
+    *(config.ResNet(name="resnet", depth=depth, width=width) for depth in (18, 50) for width in (8, 12, 64)),
 ]
 
 
@@ -57,7 +57,7 @@ def test_cost_is_the_models(cfg: config.ViT | config.ResNet) -> None:
 def test_training_cost_is_the_steps(cfg: config.ViT | config.ResNet) -> None:
     """Forward and backward of the student and forward of a teacher, as the counter sees them."""
     model = build(cfg, 7).train()
-    teacher = config.ResNet(name="resnet", depth=18, width=4)
+    teacher = config.ResNet(name="resnet", depth=18, width=8)
     frozen = build(teacher, 7).eval().requires_grad_(False)
     images = torch.zeros(2, 3, 32, 32)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -75,10 +75,10 @@ def test_a_model_without_a_formula_is_counted(cfg: config.ViT | config.ResNet) -
 
 
 LATE = [
-    vit(depth=depth, class_attention=last, stem=stem, stem_width=4, distill_token=True, position=position, patch_size=patch)
+    vit(depth=depth, class_attention=last, stem=stem, stem_width=8, distill_token=True, position=position, patch_size=patch)
     for depth, last in ((6, 0), (6, 1), (6, 2), (6, 3), (4, 1), (2, 1), (1, 0))
     for stem, position, patch in (("patch", "learned", 8), ("patch", "relative", 4), ("resnet18", "learned", 8))
-] + [vit(depth=6, class_attention=1, stem="resnet18", stem_stages=2, stem_width=4, distill_token=True)]
+] + [vit(depth=6, class_attention=1, stem="resnet18", stem_stages=2, stem_width=8, distill_token=True)]
 
 
 @pytest.mark.parametrize("cfg", LATE, ids=lambda c: f"{c.stem}{c.patch_size}-{c.depth}-{c.class_attention}")

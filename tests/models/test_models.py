@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,7 @@ from vitlab.models.layers import (
     attend,
 )
 from vitlab.models.registry import BUILDERS, build
+from vitlab.paths import REPOSITORY
 
 EXACT = {"rtol": 1e-4, "atol": 1e-5}  # float32, the same mathematics in another order
 
@@ -103,7 +108,7 @@ def test_explicit_block_is_torchs_pre_norm_gelu_layer(mode: str) -> None:
 def test_torch_encoder_is_pytorchs_with_its_defaults(stem: str, mode: str, distill_token: bool) -> None:
     """Post-norm, ReLU, no norm after the last layer: each token's head reads what nn.TransformerEncoder puts out."""
     drop = 0.3 if mode == "eval" else 0.0
-    model = shake(build(vit(stem=stem, stem_width=4, encoder="torch", distill_token=distill_token, dropout=drop), 10)).train(
+    model = shake(build(vit(stem=stem, stem_width=8, encoder="torch", distill_token=distill_token, dropout=drop), 10)).train(
         mode == "train"
     )
     layer = nn.TransformerEncoderLayer(d_model=32, nhead=4, dim_feedforward=64, dropout=drop, batch_first=True)
@@ -469,8 +474,8 @@ def test_stem_is_resnet18_up_to_its_second_or_third_stage(stages: int, channels:
         assert features.shape == (2, channels, grid, grid)
         tokens = torch.einsum("bchw,dc->bdhw", features, model.stem.proj.weight[:, :, 0, 0]) + model.stem.proj.bias[:, None, None]
         torch.testing.assert_close(model.stem(x), tokens, rtol=1e-3, atol=1e-3)
-    narrow = build(vit(stem="resnet18", stem_stages=stages, stem_width=4), 10)
-    assert narrow.stem.proj.weight.shape == (32, channels // 16, 1, 1)
+    narrow = build(vit(stem="resnet18", stem_stages=stages, stem_width=8), 10)
+    assert narrow.stem.proj.weight.shape == (32, channels // 8, 1, 1)
     assert narrow.position.shape == (1, 1 + grid**2, 32)
 
 
@@ -480,12 +485,12 @@ EVERY = {
     "vit": [
         vit(),
         vit(encoder="torch", dropout=0.1),
-        vit(stem="resnet18", stem_width=4),
-        vit(stem="resnet18", stem_width=4, stem_stages=2),
+        vit(stem="resnet18", stem_width=8),
+        vit(stem="resnet18", stem_width=8, stem_stages=2),
         vit(stem="resnet18", stem_width=8, encoder="torch", distill_token=True),
         vit(position="relative", patch_size=32),
         vit(depth=3, position="relative", class_attention=1, distill_token=True, layer_scale=1e-4, drop_path=0.1, dropout=0.1),
-        vit(depth=3, stem="resnet18", stem_width=4, position="relative", class_attention=2),
+        vit(depth=3, stem="resnet18", stem_width=8, position="relative", class_attention=2),
         vit(class_attention=1, distill_token=True),
     ],
     "resnet": [resnet(18), resnet(50)],
@@ -513,8 +518,30 @@ def test_every_model_forward_and_backward(cfg: config.ViT | config.ResNet, bf16:
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
 
 
+BACKWARD = """
+import torch
+from tests.support.experiments import LADDER
+from vitlab import config
+from vitlab.models import registry
+
+for path in LADDER:
+    model = registry.build(config.load(path, "quick").config.model, 10).train()
+    for _ in range(5):
+        model(torch.randn(32, 3, 32, 32)).sum().backward()
+    print(path.stem)
+"""
+
+
+@pytest.mark.slow
+def test_quicks_models_have_gradients_on_a_processor_without_avx512() -> None:
+    """Of which oneDNN's and torch's own code know through these variables; a crash of theirs ends the process."""
+    env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", BACKWARD], cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+
+
 def test_images_do_not_see_each_other() -> None:
-    for cfg in (vit(depth=3, position="relative", class_attention=1, distill_token=True, stem="resnet18", stem_width=4), resnet(18)):
+    for cfg in (vit(depth=3, position="relative", class_attention=1, distill_token=True, stem="resnet18", stem_width=8), resnet(18)):
         model, x = shake(build(cfg, 5)).eval(), images()
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]), **EXACT)
 

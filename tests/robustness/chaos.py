@@ -59,8 +59,8 @@ data: {train_limit: 200, test_limit: 60}
 VIT = (
     "title: ViT\nmodel: {name: vit, dim: 16, depth: 2, heads: 2, patch_size: 8, dropout: 0.1, drop_path: 0.2}\nema: {start: 0.5, end: 0.9}"
 )
-HYBRID = "title: Hybrid\nmodel: {name: vit, stem: resnet18, stem_width: 4, encoder: torch, dim: 16, depth: 1, heads: 2, dropout: 0.1}"
-TEACHER = "title: Teacher\nmodel: {name: resnet, depth: 18, width: 4}"
+HYBRID = "title: Hybrid\nmodel: {name: vit, stem: resnet18, stem_width: 8, encoder: torch, dim: 16, depth: 1, heads: 2, dropout: 0.1}"
+TEACHER = "title: Teacher\nmodel: {name: resnet, depth: 18, width: 8}"
 STUDENT = VIT.replace("ViT", "Student") + "\ndistill: {teacher: teacher.yaml}"
 WORLDS = {
     "vit": {"vit": VIT + COMMON},

@@ -16,7 +16,7 @@ from vitlab.records import RunRecord
 SIZES = {
     "01_baseline_vit": ("model.dim=16", "model.depth=1", "model.heads=2", "model.patch_size=8"),
     "06_kd_r50_class_attention": ("model.dim=16", "model.depth=2", "model.heads=2", "model.class_attention=1"),
-    "teachers/resnet50": ("model.width=4",),
+    "teachers/resnet50": ("model.width=8",),
 }
 SURE = 400  # by which the baseline's head is larger than as initialised: it is nearly certain of whatever it says
 

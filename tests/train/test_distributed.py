@@ -179,7 +179,7 @@ def test_a_part_of_the_draws_augments_as_all_of_them_do() -> None:
 
 TEACHER = """\
 title: Teacher
-model: {name: resnet, depth: 18, width: 4}
+model: {name: resnet, depth: 18, width: 8}
 phases: [{name: all, augment: {crop: 4}}]
 optim: {name: sgd, lr: 1e-2, momentum: 0.9}
 train: {epochs: 2, batch_size: 30, precision: fp32}

@@ -144,7 +144,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, as_on_a_gpu: None) -> list[str]:
 def teacher(classes: int = 4) -> nn.Module:
     """A small ResNet whose batch norms have statistics of their own."""
     torch.manual_seed(1)
-    model = registry.build(config.ResNet(name="resnet", depth=18, width=4), classes)
+    model = registry.build(config.ResNet(name="resnet", depth=18, width=8), classes)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -411,7 +411,7 @@ def test_a_teacher_computes_in_channels_last_on_a_gpu() -> None:
     """Though its images are not: the first convolution's weights decide."""
     seen = []
     mode = FakeTensorMode()
-    model = fake_on_a_gpu(fold_batch_norms(registry.build(config.ResNet(name="resnet", depth=50, width=4), 10)), mode)
+    model = fake_on_a_gpu(fold_batch_norms(registry.build(config.ResNet(name="resnet", depth=50, width=8), 10)), mode)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda _, given, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
@@ -467,7 +467,7 @@ def test_a_step_has_no_more_operators_than_planned(tiny_data: Dataset, as_on_a_g
     laps = Laps(CPU, 1e9, 1e12)
     laps.counts = Counter()
     step = make(cfg, tiny_data, laps, batch=4)
-    step.objective = Distillation(fold_batch_norms(registry.build(config.ResNet(name="resnet", depth=50, width=4), 4)), 2.0, 0.5)
+    step.objective = Distillation(fold_batch_norms(registry.build(config.ResNet(name="resnet", depth=50, width=8), 4)), 2.0, 0.5)
     step(torch.arange(4), cfg.phases[0], 1, 1e-3, 0.9)
     laps.counts.clear()
     with Counting(laps):
@@ -485,7 +485,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def narrow(check: gpu_check.Check, path: str | Path) -> Experiment:
         cfg = configuration(check, path)
-        sizes = {"width": 4} if cfg.model.name == "resnet" else {"dim": 16, "heads": 2, "depth": 2, "class_attention": 0, "stem_width": 4}
+        sizes = {"width": 8} if cfg.model.name == "resnet" else {"dim": 16, "heads": 2, "depth": 2, "class_attention": 0, "stem_width": 8}
         return cfg.model_copy(update={"model": cfg.model.model_copy(update=sizes)})
 
     monkeypatch.setattr(gpu_check.Check, "configuration", narrow)

@@ -42,7 +42,7 @@ class Lesson:
     def __init__(self, data: Dataset, root: Path) -> None:
         self.data, self.root, self.said = data, root, []
         torch.manual_seed(1)
-        self.teacher = registry.build(config.ResNet(name="resnet", depth=18, width=4), 4)
+        self.teacher = registry.build(config.ResNet(name="resnet", depth=18, width=8), 4)
         self.teacher.register_forward_hook(self._count)
         self.forwards = 0
         (root / "teacher").mkdir()
@@ -297,7 +297,7 @@ def test_a_store_that_cannot_be_written_stops_no_training(
 
 TEACHER = """\
 title: Teacher
-model: {name: resnet, depth: 18, width: 4}
+model: {name: resnet, depth: 18, width: 8}
 phases: [{name: all}]
 optim: {name: sgd, lr: 0.05}
 train: {epochs: 1, batch_size: 32}

@@ -85,7 +85,7 @@ def gradients(model: nn.Module, step: int) -> None:
 
 
 MUON = config.Muon(name="muon", lr=0.02, weight_decay=0.1, momentum=0.9, betas=(0.8, 0.99))
-HYBRID = config.ViT(name="vit", dim=32, depth=1, heads=2, stem="resnet18", stem_width=4, encoder="torch")
+HYBRID = config.ViT(name="vit", dim=32, depth=1, heads=2, stem="resnet18", stem_width=8, encoder="torch")
 
 
 @pytest.mark.parametrize("vit", [VIT, HYBRID], ids=["explicit", "torch"])

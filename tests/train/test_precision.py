@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 TEACHER = """\
 title: Teacher
-model: {name: resnet, depth: 18, width: 4}
+model: {name: resnet, depth: 18, width: 8}
 phases: [{name: all}]
 optim: {name: sgd, lr: 0.05}
 train: {epochs: 1, batch_size: 32}

@@ -45,7 +45,7 @@ def test_no_operation_of_a_step_waits_for_the_device(
     """Augmentation with all it has, a student with its teacher, clipping, averages. The optimizer's fused kernel reads its
     learning rate on the device; the CPU's version of it reads it on the host, and is left out."""
     model = registry.build(tiny.model, 4).train()
-    teacher = registry.build(config.ResNet(name="resnet", depth=18, width=4), 4)
+    teacher = registry.build(config.ResNet(name="resnet", depth=18, width=8), 4)
     optimizer = optim.build(tiny.optim, model)
     monkeypatch.setattr(optimizer, "step", lambda: None)
     ema = optim.EMA(model)

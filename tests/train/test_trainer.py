@@ -70,7 +70,7 @@ def train(
 
 def teacher() -> Distillation:
     torch.manual_seed(1)
-    return Distillation(registry.build(config.ResNet(name="resnet", depth=18, width=4), 4), 2.0, 0.5)
+    return Distillation(registry.build(config.ResNet(name="resnet", depth=18, width=8), 4), 2.0, 0.5)
 
 
 def told(folder: Path) -> list[tuple[int, dict[str, float]]]:
@@ -163,7 +163,7 @@ def test_a_compiled_training_resumes_bit_for_bit(
 
 def test_a_resnet_resumes_bit_for_bit(experiment_file: Callable[..., Path], tiny_data: Dataset, tmp_path: Path) -> None:
     """Batch-norm statistics and SGD's momentum are part of the state."""
-    text = "title: R\nmodel: {name: resnet, depth: 18, width: 4}\nphases: [{name: all, augment: {crop: 4}}]\n"
+    text = "title: R\nmodel: {name: resnet, depth: 18, width: 8}\nphases: [{name: all, augment: {crop: 4}}]\n"
     cfg = config.load(experiment_file(text + "optim: {name: sgd, lr: 0.05}\ntrain: {epochs: 2, batch_size: 16}\n")).config
     train(cfg, tiny_data, tmp_path / "whole")
     train(cfg, tiny_data, tmp_path / "parts", stop_after=2)

@@ -40,6 +40,9 @@ class Length(Schema):
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
+# Channels of a ResNet's first stage. With fewer than 8, oneDNN crashes in the gradients on a processor that has AVX2 but no AVX-512 (its
+# issue 6035).
+ResNetWidth = Annotated[int, Field(ge=8, le=512)]
 
 
 class ClaimedClass(Schema):
@@ -101,7 +104,7 @@ class ViT(Schema):
     name: Literal["vit"]
     stem: Literal["patch", "resnet18"] = "patch"
     patch_size: Literal[1, 2, 4, 8, 16, 32] = 4
-    stem_width: Annotated[int, Field(ge=4, le=512)] = 64  # channels of the ResNet-18 stem's first stage
+    stem_width: ResNetWidth = 64  # channels of the ResNet-18 stem's first stage
     stem_stages: Literal[2, 3] = 3  # of ResNet-18's four: 3 leave 8x8 tokens, 2 leave 16x16
     encoder: Literal["torch", "explicit"] = "explicit"
     dim: Annotated[int, Field(ge=4, le=4096)] = 256
@@ -135,7 +138,7 @@ class ResNet(Schema):
 
     name: Literal["resnet"]
     depth: Literal[18, 50]
-    width: Annotated[int, Field(ge=4, le=512)] = 64  # channels of the first stage; 64 is torchvision's
+    width: ResNetWidth = 64  # channels of the first stage; 64 is torchvision's
 
 
 MODELS = {  # by name; vitlab/models/registry.py builds them

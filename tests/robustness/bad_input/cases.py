@@ -127,6 +127,7 @@ SETS = {  # --set string: words
     "optim.lrr=1": "--set optim.lrr=1: optim.lrr: unknown key, did you mean 'lr'?",
     "optim.lr=fast": '--set optim.lr=fast: optim.lr: expected a valid number, got "fast"',
     "optim.lr=": "--set optim.lr=: optim.lr: expected a valid number, got null",
+    "model.stem_width=4": "--set model.stem_width=4: model.stem_width: expected greater than or equal to 8, got 4",
     "optim.lr=-1": "--set optim.lr=-1: optim.lr: expected greater than 0, got -1",
     "optim.lr=.nan": "--set optim.lr=.nan: optim.lr: expected a finite number",
     "train.epochs=1e400": "--set train.epochs=1e400: train.epochs: expected a valid integer, got Infinity",
