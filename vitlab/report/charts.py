@@ -65,15 +65,8 @@ def _claimed_measured(rungs: Sequence[Rung], theme: Theme) -> Figure:
         if (taught := teacher_top1(rung)) is not None:
             ax.plot([rung.mean, taught], [i, i], color=theme.muted, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
             ax.plot([taught], [i], "D", color=theme.muted, markerfacecolor=theme.surface, markersize=5.5)
-            ax.text(
-                (rung.mean + taught) / 2,
-                i - 0.1,
-                words.signed(rung.mean - taught),
-                color=theme.muted,
-                fontsize=7.5,
-                ha="center",
-                va="bottom",
-            )
+            step = words.signed(rung.mean - taught)  # above the height of a claim's mark, which may be anywhere
+            ax.text((rung.mean + taught) / 2, i - 0.22, step, color=theme.muted, fontsize=7.5, ha="center", va="bottom")
         ax.errorbar(rung.mean, i, xerr=rung.half, fmt="o", color=theme.accent, markersize=6.5, capsize=4, elinewidth=1.6, capthick=1.6)
     teachers = [taught for r in rungs if (taught := teacher_top1(r)) is not None]
     values = [v for r in rungs for v in (r.mean - (r.half or 0), r.mean + (r.half or 0), *(r.claimed or ()))] + teachers

@@ -56,10 +56,10 @@ def millions(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `7.3 min`: in seconds below two minutes, in hours from two hours on."""
+    """Return `7.3 min`: in seconds below two minutes, in hours from one hour on."""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def span(values: Sequence[float]) -> str:
