@@ -53,12 +53,14 @@ def test_the_steps_are_differences_of_the_tables_rows() -> None:
         rung.number: {run.seed: run.metrics["test_top1"] for run in rung.runs}
         for rung in ladder(records.read_all(REPOSITORY / "results" / name))
     }
-    steps = re.findall(r"(\d\d) over (\d\d|ResNet-\d\d): ([+−]\d+\.\d\d)", " ".join(README.split()))
+    points = r"[+−]\d+\.\d\d"
+    steps = re.findall(rf"(\d\d) over (\d\d|ResNet-\d\d): ({points})((?:, seed \d {points})*)", " ".join(README.split()))
     assert len(steps) >= 5
-    for one, other, said in steps:
+    for one, other, said, by_seed in steps:
         ours, theirs = top1[one], top1[other.lower().replace("-", "")]
-        step = statistics.mean(ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys())
-        assert said.replace("−", "-") == f"{step:+.2f}", (one, other)
+        step = {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+        assert said.replace("−", "-") == f"{statistics.mean(step.values()):+.2f}", (one, other)
+        assert by_seed.replace("−", "-") in ("", "".join(f", seed {seed} {value:+.2f}" for seed, value in step.items())), (one, other)
 
 
 @pytest.mark.parametrize("page", PAGES)

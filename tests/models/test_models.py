@@ -534,7 +534,7 @@ for path in LADDER:
 
 @pytest.mark.slow
 def test_quicks_models_have_gradients_on_a_processor_without_avx512() -> None:
-    """Of which oneDNN's and torch's own code know through these variables; a crash of theirs ends the process."""
+    """The variables make oneDNN and torch take their code for AVX2. It may crash, so it has a process of its own."""
     env = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", BACKWARD], cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)

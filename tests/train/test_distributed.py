@@ -59,7 +59,8 @@ def model_of(name: str) -> tuple[config.Experiment, nn.Module]:
 def gradients(name: str) -> dict[str, Tensor]:
     """Gradients of STEPS steps, added up, batch norms' statistics, and the mean of each named value.
 
-    In float64: float32's rounding takes a ReLU or a teacher's float16 logit to its other side now and then, and hides as much.
+    In float64. In float32 a sum of another order now and then switches a ReLU, or rounds a teacher's logit to another float16; a tolerance
+    for that would hide mistakes as large.
     """
     cfg, model = model_of(name)
     data, objective = random_data(), CrossEntropy()
@@ -71,10 +72,9 @@ def gradients(name: str) -> dict[str, Tensor]:
     step = Step(cfg, data, model.train().double(), objective, optimizer, None, Meter(torch.device("cpu"), 1, 1), BATCH, STEPS)
     step.apply = lambda *args: augment.apply(*args).double()
     phase = cfg.phases[0]
-    if phase.mix:
-        phase = phase.model_copy(
-            update={"mix": phase.mix.model_copy(update={"prob": 1.0})}
-        )  # unmixed, an image needs nothing of the one before it
+    if phase.mix:  # in every batch: unmixed, an image needs nothing of the one before it
+        mix = phase.mix.model_copy(update={"prob": 1.0})
+        phase = phase.model_copy(update={"mix": mix})
     for number in range(STEPS):
         step(torch.randperm(40, generator=generator(0, "rows", number, "cpu"))[:BATCH], phase, number, 1e-3, 0.0)
     found = {key: p.grad for key, p in model.named_parameters()} | {key: b for key, b in model.named_buffers() if "running" in key}

@@ -185,7 +185,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         """Normalise (B, C, H, W) by the mean and variance over all processes in training, by the running ones in evaluation."""
         if not self.training:
             return super().forward(x)
-        wide = x.to(self.running_mean.dtype)  # of bf16, float32
+        wide = x.to(self.running_mean.dtype)  # float32, also for images in bf16
         own = torch.stack(torch.var_mean(wide, (0, 2, 3), correction=0))  # (2, C)
         mine = own.new_zeros(size(), *own.shape).index_put((torch.tensor(rank()),), own)
         variances, means = _Sum.apply(mine).unbind(1)  # (processes, C) each; as a sum, since that is one exchange forward and one backward
